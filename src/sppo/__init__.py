@@ -1,0 +1,44 @@
+"""sppo: train language models to reason with verifiable rewards, one sampled response a prompt.
+
+    import sppo
+    sppo.train("demo")                              # a recipe by name or file
+    sppo.verify(r"so \\boxed{1/2}", "0.5")           # a Verdict
+
+Everything is imported on first use, so that `import sppo` and `sppo --help` are instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sppo.api import train
+    from sppo.config import Config
+    from sppo.errors import SppoError
+    from sppo.models.critic import PromptCritic
+    from sppo.recipes import load_recipe
+    from sppo.types import Prompt, Rollout, Verdict
+    from sppo.verifiers.verify import verify
+
+_HOMES = {
+    "train": "sppo.api",
+    "verify": "sppo.verifiers.verify",
+    "load_recipe": "sppo.recipes",
+    "Config": "sppo.config",
+    "SppoError": "sppo.errors",
+    "PromptCritic": "sppo.models.critic",
+    "Prompt": "sppo.types",
+    "Rollout": "sppo.types",
+    "Verdict": "sppo.types",
+}
+
+__all__ = ["Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "load_recipe", "train", "verify"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sppo' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,45 @@
+"""Errors that a user can mend: each says what was found and what to do about it.
+
+Anything else that is raised is a defect of ours (an `AssertionError`) or of a library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SppoError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(SppoError):
+    """An option, recipe or combination of options that cannot work."""
+
+
+class DataError(SppoError):
+    """Rows, columns or gold answers that are missing or unusable; names the rows."""
+
+
+class ModelError(SppoError):
+    """A model, critic or tokenizer that cannot be loaded or lacks something that training needs."""
+
+
+class RewardError(SppoError):
+    """A reward function that raised, or returned the wrong length or a value that is no reward; names the sample."""
+
+
+class RunFolderError(SppoError):
+    """A run folder that exists, is missing, is not writable, or was made with another config."""
+
+
+class TrainingError(SppoError):
+    """Training cannot go on: non-finite losses in a row, every sample left out, the disk full."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'? Known: a, b, c." for a name that is not in `known`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(names)}."

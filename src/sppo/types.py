@@ -1,0 +1,103 @@
+"""The values that flow through a run: Prompt -> Rollout -> Verdict.
+
+Each is frozen and complete when it is made. The tensors that follow (Batch, Estimates, Credit) live in `batch.py`,
+so that this file, the verifiers and the tasks import without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = Mapping[str, str]
+"""One chat turn: {"role": "user", "content": "..."}."""
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, before any tokenizer has seen it."""
+
+    id: str
+    """Unique within its data set; the audit record and the evaluation group by it."""
+    content: str | tuple[Message, ...]
+    """Plain text, or chat messages that go through the model's chat template."""
+    gold: str | None = None
+    """The answer that the verifier holds the response against; None where a reward function needs none."""
+    verifier: str = "math"
+    """Name in `sppo.verifiers.VERIFIERS`. Routing is this field, never a guess from the data set's name."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else the row held; passed to reward functions by name."""
+    difficulty: str | None = None
+    """Label that evaluations group by, such as "3 operations" or "Level 5"."""
+    demonstration: str | None = None
+    """A worked response for supervised fine-tuning, where the data has one."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one plain string (chat turns joined by newlines), for people and reward functions."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(message["content"] for message in self.content)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine returns for one row of token ids."""
+
+    token_ids: tuple[int, ...]
+    """[T] sampled ids, the stop token included where one was sampled."""
+    logprobs: tuple[float, ...]
+    """[T] log-probability, in nats, of each id under the distribution it was sampled from."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response with everything needed to train on it; token ids are kept all the way."""
+
+    prompt: Prompt
+    prompt_token_ids: tuple[int, ...]
+    completion: Completion
+    text: str
+    """The response decoded without special tokens; what verifiers read."""
+    policy_version: int
+    """Number of optimiser phases the sampling weights had been through; 0 is the start."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the response ended with a stop token rather than at the length limit."""
+        return self.completion.finish_reason == "stop"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one response. An error of the verifier is not a wrong answer."""
+
+    reward: float | None
+    """In [0, 1] for the built-in verifiers; None leaves the sample out of training and accuracy."""
+    extracted: str | None = None
+    """The answer found in the response, as compared."""
+    reason: str = ""
+    """Why, in a few words: "integers equal", "no boxed answer", "timed out after 3 s"."""
+    error: str | None = None
+    """Set where the verifier itself failed; then `reward` is None."""
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """All samples of one held-out prompt."""
+
+    prompt: Prompt
+    rollouts: Sequence[Rollout]
+    verdicts: Sequence[Verdict]
+    value: float | None = None
+    """V(prompt) of the critic, where there is one."""
+
+    @property
+    def solve_rate(self) -> float | None:
+        """Mean reward over the samples that have one; None where every verdict is an error."""
+        rewards = [verdict.reward for verdict in self.verdicts if verdict.reward is not None]
+        return sum(rewards) / len(rewards) if rewards else None

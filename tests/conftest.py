@@ -1,0 +1,85 @@
+"""Tiny real models and hand-made rollouts that many tests share."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch starts its threads: tiny operations are slowed down many times over by threads that spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
+
+from sppo.models.tokenizers import character_tokenizer
+from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.types import Completion, Prompt, Rollout, Verdict
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return character_tokenizer(ALPHABET)
+
+
+@pytest.fixture
+def policy() -> PreTrainedModel:
+    return tiny_qwen2()
+
+
+def tiny_qwen2(vocab_size: int = 40, seed: int = 0, **settings: object) -> PreTrainedModel:
+    """A random Qwen2 with weights large enough that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    config = Qwen2Config(vocab_size=vocab_size, **{**sizes, **settings})  # type: ignore[arg-type]
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def make_rollout(
+    prompt_id: str,
+    prompt_ids: list[int],
+    response_ids: list[int],
+    logprobs: list[float] | None = None,
+    text: str = "1+1=",
+) -> Rollout:
+    completion = Completion(tuple(response_ids), tuple(logprobs or [-1.0] * len(response_ids)), "stop")
+    return Rollout(Prompt(prompt_id, text, gold="2"), tuple(prompt_ids), completion, "2", 0)
+
+
+def make_rollouts(count: int = 8, seed: int = 0) -> tuple[list[Rollout], list[Verdict]]:
+    """Rows of different lengths with random ids, log-probabilities and 0/1 rewards."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, size: int) -> list[int]:
+        return torch.randint(low, high, (size,), generator=generator).tolist()
+
+    rollouts, verdicts = [], []
+    for row in range(count):
+        prompt_length, response_length = integers(2, 9, 1)[0], integers(1, 14, 1)[0]
+        logprobs = (-3 * torch.rand(response_length, generator=generator)).tolist()
+        text = "".join(str(digit) for digit in integers(0, 10, prompt_length))
+        rollouts.append(
+            make_rollout(f"p{row}", integers(2, 40, prompt_length), integers(2, 40, response_length), logprobs, text)
+        )
+        verdicts.append(Verdict(float(integers(0, 2, 1)[0])))
+    return rollouts, verdicts
