@@ -1,0 +1,224 @@
+"""Grading: rollouts in, one verdict each out, by the prompts' verifiers or by the user's reward function."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from sppo.errors import ConfigError, RewardError
+from sppo.types import Rollout, Verdict
+from sppo.verifiers.pool import VerifierPool
+from sppo.verifiers.table import get_verifier
+from sppo.verifiers.verify import shared_pool
+
+RewardFunction = Callable[..., "Sequence[float | None]"]
+"""TRL's signature: f(prompts=[...], completions=[...], **columns) -> list of float or None."""
+
+
+class Grader:
+    """Grades a step's rollouts.
+
+    Args:
+        reward_function: the user's, called once a batch; default: each prompt's own verifier.
+        pool: processes for what the verifiers cannot decide at once; default: the shared one.
+        prompt_opens_thinking: the chat template ends in an open `<think>`, so that a response without `</think>`
+            never left its thinking block. Only verifiers are told; a reward function sees the response as it is.
+    """
+
+    def __init__(
+        self,
+        reward_function: RewardFunction | None = None,
+        pool: VerifierPool | None = None,
+        prompt_opens_thinking: bool = False,
+    ):
+        self.reward_function = reward_function
+        self.pool = pool
+        self.prompt_opens_thinking = prompt_opens_thinking
+
+    def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        """Returns one verdict a rollout, in order.
+
+        Raises:
+            RewardError: if the reward function raised or returned something that is no list of rewards.
+            ConfigError: if a prompt names an unknown verifier.
+        """
+        if not rollouts:
+            return []
+        if self.reward_function is not None:
+            return call_reward_function(self.reward_function, rollouts)
+        return self._verify(rollouts)
+
+    def _verify(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+        verdicts: list[Verdict | None] = []
+        items: dict[int, tuple[str, str, str]] = {}
+        for index, rollout in enumerate(rollouts):
+            prompt = rollout.prompt
+            verifier = get_verifier(prompt.verifier)
+            if prompt.gold is None:
+                raise ConfigError(
+                    f"Prompt {prompt.id!r} has no gold answer, which the verifier {prompt.verifier!r} needs: "
+                    "name the column in data.answer_column, or set data.reward to your own reward function."
+                )
+            response = rollout.text
+            if self.prompt_opens_thinking and not response.lstrip().startswith("<think>"):
+                response = "<think>" + response
+            verdict = verifier.fast(response, prompt.gold, rollout.finished)
+            verdicts.append(verdict)
+            if verdict is None:
+                items[index] = (prompt.verifier, response, prompt.gold)
+        if items:
+            pool = self.pool or shared_pool()
+            for index, verdict in zip(items, pool.run(list(items.values())), strict=True):
+                verdicts[index] = verdict
+        assert all(verdict is not None for verdict in verdicts), "every rollout has a verdict"
+        return [verdict for verdict in verdicts if verdict is not None]
+
+
+def call_reward_function(function: RewardFunction, rollouts: Sequence[Rollout]) -> list[Verdict]:
+    """Calls the user's function once for the batch, in TRL's signature, and checks what comes back.
+
+    Raises:
+        RewardError: names the function, and the sample where one is at fault.
+    """
+    name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+    arguments = reward_arguments(rollouts)
+    try:
+        rewards = function(**_accepted(function, arguments))
+    except Exception as failure:
+        # The boundary to code that is not ours: whatever it raised is passed on, named and chained.
+        raise RewardError(f"The reward function {name} raised {type(failure).__name__}: {failure}") from failure
+    if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__") or not hasattr(rewards, "__iter__"):
+        raise RewardError(
+            f"The reward function {name} returned a {type(rewards).__name__}, but must return a list with one number "
+            f"(or None) for each of the {len(rollouts)} completions."
+        )
+    rewards = list(rewards)
+    if len(rewards) != len(rollouts):
+        raise RewardError(
+            f"The reward function {name} returned {len(rewards)} rewards for {len(rollouts)} completions; "
+            "it must return one for each, in order."
+        )
+    return [_verdict(name, i, rollout, rewards[i]) for i, rollout in enumerate(rollouts)]
+
+
+def reward_arguments(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
+    """Returns prompts, completions and every column as lists of one entry a rollout, None where a row lacks it.
+
+    Chat prompts stay lists of messages, and their completions are `[{"role": "assistant", "content": text}]`. `answer`
+    is the gold answer, unless the data has a column of that name.
+    """
+    arguments: dict[str, list[Any]] = {"prompts": [], "completions": []}
+    for rollout in rollouts:
+        content = rollout.prompt.content
+        plain = isinstance(content, str)
+        arguments["prompts"].append(content if plain else [dict(message) for message in content])  # type: ignore[arg-type]
+        arguments["completions"].append(rollout.text if plain else [{"role": "assistant", "content": rollout.text}])
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.prompt.columns)
+    for name in names:
+        # A data column called "prompts" or "completions" must not replace the real ones.
+        arguments.setdefault(name, [rollout.prompt.columns.get(name) for rollout in rollouts])
+    arguments.setdefault("answer", [rollout.prompt.gold for rollout in rollouts])
+    return arguments
+
+
+def _accepted(function: RewardFunction, arguments: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Keeps what the function's signature takes, so that one without **columns works too."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return arguments
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _verdict(name: str, index: int, rollout: Rollout, reward: Any) -> Verdict:
+    if reward is None:
+        return Verdict(None, reason="left out by the reward function")
+    if hasattr(reward, "item") and getattr(reward, "ndim", 0) == 0:
+        reward = reward.item()
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        raise RewardError(
+            f"The reward function {name} returned {reward!r} for sample {index} (prompt {rollout.prompt.id!r}); "
+            "a reward is a finite number, or None to leave the sample out."
+        )
+    return Verdict(float(reward), reason=f"reward function {name}")
+
+
+def load_reward_function(target: str) -> RewardFunction:
+    """Loads `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        ConfigError: says which part could not be found, or that the module failed to import.
+    """
+    place, colon, attribute = target.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ConfigError(
+            f"data.reward is {target!r}, but must be package.module:function or path/to/file.py:function."
+        )
+    module = _load_file(place, target) if place.endswith(".py") else _load_module(place, target)
+    if not hasattr(module, attribute):
+        functions = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
+        listed = ", ".join(functions) or "none"
+        raise ConfigError(f"data.reward is {target!r}, but {place} has no {attribute!r}. Functions there: {listed}.")
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise ConfigError(f"data.reward is {target!r}, but that is a {type(function).__name__}, not a function.")
+    return function
+
+
+def _load_file(place: str, target: str) -> Any:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"data.reward is {target!r}, but there is no file {path} (looked from {Path.cwd()}).")
+    module_name = f"sppo_reward_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, "a .py file always has a spec"
+    assert spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickling in the user's file look their module up by name.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as failure:
+        del sys.modules[module_name]
+        raise ConfigError(f"data.reward: {path} could not be run: {type(failure).__name__}: {failure}") from failure
+    return module
+
+
+def _load_module(place: str, target: str) -> Any:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as failure:
+        missing = failure.name or place
+        if place == missing or place.startswith(missing + "."):
+            raise ConfigError(
+                f"data.reward is {target!r}, but there is no module {missing!r} on Python's path; "
+                "install it, or give the file: path/to/file.py:function."
+            ) from failure
+        raise ConfigError(f"data.reward: importing {place} needs {missing!r}, which is not installed.") from failure
+    except Exception as failure:
+        raise ConfigError(f"data.reward: importing {place} failed: {type(failure).__name__}: {failure}") from failure
+
+
+def grading_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Returns reward/mean over the samples that have a reward, and the shares that failed or were left out, of all.
+
+    reward/mean is missing where no sample has a reward.
+    """
+    if not verdicts:
+        return {}
+    rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
+    errors = sum(verdict.error is not None for verdict in verdicts)
+    metrics = {
+        "reward/error_share": errors / len(verdicts),
+        "reward/left_out_share": (len(verdicts) - len(rewards) - errors) / len(verdicts),
+    }
+    return {"reward/mean": sum(rewards) / len(rewards)} | metrics if rewards else metrics
