@@ -1,0 +1,44 @@
+"""The two layouts that published math data sets come in, read by one function.
+
+- verl's: `prompt` (chat messages that already ask for the answer in a box), `reward_model.ground_truth`,
+  `extra_info.index`, `data_source`, `ability`;
+- the hub's plain one: `problem` and `answer`, with `solution` and others beside them.
+"""
+
+from __future__ import annotations
+
+from sppo.config import DataConfig
+from sppo.tasks.problem import (
+    Problem,
+    Row,
+    RowError,
+    answer_text,
+    difficulty_label,
+    optional,
+    prompt_content,
+    row_id,
+    user_message,
+    without,
+)
+
+
+def load_math_row(row: Row, config: DataConfig) -> Problem:
+    """Reads a row of either layout.
+
+    Raises:
+        RowError: the row is of neither layout, or its prompt cannot be used.
+    """
+    if "reward_model" in row and "prompt" in row:
+        content, answer, prompt_column = prompt_content(row["prompt"]), "reward_model.ground_truth", "prompt"
+    elif "problem" in row:
+        content, answer, prompt_column = user_message(row["problem"]), "answer", "problem"
+    else:
+        raise RowError("no column 'problem', nor 'prompt' and 'reward_model'")
+    return Problem(
+        content=content,
+        gold=answer_text(optional(row, answer)),
+        id=row_id(row, config.task),
+        has_instruction=prompt_column == "prompt",
+        difficulty=difficulty_label(row),
+        columns=without(row, prompt_column),
+    )

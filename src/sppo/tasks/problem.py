@@ -1,0 +1,202 @@
+"""What a task is, what it makes of one row, and the small tools that every task's file uses to read its rows."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sppo.config import DataConfig
+from sppo.types import Message
+
+Row = Mapping[str, Any]
+
+BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+"""Default instruction of the math tasks whose problems come without one."""
+
+
+class RowError(Exception):
+    """One row that no prompt can be made of; the loader turns these into a report or a DataError by row number."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a task's file reads from one row, before instruction and system prompt are added."""
+
+    content: str | tuple[Message, ...]
+    """Plain text, or chat messages."""
+    gold: str | None
+    """The answer as text; None where the row has none."""
+    id: str | None = None
+    """The data's own identifier, where it has one."""
+    has_instruction: bool = False
+    """Whether the text already says how to answer, so that the task's own instruction is not added."""
+    difficulty: str | None = None
+    """Label that evaluations group by."""
+    demonstration: str | None = None
+    """A worked response."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row without its prompt; the answer stays in, under its own name, for reward functions that ask for it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the task table: where rows come from, how a row is read, and how an answer is held against it."""
+
+    name: str
+    """Value of data.task."""
+    summary: str
+    """One line for people."""
+    load: Callable[[Row, DataConfig], Problem]
+    """Reads one row; raises RowError where the row cannot be used."""
+    verifier: str
+    """Default verifier."""
+    hub_name: str | None = None
+    """Data set on the Hugging Face hub that is read where data.path is not set."""
+    hub_config: str | None = None
+    """Configuration of that hub data set."""
+    only_split: str | None = None
+    """The one split of that hub data set, taken where data.split is left at its default."""
+    instruction: str | None = None
+    """Text added after each problem that does not carry one of its own."""
+    make_rows: Callable[[DataConfig, int], Iterator[Row]] | None = None
+    """Built-in tasks: makes the rows from the options and a seed."""
+    demonstrations: tuple[str, ...] = ()
+    """Kinds of demonstrations that the task gives."""
+    drop_copies: bool = False
+    """Leave out rows whose id, prompt and answer all equal an earlier row's."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the task makes its own prompts, so that it needs no file and no network."""
+        return self.make_rows is not None
+
+
+def required(row: Row, path: str) -> Any:
+    """Returns the column `path` of a row; dots reach into structs, unless a column has the dotted name itself.
+
+    Raises:
+        RowError: there is no such column.
+    """
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise RowError(f"no column {path!r}")
+        value = value[part]
+    return value
+
+
+def optional(row: Row, path: str) -> Any:
+    """Returns the column `path` of a row as `required` does, or None where there is no such column."""
+    try:
+        return required(row, path)
+    except RowError:
+        return None
+
+
+def without(row: Row, path: str) -> dict[str, Any]:
+    """Returns the row without the column that `path` begins with."""
+    top = path if path in row else path.split(".")[0]
+    return {name: value for name, value in row.items() if name != top}
+
+
+def answer_text(value: Any) -> str | None:
+    """Returns a gold answer as stripped text; None for a missing, empty or not-a-number one.
+
+    Raises:
+        RowError: the value is neither text nor a number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, numbers.Integral):
+        return str(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if math.isnan(number):
+            return None
+        return str(int(number)) if number.is_integer() else repr(number)
+    raise RowError(f"the gold answer is of type {type(value).__name__}, not text or a number")
+
+
+def prompt_content(value: Any) -> str | tuple[Message, ...]:
+    """Returns a prompt cell as text or as chat messages of role and content.
+
+    Raises:
+        RowError: the cell is empty, or neither text nor chat messages that end with the user's turn.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError("prompt is empty")
+        return value
+    if value is None:
+        raise RowError("prompt is missing")
+    if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
+        raise RowError(f"prompt is of type {type(value).__name__}, not text or a list of chat messages")
+    messages = tuple(_message(turn) for turn in value)
+    if not messages:
+        raise RowError("prompt is empty")
+    if messages[-1]["role"] != "user":
+        raise RowError(f"prompt ends with a message of role {messages[-1]['role']!r}, not 'user'")
+    if not messages[-1]["content"].strip():
+        raise RowError("prompt is empty")
+    return messages
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise RowError("prompt holds a chat message without role and content")
+    if not isinstance(turn.get("content"), str):
+        raise RowError("prompt holds a chat message whose content is not text")
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def user_message(value: Any) -> tuple[Message, ...]:
+    """Returns a problem's text as a chat of one user message.
+
+    Raises:
+        RowError: the value is not text, or empty.
+    """
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"problem is of type {type(value).__name__}, not text")
+    content = prompt_content(value)
+    return ({"role": "user", "content": str(content)},)
+
+
+def row_id(row: Row, task_name: str) -> str | None:
+    """Returns the data's own identifier of a row (unique_id, id or extra_info.index), or None."""
+    for path in ("unique_id", "id", "extra_info.index"):
+        value = optional(row, path)
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return f"{task_name}/{value}"
+    return None
+
+
+def difficulty_label(row: Row) -> str | None:
+    """Returns the column `difficulty`, or MATH's `level` as "Level 5", where a row has one."""
+    difficulty, level = optional(row, "difficulty"), optional(row, "level")
+    if isinstance(difficulty, (str, int, float)) and str(difficulty).strip():
+        return str(difficulty)
+    if isinstance(level, int):
+        return f"Level {level}"
+    return level if isinstance(level, str) and level.strip() else None
+
+
+_NOT_COMPARED = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w+\-*/^=<>!%.]")
+
+
+def prompt_key(text: str) -> str:
+    """Returns what two prompts must share to count as the same problem: letters, digits and operators, case folded.
+
+    Spaces, dollar signs, braces and punctuation differ between copies of one problem. Operators stay, since dropping
+    them would make one of `2n - 1` and `2n + 1`.
+    """
+    return _NOT_COMPARED.sub("", text.casefold()) or text
