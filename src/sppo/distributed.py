@@ -1,0 +1,27 @@
+"""The reductions that a run on many ranks needs. With one rank there is nothing to do and nothing is imported late.
+
+Every rank runs the same program on its own share of the prompts. Losses are sums divided by counts over all ranks, so
+a gradient summed over ranks is the gradient that one rank with the whole mini-batch would have had.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group with more than one rank is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that writes."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sums `tensor` over ranks, in place, and returns it."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,1 @@
+"""Models: loading, layouts, log-probabilities in chunks, the prompt critic."""

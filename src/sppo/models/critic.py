@@ -1,0 +1,184 @@
+"""The prompt critic V(prompt): any transformers trunk with a scalar head, reading the prompt's text.
+
+It shares nothing with the policy: its own size, tokenizer and optimiser. The public SPPO code feeds the policy's
+token ids to the critic; here the critic takes text, so it may come from another model family.
+
+Shapes: B rows, U distinct prompts among them, S padded length, H hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.batch import microbatches
+from sppo.config import Config
+from sppo.errors import ModelError
+from sppo.models.chat import encode_many
+from sppo.models.loading import (
+    LOAD_FAILURES,
+    arithmetic,
+    build_config,
+    cannot_load,
+    disable_dropout,
+    embedded_tokens,
+    enable_gradient_checkpointing,
+    read_tokenizer,
+)
+from sppo.types import Prompt
+
+HEAD_FILE = "value_head.safetensors"
+
+
+class PromptCritic(nn.Module):
+    """Reads prompts, returns one logit each; V = sigmoid(logit)."""
+
+    def __init__(
+        self,
+        trunk: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        tokens_per_microbatch: int = 16384,
+        checkpoint: bool = False,
+    ) -> None:
+        """Puts a scalar head on a trunk.
+
+        Args:
+            trunk: a model whose output has `last_hidden_state`.
+            tokenizer: the trunk's own.
+            tokens_per_microbatch: padded prompt tokens in one forward pass.
+            checkpoint: recompute activations in the backward pass.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.tokenizer = tokenizer
+        self.tokens_per_microbatch = tokens_per_microbatch
+        # Zero weights: every prompt starts at the bias, so the first advantages are R minus a constant.
+        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        disable_dropout(trunk)
+        # A prompt is read once, so a cache would only take memory.
+        trunk.config.use_cache = False
+        trunk.eval()
+        if checkpoint:
+            enable_gradient_checkpointing(trunk)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the critic's weights are."""
+        return self.head.weight.device
+
+    def set_prior(self, solve_rate: float) -> None:
+        """Starts V at `solve_rate` for every prompt; kept away from 0 and 1, where the logit is infinite."""
+        rate = min(max(solve_rate, 0.01), 0.99)
+        with torch.no_grad():
+            self.head.bias.fill_(math.log(rate / (1 - rate)))
+
+    def logits(self, token_rows: Sequence[Sequence[int]]) -> Tensor:
+        """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
+        rows = [torch.tensor(row) for row in token_rows]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)  # [U, S]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        # Encoders look at padding unless told not to; causal trunks ignore what comes after.
+        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        with arithmetic(self.device):
+            hidden = self.trunk(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [U, S, H]
+        # The last prompt token by index: right for any padding side that the tokenizer prefers.
+        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
+        logits: Tensor = self.head(last.float())
+        return logits
+
+    @torch.no_grad()
+    def values(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Returns V [B, 1] as float32 probabilities on the CPU; equal prompts are computed once."""
+        token_rows, inverse = self.distinct(prompts)
+        logits = torch.empty(len(token_rows), 1)
+        for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
+            logits[part] = self.logits([token_rows[row] for row in part]).cpu()
+        return logits.sigmoid()[inverse]
+
+    def distinct(self, prompts: Sequence[Prompt]) -> tuple[list[tuple[int, ...]], Tensor]:
+        """Returns U distinct token rows, and [B] which of them each prompt is."""
+        encoded = encode_many(list(prompts), self.tokenizer)
+        number: dict[tuple[int, ...], int] = {}
+        inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
+        return list(number), inverse
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
+        self.trunk.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        tokens_per_microbatch: int = 16384,
+        checkpoint: bool = False,
+    ) -> PromptCritic:
+        """Loads what `save_pretrained` wrote.
+
+        Raises:
+            ModelError: the folder holds no critic.
+        """
+        path = Path(folder)
+        if not (path / HEAD_FILE).is_file():
+            raise ModelError(f"{path} holds no prompt critic: {HEAD_FILE} is missing.")
+        trunk = AutoModel.from_pretrained(path, dtype="auto")
+        critic = cls(
+            trunk,
+            read_tokenizer(str(path), "critic"),
+            tokens_per_microbatch=tokens_per_microbatch,
+            checkpoint=checkpoint,
+        )
+        critic.head.load_state_dict(load_file(path / HEAD_FILE))
+        return critic.to(device)
+
+
+def make_critic(config: Config, policy: PreTrainedModel, policy_tokenizer: Tokenizer) -> PromptCritic:
+    """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
+
+    Raises:
+        ModelError: the trunk or its tokenizer can't be loaded, or its context is shorter than the longest prompt.
+    """
+    options = config.critic
+    tokenizer = policy_tokenizer
+    if options.tokenizer or options.path:
+        key = "critic.tokenizer" if options.tokenizer else "critic.path"
+        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key)
+    try:
+        if options.path is not None:
+            trunk = AutoModel.from_pretrained(options.path, dtype=torch.float32)
+        elif options.config is not None:
+            settings = {"vocab_size": len(tokenizer), **options.config}
+            trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
+        else:
+            trunk = copy.deepcopy(getattr(policy, policy.base_model_prefix))
+    except LOAD_FAILURES as error:
+        raise ModelError(cannot_load("critic.path", str(options.path), error)) from error
+    embedded = embedded_tokens(trunk)
+    if len(tokenizer) > embedded:
+        raise ModelError(
+            f"The critic's tokenizer has {len(tokenizer)} tokens, but the critic embeds only {embedded}. "
+            "Give the critic its own tokenizer with --critic.tokenizer."
+        )
+    return PromptCritic(
+        trunk,
+        tokenizer,
+        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
+        checkpoint=options.gradient_checkpointing,
+    ).to(policy.device)

@@ -1,0 +1,218 @@
+"""Loading policies and tokenizers through transformers, and what training needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.config import ModelConfig
+from sppo.errors import ModelError
+from sppo.models.tokenizers import character_tokenizer
+
+LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+"""What transformers raises for names, files and settings that it can't use."""
+
+
+def pick_device(name: str) -> torch.device:
+    """Turns "auto", "cpu" or "cuda" into a device.
+
+    Raises:
+        ModelError: "cuda" where there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ModelError(
+            "device is cuda, but torch sees no NVIDIA GPU here. Use --device cpu, or install a CUDA torch."
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 autocast on a GPU, plain float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
+    """Makes a transformers config from plain settings.
+
+    Args:
+        settings: sizes, "model_type" among them.
+        key: the option they came from, for error messages.
+
+    Raises:
+        ModelError: no or an unknown model_type, or settings that it refuses.
+    """
+    rest = dict(settings)
+    model_type = rest.pop("model_type", None)
+    if model_type is None:
+        raise ModelError(f"{key} has no model_type, such as qwen2 or llama.")
+    try:
+        return AutoConfig.for_model(model_type, **rest)
+    except LOAD_FAILURES as error:
+        raise ModelError(f"{key} makes no {model_type!r} model: {_first_line(error)}") from error
+
+
+def load_model_config(config: ModelConfig) -> PretrainedConfig:
+    """Reads the policy's architecture without its weights.
+
+    Raises:
+        ModelError: the path or the settings can't be used.
+    """
+    if config.path is None:
+        assert config.config is not None, "validate() asks for model.path or model.config"
+        return build_config(config.config, "model.config")
+    try:
+        return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+    except LOAD_FAILURES as error:
+        raise ModelError(cannot_load("model.path", config.path, error)) from error
+
+
+def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
+    """Loads the policy's tokenizer.
+
+    Args:
+        config: the model's options.
+        alphabet: characters of the built-in tokenizer, used for "characters".
+
+    Raises:
+        ModelError: it can't be loaded, or has no end token.
+    """
+    name = config.tokenizer or config.path
+    if name is None:
+        raise ModelError(
+            "model.tokenizer is not set, and a model made from model.config brings none: give a folder or hub name, "
+            'or "characters" for the built-in one.'
+        )
+    if name == "characters":
+        return character_tokenizer(alphabet)
+    tokenizer = read_tokenizer(name, "model.tokenizer", config.trust_remote_code)
+    require_end_token(tokenizer, name)
+    return tokenizer
+
+
+def read_tokenizer(name: str, key: str, trust_remote_code: bool = False) -> Tokenizer:
+    """Loads a tokenizer from a folder or the hub.
+
+    Raises:
+        ModelError: it can't be loaded.
+    """
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except LOAD_FAILURES as error:
+        raise ModelError(cannot_load(key, name, error)) from error
+    return tokenizer
+
+
+def require_end_token(tokenizer: Tokenizer, name: str) -> None:
+    """Refuses a tokenizer without an end token: no response could ever be finished.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {name} has no end token (eos_token), so no response could end. Set one: "
+            "tokenizer.eos_token = ..., then tokenizer.save_pretrained(folder) and --model.tokenizer folder."
+        )
+
+
+def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device) -> PreTrainedModel:
+    """Loads or makes the policy, ready to train.
+
+    Raises:
+        ModelError: it can't be loaded, or its embedding is smaller than the tokenizer.
+    """
+    kwargs: dict[str, Any] = {"attn_implementation": config.attention}
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    try:
+        if config.path is None:
+            settings = dict(config.config or {})
+            settings.setdefault("vocab_size", len(tokenizer))
+            settings.setdefault("eos_token_id", tokenizer.eos_token_id)
+            settings.setdefault("pad_token_id", tokenizer.pad_token_id)
+            architecture = build_config(settings, "model.config")
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, **kwargs)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                config.path, dtype=dtype, trust_remote_code=config.trust_remote_code, **kwargs
+            )
+    except LOAD_FAILURES as error:
+        name = config.path or "a new model"
+        raise ModelError(cannot_load("model.path", name, error)) from error
+    return prepare_policy(model, tokenizer, device, config.gradient_checkpointing)
+
+
+def prepare_policy(
+    model: PreTrainedModel, tokenizer: Tokenizer, device: torch.device, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """Moves a model to the device and switches dropout off, as the ratio of PPO needs.
+
+    Raises:
+        ModelError: the tokenizer has ids that the model has no embedding for.
+    """
+    rows = embedded_tokens(model)
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds only {rows}. "
+            "Use the model's own tokenizer, or resize the model's embeddings first."
+        )
+    disable_dropout(model)
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    if gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recomputes activations in the backward pass. transformers does so only in train mode; dropout is off anyway."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability to 0: with dropout the ratio of a policy to itself would not be 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def embedded_tokens(model: PreTrainedModel) -> int:
+    """Rows of the model's input embedding."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight.shape[0]
+
+
+def context_length(architecture: PretrainedConfig) -> int | None:
+    """Longest sequence that the architecture was made for, in tokens; None where the config doesn't say."""
+    length = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that an optimiser should hold."""
+    return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def cannot_load(key: str, name: str, error: Exception) -> str:
+    """The message for something that transformers could not load."""
+    where = (
+        "a folder" if Path(name).exists() else "neither a folder here nor a model that could be fetched from the hub"
+    )
+    return f"{key} {name!r} can't be loaded ({where}): {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

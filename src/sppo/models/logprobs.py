@@ -1,0 +1,194 @@
+"""Log-probabilities of response tokens without ever holding [B, T, V].
+
+The backbone runs once over a micro-batch; the output projection runs over a few hundred tokens at a time, in the
+forward and again in the backward pass, where the chunk's logits are made anew instead of kept.
+
+Shapes: r rows, S padded row length, N response tokens of the micro-batch laid end to end, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sppo.models.loading import arithmetic, embedded_tokens
+from sppo.models.packing import Layout, lay_out
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """What a forward pass says of the response tokens."""
+
+    logprobs: Tensor
+    """[r, T] float32, nats; 0 outside the responses."""
+    entropy: Tensor
+    """[r, T] float32, nats, no gradient; 0 outside the responses."""
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """log softmax(h W^T + b)[target], a chunk of tokens at a time; entropy on the side."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        for part in _chunks(len(targets), chunk):
+            logits = _logits(hidden[part], weight, bias, temperature)
+            normaliser = logits.logsumexp(dim=-1)
+            logprobs[part] = logits.gather(1, targets[part, None]).squeeze(1) - normaliser
+            probabilities = (logits - normaliser[:, None]).exp_()
+            entropy[part] = normaliser - (probabilities * logits).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        upstream = gradients[0] / ctx.temperature
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
+        for part in _chunks(len(targets), ctx.chunk):
+            # d logprob / d logits = onehot(target) - softmax(logits)
+            grad_logits = _logits(hidden[part], weight, bias, ctx.temperature).softmax(dim=-1).neg_()
+            grad_logits.scatter_add_(1, targets[part, None], torch.ones_like(grad_logits[:, :1]))
+            grad_logits = grad_logits.mul_(upstream[part, None]).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += (grad_logits.T @ hidden[part]).to(weight.dtype)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0).to(grad_bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def chunked_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """log-probabilities and entropies of `targets` under softmax((hidden W^T + b) / temperature).
+
+    Args:
+        hidden: [N, H] last hidden states, with gradient.
+        weight: [V, H] output projection, with gradient where it trains.
+        bias: [V] or None.
+        targets: [N] int64.
+        temperature: of the sampling distribution.
+        chunk: tokens whose [chunk, V] logits exist at one time.
+
+    Returns:
+        [N] log-probabilities and [N] entropies (without gradient), float32, nats.
+    """
+    assert hidden.ndim == 2, f"hidden has shape {tuple(hidden.shape)}, not [N, H]"
+    assert targets.shape == hidden.shape[:1], f"targets {tuple(targets.shape)} for hidden {tuple(hidden.shape)}"
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
+    return result
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    width: int,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    layout: Literal["sorted", "packed"] = "sorted",
+) -> TokenLogprobs:
+    """Runs the model on one micro-batch and returns what it says of each response token.
+
+    Args:
+        model: a causal LM.
+        rows: r pairs of prompt and response token ids.
+        width: T of the result.
+        temperature: divides the logits, as at sampling.
+        chunk: tokens whose logits exist at one time.
+        layout: rows padded on the right, or laid end to end in one row.
+
+    Returns:
+        [r, T] log-probabilities (with gradient, where grad is on) and entropies.
+    """
+    device = next(model.parameters()).device
+    arranged = lay_out(rows, layout, device)
+    with arithmetic(device):
+        if _project_apart(model):
+            hidden = _backbone(model)(**arranged.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            head = model.get_output_embeddings()
+            logprobs, entropy = chunked_logprobs(
+                hidden[arranged.sources],
+                head.weight,
+                getattr(head, "bias", None),
+                arranged.targets,
+                temperature=temperature,
+                chunk=chunk,
+            )
+        else:
+            logits = model(**arranged.inputs, use_cache=False).logits.flatten(0, 1)[arranged.sources].float()
+            logprobs, entropy = _whole_logprobs(logits / temperature, arranged.targets)
+    return TokenLogprobs(_spread(logprobs, arranged, len(rows), width), _spread(entropy, arranged, len(rows), width))
+
+
+def _spread(flat: Tensor, arranged: Layout, rows: int, width: int) -> Tensor:
+    """[N] -> [r, T], zeros elsewhere."""
+    target = torch.zeros(rows, width, dtype=flat.dtype, device=flat.device)
+    return target.index_put((arranged.rows, arranged.columns), flat)
+
+
+def _whole_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1).detach()
+    return logprobs.gather(1, targets[:, None]).squeeze(1), entropy
+
+
+def _backbone(model: PreTrainedModel) -> Any:
+    return getattr(model, model.base_model_prefix)
+
+
+def _project_apart(model: PreTrainedModel) -> bool:
+    """Whether logits = output projection of the backbone's last hidden state and nothing else.
+
+    Some architectures scale or cap their logits after the projection. Rather than keeping a list of them, the two
+    ways are compared once on a few tokens; where they differ, the model's own forward is used, whole.
+    """
+    known: bool | None = getattr(model, "_sppo_projects_apart", None)
+    if known is None:
+        known = _compare_projection(model)
+        model._sppo_projects_apart = known  # type: ignore[assignment]
+    return known
+
+
+@torch.no_grad()
+def _compare_projection(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or not hasattr(model, model.base_model_prefix):
+        return False
+    ids = torch.arange(8, device=head.weight.device)[None] % embedded_tokens(model)
+    # Made large, so that a cap shows that small logits would not reach.
+    enlarge = head.register_forward_hook(lambda module, inputs, output: output * 1000)
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits
+        ours = head(_backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    finally:
+        enlarge.remove()
+    return expected.shape == ours.shape and torch.allclose(expected, ours, rtol=1e-3, atol=1e-3)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """[n, V] float32."""
+    # The weight may be kept in float32 while autocast makes the hidden states bfloat16.
+    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    if bias is not None:
+        logits = logits + bias.float()
+    return logits / temperature
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, total, size)]
