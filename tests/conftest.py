@@ -13,7 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
+from sppo.config import Config
 from sppo.models.tokenizers import character_tokenizer
+from sppo.recipes import load_recipe
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Completion, Prompt, Rollout, Verdict
 
@@ -83,3 +85,26 @@ def make_rollouts(count: int = 8, seed: int = 0) -> tuple[list[Rollout], list[Ve
         )
         verdicts.append(Verdict(float(integers(0, 2, 1)[0])))
     return rollouts, verdicts
+
+
+def tiny_config(output: Path, **overrides: object) -> Config:
+    """The demo's recipe, small enough for a second: no warm start, 3 steps of 16 prompts."""
+    small: dict[str, object] = {
+        "output": str(output),
+        "steps": 3,
+        "prompts_per_step": 16,
+        "model.config.hidden_size": 16,
+        "model.config.intermediate_size": 32,
+        "critic.config.hidden_size": 16,
+        "critic.minibatch_size": 8,
+        "optimizer.minibatch_size": 8,
+        "sampling.max_response_tokens": 8,
+        "data.options": {"prompts": 200},
+        "evaluation.prompts": 20,
+        "evaluation.every": 2,
+        "evaluation.final_samples_per_prompt": 2,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 2,
+        "sft.phases": [],
+    }
+    return load_recipe("demo", {**small, **{name.replace("__", "."): value for name, value in overrides.items()}})

@@ -237,6 +237,8 @@ class SftConfig:
     """Phases in order; none: training starts from the model as loaded."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW decay rates of the two moments."""
     max_grad_norm: float = 1.0
     """Gradient norm above which the gradient is scaled down."""
 
@@ -280,7 +282,8 @@ class Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the config as nested plain dicts (tuples as lists), ready for YAML or JSON."""
     plain: dict[str, Any] = asdict(config)
-    plain["optimizer"]["betas"] = list(config.optimizer.betas)
+    for section in ("optimizer", "sft"):
+        plain[section]["betas"] = list(plain[section]["betas"])
     return plain
 
 

@@ -175,7 +175,9 @@ def prepare_policy(
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Recomputes activations in the backward pass. transformers does so only in train mode; dropout is off anyway."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers renamed it; the old name still works and warns.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     model.train()
 
 

@@ -1,0 +1,5 @@
+"""`python -m sppo` is the command line."""
+
+from sppo.cli import main
+
+raise SystemExit(main())

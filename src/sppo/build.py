@@ -1,0 +1,209 @@
+"""From options to parts: everything a run needs, checked and loaded in an order that fails early and cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.algorithms import Algorithm, get_algorithm
+from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
+from sppo.config import Config, ModelConfig, validate
+from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
+from sppo.errors import ConfigError, DataError, did_you_mean
+from sppo.grading import Grader, load_reward_function
+from sppo.models.chat import opens_thinking
+from sppo.models.critic import PromptCritic, make_critic
+from sppo.models.loading import (
+    context_length,
+    load_model_config,
+    load_policy,
+    load_tokenizer,
+    pick_device,
+    prepare_policy,
+    require_end_token,
+)
+from sppo.rollout import filter_overlong, require_context, sampling_parameters
+from sppo.run import derive_seed
+from sppo.stream import PromptStream, hold_out
+from sppo.tasks import load_prompts
+from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.types import Prompt
+from sppo.update import make_optimizer
+from sppo.verifiers.verify import shared_pool
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a Python program hands over instead of naming it in the config."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: Tokenizer | None = None
+    rows: Iterable[Mapping[str, Any]] | None = None
+    held_out_rows: Iterable[Mapping[str, Any]] | None = None
+    reward_function: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything the loop works with."""
+
+    config: Config
+    algorithm: Algorithm
+    tokenizer: Tokenizer
+    policy: PreTrainedModel
+    critic: PromptCritic | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    """AdamW by name: "policy", and "critic" where there is one."""
+    engine: Engine
+    grader: Grader
+    stream: PromptStream
+    held_out: tuple[Prompt, ...]
+    training_sampling: SamplingParameters
+    evaluation_sampling: SamplingParameters
+    notes: tuple[str, ...]
+    """What the loaders left out, for people."""
+
+
+def check(config: Config, given: Given) -> Config:
+    """Checks all that can be checked without data or models; returns the config with what was handed over noted.
+
+    Raises:
+        ConfigError: an option or combination that cannot work.
+    """
+    if given.model is not None:
+        name = getattr(given.model, "name_or_path", "") or type(given.model).__name__
+        config = replace(config, model=replace(config.model, path=name, config=None))
+    if given.rows is not None:
+        config = replace(config, data=replace(config.data, task="rows", path=None))
+    validate(config)
+    get_algorithm(config.algorithm.name)
+    if config.engine.name not in ENGINES:
+        raise ConfigError(
+            f"engine.name is {config.engine.name!r}, which is no engine.{did_you_mean(config.engine.name, ENGINES)}"
+        )
+    return config
+
+
+def build(config: Config, given: Given, checkpoint: Path | None = None) -> Parts:
+    """Loads data, models, critic and engine; from a checkpoint where one is given.
+
+    Raises:
+        SppoError: whatever is missing or doesn't fit together.
+    """
+    algorithm = get_algorithm(config.algorithm.name)
+    device = pick_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # Bars for loading and saving would run across the display of the run's own progress.
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(derive_seed(config.seed, "weights"))
+    tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
+    require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")
+    if given.model is None:
+        require_context(config, context_length(load_model_config(config.model)), "the model")
+    reward_function = given.reward_function or (
+        load_reward_function(config.data.reward) if config.data.reward else None
+    )
+    training, held_out, notes = load_data(config, given, tokenizer, has_reward_function=reward_function is not None)
+    policy = _policy(config, given, tokenizer, device, checkpoint)
+    critic = _critic(config, policy, tokenizer, checkpoint) if algorithm.has_prompt_critic else None
+    options = config.optimizer
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "policy": make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas)
+    }
+    if critic is not None:
+        optimizers["critic"] = make_optimizer(critic, config.critic.learning_rate, config.critic.weight_decay)
+    return Parts(
+        config=config,
+        algorithm=algorithm,
+        tokenizer=tokenizer,
+        policy=policy,
+        critic=critic,
+        optimizers=optimizers,
+        engine=build_engine(policy, config.engine),
+        grader=Grader(reward_function, prompt_opens_thinking=opens_thinking(training[0], tokenizer)),
+        stream=PromptStream(training, derive_seed(config.seed, "data")),
+        held_out=held_out,
+        training_sampling=sampling_parameters(config.sampling, tokenizer, policy),
+        evaluation_sampling=sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
+        notes=notes,
+    )
+
+
+def load_data(
+    config: Config, given: Given, tokenizer: Tokenizer, *, has_reward_function: bool
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], tuple[str, ...]]:
+    """Returns training prompts, held-out prompts, and notes on what was left out.
+
+    Raises:
+        DataError: see the loaders; also where no training prompts are left.
+    """
+    require_gold = not has_reward_function
+    loaded = load_prompts(config.data, seed=config.seed, rows=given.rows, require_gold=require_gold, pool=shared_pool())
+    kept, overlong = filter_overlong(loaded.prompts, tokenizer, config.data)
+    training: Sequence[Prompt] = kept
+    held_out: Sequence[Prompt]
+    notes = [*loaded.notes, *overlong]
+    if given.held_out_rows is None and config.evaluation.data is None:
+        training, held_out = hold_out(kept, config.evaluation.prompts, derive_seed(config.seed, "held out"))
+    else:
+        data = config.evaluation.data or replace(config.data, limit=None)
+        held = load_prompts(
+            data, seed=config.seed, rows=given.held_out_rows, require_gold=require_gold, pool=shared_pool()
+        )
+        held_out, overlong = filter_overlong(held.prompts, tokenizer, data, key="evaluation.data")
+        notes += [*held.notes, *overlong]
+        held_out = held_out[: config.evaluation.prompts]
+    if not training or not held_out:
+        raise DataError(f"There are {len(training)} training and {len(held_out)} held-out prompts; both are needed.")
+    return tuple(training), tuple(held_out), tuple(notes)
+
+
+def restore(parts: Parts, checkpoint: Path) -> TrainingState:
+    """Puts optimisers, generators and the data cursor back to where the checkpoint was made."""
+    state = load_state(checkpoint)
+    load_optimizers(checkpoint, parts.optimizers)
+    parts.stream.load_state_dict(state.stream)
+    restore_random_state(checkpoint)
+    return state
+
+
+def resume_point(config: Config) -> Path | None:
+    """The checkpoint that a resumed run starts from; None where it was stopped before its first."""
+    return find_checkpoint(Path(config.output), "last")
+
+
+def _policy(
+    config: Config, given: Given, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
+) -> PreTrainedModel:
+    if checkpoint is not None:
+        saved: ModelConfig = replace(config.model, path=str(checkpoint / "policy"))
+        return load_policy(saved, tokenizer, device)
+    if given.model is not None:
+        return prepare_policy(given.model, tokenizer, device, config.model.gradient_checkpointing)
+    return load_policy(config.model, tokenizer, device)
+
+
+def _critic(config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, checkpoint: Path | None) -> PromptCritic:
+    if checkpoint is None:
+        critic = make_critic(config, policy, tokenizer)
+    else:
+        critic = PromptCritic.from_pretrained(
+            checkpoint / "critic",
+            device=policy.device,
+            tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
+            checkpoint=config.critic.gradient_checkpointing,
+        )
+    require_context(
+        replace(config, sampling=replace(config.sampling, max_response_tokens=0)),
+        context_length(critic.trunk.config),
+        "the critic",
+    )
+    return critic

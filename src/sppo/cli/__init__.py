@@ -1,0 +1,92 @@
+"""The command line: `sppo COMMAND`. Only the command that runs imports anything heavy."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sppo.errors import ConfigError, SppoError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of `sppo --help`."""
+
+    module: str
+    """Module whose `run(arguments) -> int` does the work."""
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "demo": Command("sppo.cli.demo", "Watch a tiny model learn arithmetic on this machine.", "sppo demo"),
+    "train": Command("sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50"),
+    "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml"),
+    "eval": Command("sppo.cli.eval", "Measure a run's or a model's accuracy.", "sppo eval runs/demo --checkpoint best"),
+    "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for a mistake that the user can mend, 130 for Ctrl-C.
+
+    Args:
+        argv: Arguments after the program's name; default: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A bar that the terminal's encoding lacks must not end a run of hours.
+            stream.reconfigure(errors="replace")
+    try:
+        return _dispatch(arguments)
+    except SppoError as error:
+        if os.environ.get("SPPO_DEBUG") == "1":
+            raise
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"sppo {version('sppo')}")
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"{name!r} is not a command.{did_you_mean(name, COMMANDS)}")
+    result: int = importlib.import_module(COMMANDS[name].module).run(rest)
+    return result
+
+
+def _print_help() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print("[bold]sppo[/]: train language models to reason with verifiable rewards, one response a prompt.\n")
+    console.print("Usage: sppo COMMAND [dim]...[/]\n")
+    table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(f"  [bold]{name}[/]", f"{command.summary}\n[dim]{command.example}[/]")
+    console.print(table)
+    console.print("\nNew here? [bold]sppo demo[/] takes minutes on a laptop. [bold]sppo COMMAND --help[/] says more.")
+
+
+def _literal(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

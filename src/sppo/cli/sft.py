@@ -1,0 +1,37 @@
+"""`sppo sft RECIPE`: the recipe's phases of supervised fine-tuning alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sppo.cli.options import parse, print_help, wants_help
+
+USAGE = "sppo sft RECIPE [--key value ...] [--resume]"
+FLAGS = {
+    "RECIPE": "Name of a built-in recipe, or a file that ends in .yaml; its sft.phases say what is done.",
+    "--resume": "Go on from the last checkpoint in the run folder.",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    if wants_help(arguments):
+        print_help(USAGE, "Fine-tunes a model on demonstrations.", FLAGS, arguments)
+        return 0
+    given = parse(arguments, USAGE, positional="RECIPE", switches=("resume",))
+    from sppo.recipes import load_recipe
+
+    config = load_recipe(given.positional or "", given.overrides)
+    from rich.console import Console
+
+    from sppo.cli.progress import make_progress
+    from sppo.cli.story import print_result
+    from sppo.trainer import fine_tune
+
+    progress = make_progress()
+    try:
+        summary = fine_tune(config, resume="resume" in given.switches, progress=progress)
+    finally:
+        progress.close()
+    print_result(Console(highlight=False), summary)
+    return 0

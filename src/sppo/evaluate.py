@@ -1,0 +1,145 @@
+"""Held-out accuracy: n samples a prompt, error bars clustered by prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.calibration import brier, expected_calibration_error, pearson, reliability_rows, spearman
+from sppo.engines import Engine, SamplingParameters
+from sppo.errors import TrainingError
+from sppo.grading import Grader
+from sppo.models.critic import PromptCritic
+from sppo.rollout import sample
+from sppo.types import EvaluationRecord, Prompt
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Samples and verdicts of every held-out prompt."""
+
+    records: tuple[EvaluationRecord, ...]
+
+    @property
+    def solve_rates(self) -> list[float]:
+        """One for each prompt that has a verdict which is no error."""
+        return [record.solve_rate for record in self.records if record.solve_rate is not None]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean solve rate over prompts."""
+        return _mean(self.solve_rates)
+
+    @property
+    def accuracy_stderr(self) -> float:
+        """Standard error of the accuracy, clustered by prompt: samples of one prompt are not independent."""
+        return _stderr(self.solve_rates)
+
+    @property
+    def error_share(self) -> float:
+        """Share of responses whose verifier failed; they are left out of the accuracy."""
+        verdicts = [verdict for record in self.records for verdict in record.verdicts]
+        return _mean([float(verdict.error is not None) for verdict in verdicts])
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of one evaluation, by metric name."""
+        rollouts = [rollout for record in self.records for rollout in record.rollouts]
+        return {
+            "eval/accuracy": self.accuracy,
+            "eval/accuracy_stderr": self.accuracy_stderr,
+            "eval/error_share": self.error_share,
+            "eval/clipped_share": _mean([float(not rollout.finished) for rollout in rollouts]),
+            "eval/length_mean": _mean([len(rollout.completion.token_ids) for rollout in rollouts]),
+        }
+
+    def by_difficulty(self) -> dict[str, dict[str, float]]:
+        """Accuracy, its standard error and the number of prompts for each difficulty label, in the labels' order."""
+        groups: dict[str, list[float]] = {}
+        for record in self.records:
+            if record.prompt.difficulty is not None and record.solve_rate is not None:
+                groups.setdefault(record.prompt.difficulty, []).append(record.solve_rate)
+        return {
+            label: {"accuracy": _mean(groups[label]), "stderr": _stderr(groups[label]), "prompts": len(groups[label])}
+            for label in sorted(groups, key=_natural)
+        }
+
+    def calibration(self) -> dict[str, Any]:
+        """The critic's V against solve rates: measures and reliability bins; empty without a critic."""
+        pairs = [(r.value, r.solve_rate) for r in self.records if r.value is not None and r.solve_rate is not None]
+        if not pairs:
+            return {}
+        values, rates = [v for v, _ in pairs], [r for _, r in pairs]
+        measures = {
+            "pearson": pearson(values, rates),
+            "spearman": spearman(values, rates),
+            "brier": brier(values, rates),
+            "ece": expected_calibration_error(values, rates),
+        }
+        known = {name: value if math.isfinite(value) else None for name, value in measures.items()}
+        return {"critic": known, "calibration": reliability_rows(values, rates)}
+
+    def examples(self, count: int = 3) -> list[dict[str, Any]]:
+        """The first response to `count` prompts spread over the difficulties."""
+        ordered = sorted(self.records, key=lambda record: _natural(record.prompt.difficulty or ""))
+        places = [int((number + 0.5) * len(ordered) / count) for number in range(min(count, len(ordered)))]
+        return [
+            {
+                "id": ordered[place].prompt.id,
+                "prompt": ordered[place].prompt.text,
+                "gold": ordered[place].prompt.gold,
+                "response": ordered[place].rollouts[0].text,
+                "reward": ordered[place].verdicts[0].reward,
+            }
+            for place in places
+        ]
+
+
+def evaluate(
+    prompts: Sequence[Prompt],
+    engine: Engine,
+    tokenizer: Tokenizer,
+    grader: Grader,
+    parameters: SamplingParameters,
+    *,
+    samples_per_prompt: int,
+    seed: int,
+    critic: PromptCritic | None = None,
+) -> Evaluation:
+    """Samples and grades n responses to each prompt.
+
+    Raises:
+        TrainingError: the verifier failed on every response.
+    """
+    rollouts = sample(engine, prompts, tokenizer, parameters, samples_per_prompt=samples_per_prompt, seed=seed)
+    verdicts = grader.grade(rollouts)
+    if all(verdict.reward is None for verdict in verdicts):
+        why = verdicts[0].error or verdicts[0].reason
+        raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")
+    values = critic.values(prompts).flatten().tolist() if critic is not None else [None] * len(prompts)
+    n = samples_per_prompt
+    return Evaluation(
+        tuple(
+            EvaluationRecord(prompt, rollouts[i * n : (i + 1) * n], verdicts[i * n : (i + 1) * n], values[i])
+            for i, prompt in enumerate(prompts)
+        )
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _stderr(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return float("nan")
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _natural(label: str) -> tuple[tuple[int, str], ...]:
+    """Sorts "2 operations" before "10 operations"."""
+    return tuple((int(word), "") if word.isdigit() else (0, word) for word in label.split())

@@ -1,0 +1,123 @@
+"""What a run writes down: metrics of a step, the audit record of every response, the summary at the end."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sppo.batch import Batch, Credit, Estimates
+from sppo.calibration import calibration_metrics
+from sppo.checkpoint import TrainingState
+from sppo.config import Config
+from sppo.evaluate import Evaluation
+from sppo.types import Rollout, Verdict
+from sppo.verifiers import get_verifier
+
+
+def audit_records(
+    step: int,
+    rollouts: Sequence[Rollout],
+    verdicts: Sequence[Verdict],
+    batch: Batch,
+    before: Estimates,
+    credit: Credit,
+) -> Iterator[dict[str, Any]]:
+    """Yields one line of rollouts.jsonl for each response; V and A are null for those left out."""
+    place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        row = place.get(id(rollout))
+        prompt = rollout.prompt
+        yield {
+            "step": step,
+            "policy_version": rollout.policy_version,
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "gold": prompt.gold,
+            "response": rollout.text,
+            "prompt_token_ids": rollout.prompt_token_ids,
+            "response_token_ids": rollout.completion.token_ids,
+            "finish_reason": rollout.completion.finish_reason,
+            "value": None if row is None or before.values is None else float(before.values[row].mean()),
+            "advantage": None if row is None else float(credit.advantages[row].mean()),
+            **asdict(verdict),
+            "verifier": prompt.verifier,
+            "verifier_version": get_verifier(prompt.verifier).version,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    named = {name: version(name) for name in ("sppo", "torch", "transformers", "math-verify")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {**named, "python": platform.python_version(), "device": device}
+
+
+def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Lengths in tokens, and the share that was cut at the limit."""
+    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    return {
+        "response/length_mean": sum(lengths) / len(lengths),
+        "response/length_max": max(lengths),
+        "response/clipped_share": sum(not rollout.finished for rollout in rollouts) / len(rollouts),
+    }
+
+
+def credit_metrics(batch: Batch, before: Estimates, credit: Credit) -> dict[str, float]:
+    """Advantages, and how well V predicts this batch, before its update."""
+    metrics = {
+        "advantage/mean": float(credit.advantages.mean()),
+        "advantage/std": float(credit.advantages.std(correction=0)),
+    }
+    if before.values is not None and before.values.shape == (len(batch), 1):
+        values, rewards = before.values.flatten().tolist(), batch.rewards.tolist()
+        metrics["critic/value_mean"] = sum(values) / len(values)
+        metrics |= {f"critic/{name}": value for name, value in calibration_metrics(values, rewards).items()}
+    return metrics
+
+
+def story(when: str, measured: Evaluation) -> dict[str, Any]:
+    """The summary's keys of one evaluation, `when` being "before" or "after"."""
+    return {
+        f"accuracy_{when}": measured.accuracy,
+        f"accuracy_{when}_stderr": measured.accuracy_stderr,
+        f"accuracy_{when}_by_difficulty": measured.by_difficulty(),
+        "examples": measured.examples(),
+    }
+
+
+def summarise(config: Config, state: TrainingState, measured: Evaluation) -> dict[str, Any]:
+    """Returns what summary.json holds: accuracy before and after, calibration, seconds, tokens, versions."""
+    after = story("after", measured)
+    examples = [
+        {
+            "prompt": old["prompt"],
+            "gold": old["gold"],
+            "before": old["response"],
+            "before_reward": old["reward"],
+            "after": new["response"],
+            "after_reward": new["reward"],
+        }
+        for old, new in zip(state.before["examples"], after["examples"], strict=True)
+    ]
+    return {
+        **state.before,
+        **after,
+        **measured.calibration(),
+        "examples": examples,
+        "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
+        "tokens": {"sampled": state.tokens_sampled, "trained": state.tokens_trained},
+        "responses": state.responses,
+        "responses_left_out": state.left_out,
+        "skipped_optimizer_steps": state.skipped_optimizer_steps,
+        "steps": state.step,
+        "best": {"step": state.best_step, "accuracy": state.best_accuracy},
+        "seed": config.seed,
+        "algorithm": config.algorithm.name,
+        "output": config.output,
+        "versions": versions(),
+    }

@@ -1,0 +1,201 @@
+"""curves.png: one picture of a run, drawn from metrics.jsonl and summary.json and from nothing else.
+
+A panel whose metrics are missing says so instead of failing, so a run of one step or one that was cut short has a
+picture too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo.run import read_metrics, read_summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#c4c8ce",
+    "axes.labelcolor": "#4a4f57",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8eaed",
+    "xtick.color": "#6b7079",
+    "ytick.color": "#6b7079",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+}
+_LEGEND: dict[str, Any] = {"borderpad": 0.2, "handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.1}
+_COUNT: dict[str, Any] = {"fontsize": 8, "color": "#6b7079"}
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def write_curves(folder: Path) -> Path:
+    """Draws a run and returns the path of the picture, `curves.png` in the run folder.
+
+    Args:
+        folder: A run folder, of a run that ended or one that is still going.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics, summary = read_metrics(folder), read_summary(folder)
+    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure, axes = plt.subplots(2, 3, figsize=(14, 7.6))
+        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, hspace=0.04, wspace=0.03)
+        figure.suptitle(_title(folder, metrics, summary), x=0.012, ha="left", fontsize=13, fontweight="bold")
+        panels = (_reward, _value_against_reward, _critic, _policy, _length, _reliability)
+        for draw, axis in zip(panels, axes.flat, strict=True):
+            draw(axis, metrics, summary)
+        path = folder / "curves.png"
+        temporary = folder / ".curves.tmp.png"
+        figure.savefig(temporary, dpi=130)
+        plt.close(figure)
+    os.replace(temporary, path)
+    return path
+
+
+def _title(folder: Path, metrics: Metrics, summary: Mapping[str, Any]) -> str:
+    name = folder.resolve().name
+    before, after = summary.get("accuracy_before"), summary.get("accuracy_after")
+    if before is not None and after is not None:
+        return f"{name}: held-out accuracy {before:.1%} before, {after:.1%} after"
+    return f"{name}: at step {metrics[-1]['step']}" if metrics else f"{name}: nothing recorded yet"
+
+
+def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
+    """Returns (steps, values) of the lines that have the metric; a null or non-finite value is left out."""
+    points = [
+        (line["step"], float(line[key]))
+        for line in metrics
+        if isinstance(line.get(key), (int, float)) and abs(line[key]) < float("inf")
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _line(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **style: Any) -> bool:
+    steps, values = _series(metrics, key)
+    if values:
+        axis.plot(steps, values, label=label, color=color, marker="o" if len(values) == 1 else None, ms=4, **style)
+    return bool(values)
+
+
+def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step", subtitle: str = "") -> None:
+    """Titles the panel, its legend or `subtitle` between title and plot; `share` makes the y axis 0 to 100%."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axis.set_title(title, pad=26)
+    if not axis.has_data():
+        axis.text(0.5, 0.5, "not recorded", ha="center", va="center", color=GREY, transform=axis.transAxes)
+        axis.set(xticks=[], yticks=[])
+        return
+    axis.set_xlabel(xlabel)
+    if share:
+        axis.set_ylim(-0.02, 1.02)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if xlabel == "step":
+        left, right = axis.get_xlim()
+        if right - left < 2:
+            axis.set_xlim(left - 1, right + 1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, **_LEGEND)
+    axis.text(0.0, 1.04, subtitle, fontsize=8, color="#4a4f57", transform=axis.transAxes)
+
+
+def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    _line(axis, metrics, "reward/mean", "training reward", BLUE, alpha=0.85)
+    steps, accuracy = _series(metrics, "eval/accuracy")
+    if accuracy:
+        error = {line["step"]: line.get("eval/accuracy_stderr") or 0.0 for line in metrics}
+        low = [value - 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
+        high = [value + 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
+        axis.plot(steps, accuracy, color=ORANGE, marker="o", ms=4, label="held-out accuracy ± 2 s.e.")
+        axis.fill_between(steps, low, high, color=ORANGE, alpha=0.18, linewidth=0)
+    _finish(axis, "Reward and held-out accuracy", share=True)
+
+
+def _value_against_reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    _line(axis, metrics, "reward/mean", "mean reward R", BLUE)
+    _line(axis, metrics, "critic/value_mean", "mean value V", GREEN, linestyle=(0, (4, 1.5)))
+    _finish(axis, "What the critic expected, and what came", share=True)
+
+
+def _critic(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    _line(axis, metrics, "critic/pearson", "Pearson (V, R)", GREEN)
+    _line(axis, metrics, "critic/bce", "cross-entropy", RED)
+    _line(axis, metrics, "critic/brier", "Brier score", ORANGE)
+    _line(axis, metrics, "critic/ece", "ECE", BLUE)
+    _finish(axis, "Critic")
+
+
+def _policy(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    _line(axis, metrics, "policy/entropy", "entropy, nats", BLUE)
+    _line(axis, metrics, "policy/grad_norm", "gradient norm", GREY)
+    _line(axis, metrics, "policy/clipfrac", "clip fraction", ORANGE)
+    _line(axis, metrics, "policy/approx_kl", "approx. KL", RED)
+    keys = ("policy/entropy", "policy/grad_norm", "policy/clipfrac", "policy/approx_kl")
+    if any(value > 0 for key in keys for value in _series(metrics, key)[1]):
+        # These four differ by orders of magnitude; on a linear axis all but one would lie on zero.
+        axis.set_yscale("log", nonpositive="mask")
+    _finish(axis, "Policy")
+
+
+def _length(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    _line(axis, metrics, "response/length_mean", "mean length (left axis)", BLUE)
+    axis.margins(y=0.15)
+    steps, clipped = _series(metrics, "response/clipped_share")
+    if clipped:
+        right = axis.twinx()
+        right.plot(steps, clipped, color=ORANGE, marker="o" if len(clipped) == 1 else None, ms=4)
+        right.set_ylim(0, max(0.05, 1.25 * max(clipped)))
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        right.grid(visible=False)
+        axis.plot([], [], color=ORANGE, label="cut at the limit (right axis)")
+    _finish(axis, "Response length, in tokens")
+
+
+def _reliability(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    """Solve rate against V in bins; a dot's size and number say how many prompts are in it."""
+    bins = [entry for entry in summary.get("calibration") or [] if entry.get("count")]
+    if bins:
+        most = max(entry["count"] for entry in bins)
+        values = [entry["mean_value"] for entry in bins]
+        rates = [entry["solve_rate"] for entry in bins]
+        axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+        axis.plot(values, rates, color=GREEN, linewidth=1.2)
+        axis.scatter(
+            values,
+            rates,
+            s=[25 + 150 * entry["count"] / most for entry in bins],
+            color=GREEN,
+            alpha=0.75,
+            clip_on=False,
+        )
+        for entry in bins:
+            value, rate = entry["mean_value"], entry["solve_rate"]
+            # On the far side of the diagonal, so that the number stays clear of it, and inside the panel.
+            side, level = (1, "top") if rate < value else (-1, "bottom")
+            level = level if 0.06 < rate < 0.94 else "center"
+            offset = (side * (9 if level == "center" else 6), 0 if level == "center" else -side * 5)
+            where: dict[str, Any] = {"ha": "left" if side == 1 else "right", "va": level}
+            axis.annotate(f"{entry['count']:,}", (value, rate), offset, textcoords="offset points", **_COUNT, **where)
+        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), ylabel="share solved (numbers: prompts)")
+    critic = summary.get("critic") or {}
+    names = (("pearson", "Pearson"), ("spearman", "Spearman"), ("brier", "Brier"), ("ece", "ECE"))
+    scores = "   ".join(f"{name} {critic[key]:.3f}" for key, name in names if critic.get(key) is not None)
+    _finish(axis, "Calibration on held-out prompts", xlabel="critic's value V", subtitle=scores)

@@ -1,0 +1,104 @@
+"""Sampling: prompts in, rollouts out. Token ids are kept all the way; text is never tokenised again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.config import Config, DataConfig, SamplingConfig
+from sppo.engines import Engine, SamplingParameters
+from sppo.errors import ConfigError, DataError
+from sppo.models.chat import encode_many
+from sppo.types import Prompt, Rollout
+
+
+def end_token_ids(tokenizer: Tokenizer, model: PreTrainedModel, extra: Sequence[int]) -> frozenset[int]:
+    """Every id that ends a response: the tokenizer's end token, those of the model's generation config, and `extra`."""
+    declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
+    listed = declared if isinstance(declared, list) else [declared]
+    return frozenset(int(i) for i in [tokenizer.eos_token_id, *listed, *extra] if i is not None)
+
+
+def sampling_parameters(
+    sampling: SamplingConfig, tokenizer: Tokenizer, model: PreTrainedModel, temperature: float | None = None
+) -> SamplingParameters:
+    """Returns the engine's parameters; `temperature` overrides that of training."""
+    return SamplingParameters(
+        max_tokens=sampling.max_response_tokens,
+        temperature=sampling.temperature if temperature is None else temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=end_token_ids(tokenizer, model, sampling.stop_token_ids),
+    )
+
+
+def sample(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    parameters: SamplingParameters,
+    *,
+    samples_per_prompt: int,
+    seed: int,
+) -> list[Rollout]:
+    """Samples G responses to each of P prompts.
+
+    Returns:
+        B = P * G rollouts; the G of one prompt stand together, in the prompts' order.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
+    completions = engine.generate(encoded, parameters, seed=seed)
+    assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
+    texts = tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
+    return [
+        Rollout(prompt, ids, completion, text, engine.version)
+        for prompt, ids, completion, text in zip(repeated, encoded, completions, texts, strict=True)
+    ]
+
+
+def filter_overlong(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, config: DataConfig, key: str = "data"
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Leaves out prompts longer than max_prompt_tokens, or refuses them, as the config says.
+
+    Returns:
+        The prompts kept, and a note that counts the others.
+
+    Raises:
+        DataError: overlong prompts where they are refused, or no prompt left.
+    """
+    lengths = [len(ids) for ids in encode_many(list(prompts), tokenizer)]
+    empty = [prompt.id for prompt, length in zip(prompts, lengths, strict=True) if length == 0]
+    if empty:
+        raise DataError(f"{len(empty)} prompts have no tokens at all, the first is {empty[0]!r}. Leave such rows out.")
+    limit = config.max_prompt_tokens
+    kept = tuple(prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= limit)
+    overlong = [p.id for p, length in zip(prompts, lengths, strict=True) if length > limit]
+    if not overlong:
+        return kept, ()
+    shown = ", ".join(overlong[:5]) + (", ..." if len(overlong) > 5 else "")
+    found = f"{len(overlong)} of {len(prompts)} prompts are longer than {key}.max_prompt_tokens {limit} ({shown})"
+    longest = f"The longest has {max(lengths)} tokens."
+    if config.overlong_prompts == "refuse":
+        raise DataError(f"{found}. {longest} Raise the limit, or set {key}.overlong_prompts to filter.")
+    if not kept:
+        raise DataError(f"{found}, so none is left. {longest} Raise the limit.")
+    return kept, (f"{found}; left out.",)
+
+
+def require_context(config: Config, length: int | None, name: str) -> None:
+    """Refuses sequences longer than a model's context.
+
+    Raises:
+        ConfigError: names the lengths.
+    """
+    wanted = config.data.max_prompt_tokens + config.sampling.max_response_tokens
+    if length is not None and wanted > length:
+        raise ConfigError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} + sampling.max_response_tokens "
+            f"{config.sampling.max_response_tokens} = {wanted} tokens, but {name} was made for {length}. "
+            "Lower one of them."
+        )

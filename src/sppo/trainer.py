@@ -1,0 +1,328 @@
+"""The loop: sample, grade, estimate, assign credit, update the critic, update the policy, record.
+
+Each value is complete when it is made and nothing flows back. Every random choice of a step has a seed of its own, so
+a run that was killed and resumed takes exactly the steps that it would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from sppo.batch import Batch, Credit, Estimates, collate
+from sppo.build import Given, Parts, build, check, restore, resume_point
+from sppo.checkpoint import TrainingState, save_checkpoint
+from sppo.config import Config
+from sppo.evaluate import Evaluation, evaluate
+from sppo.grading import grading_metrics
+from sppo.record import audit_records, credit_metrics, response_metrics, story, summarise
+from sppo.rollout import sample
+from sppo.run import NoProgress, Progress, RunFolder, StopRequest, derive_seed
+from sppo.sft import encode_demonstrations, fine_tune_phase
+from sppo.sinks import Sinks
+from sppo.tasks import demonstrations
+from sppo.types import Rollout, Verdict
+from sppo.update import StepGuard, estimate, update_critic, update_policy
+
+Metrics = dict[str, float]
+
+
+def train(
+    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Trains a model: warm start where the config has one, then `config.steps` steps.
+
+    Args:
+        config: all options.
+        given: models, rows or a reward function that a Python program hands over.
+        resume: go on from the last checkpoint in `config.output`.
+        progress: told how far it is.
+
+    Returns:
+        The summary that summary.json holds.
+
+    Raises:
+        SppoError: bad options, data or models before any long work; or training that cannot go on.
+        KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
+    """
+    session = _Session(config, given or Given(), resume, progress or NoProgress())
+    with session.closing():
+        session.start()
+        with StopRequest(session.progress) as stop:
+            session.progress.phase("training", config.steps)
+            session.progress.update(session.state.step, session.newest)
+            for step in range(session.state.step + 1, config.steps + 1):
+                session.take_step(step, stop)
+        return session.finish()
+
+
+def fine_tune(
+    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs the supervised phases alone and saves the model as the run's checkpoint step_0.
+
+    Arguments, result and exceptions as for `train`.
+    """
+    session = _Session(replace(config, steps=0), given or Given(), resume, progress or NoProgress(), fine_tuning=True)
+    with session.closing():
+        session.start()
+        return session.finish()
+
+
+class _Session:
+    """One run of the program on one run folder."""
+
+    def __init__(
+        self, config: Config, given: Given, resume: bool, progress: Progress, fine_tuning: bool = False
+    ) -> None:
+        # `sppo sft` trains no steps, which `validate` rightly refuses for `sppo train`.
+        checked = check(replace(config, steps=max(config.steps, 1)) if fine_tuning else config, given)
+        self.config = config = replace(checked, steps=config.steps)
+        self.given = given
+        self.progress = progress
+        self.fine_tuning = fine_tuning
+        self.started = time.perf_counter()
+        self.run = RunFolder.reopen(config) if resume else RunFolder.require_new(config)
+        self.checkpoint = resume_point(config) if resume else None
+        self.state = TrainingState()
+        self.newest: Metrics = {}
+        with self.timed("load"):
+            self.parts: Parts = build(config, given, self.checkpoint)
+        if not resume:
+            self.run = RunFolder.create(config)
+        self.run.require_space(_checkpoint_bytes(self.parts) * (config.checkpoint.keep + 2))
+        self.sinks = Sinks(config, self.run.path)
+        self.guard = StepGuard(config.optimizer.max_skipped_steps)
+        for note in self.parts.notes:
+            progress.message(note)
+
+    def start(self) -> None:
+        """Restores the checkpoint, or warm-starts and evaluates what training starts from."""
+        if self.checkpoint is not None:
+            loaded = self.state.seconds.get("load", 0.0)
+            self.state = restore(self.parts, self.checkpoint)
+            self.state.seconds["load"] = self.state.seconds.get("load", 0.0) + loaded
+            self.guard.skipped_total = self.state.skipped_optimizer_steps
+            self.guard.skipped_in_a_row = dict(self.state.skipped_in_a_row)
+            self.parts.engine.load_weights(self.parts.policy, self.state.step)
+            self.progress.message(f"Going on from {self.checkpoint}.")
+        self.run.forget_after(self.state.step if self.checkpoint is not None else -1)
+        if self.checkpoint is not None:
+            return
+        if self.fine_tuning:
+            self.state.before = story("before", self._evaluate("before", final=True))
+        self._warm_start()
+        measured = self._evaluate("after fine-tuning" if self.fine_tuning else "before", final=True)
+        if not self.fine_tuning:
+            self.state.before = story("before", measured)
+        self._note_best(measured.accuracy)
+        self._record({"step": 0, **measured.metrics()})
+        self.save()
+
+    def take_step(self, step: int, stop: StopRequest) -> None:
+        """One step of the loop, and whatever is due after it."""
+        began = time.perf_counter()
+        parts, config = self.parts, self.config
+        with self.timed("rollout") as seconds:
+            prompts = parts.stream.take(config.prompts_per_step)
+            rollouts = sample(
+                parts.engine,
+                prompts,
+                parts.tokenizer,
+                parts.training_sampling,
+                samples_per_prompt=config.sampling.samples_per_prompt,
+                seed=derive_seed(config.seed, "sampling", step),
+            )
+        metrics = {"time/rollout": seconds[0]}
+        with self.timed("grade") as seconds:
+            verdicts = parts.grader.grade(rollouts)
+        metrics |= {"time/grade": seconds[0], **grading_metrics(verdicts), **response_metrics(rollouts)}
+        batch = collate(rollouts, verdicts)
+        with self.timed("estimate") as seconds:
+            self._set_prior(batch)
+            before, estimate_metrics = estimate(
+                batch, parts.policy, parts.critic, config.algorithm, config.optimizer, config.sampling.temperature
+            )
+        credit = parts.algorithm.assign_credit(batch, before)
+        metrics |= {"time/estimate": seconds[0], **estimate_metrics, **credit_metrics(batch, before, credit)}
+        metrics |= self._update(step, batch, before, credit)
+        parts.engine.load_weights(parts.policy, step)
+        self._count(step, rollouts, verdicts, batch)
+        if config.logging.rollouts_every and step % config.logging.rollouts_every == 0:
+            self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit))
+        last = step == config.steps
+        due_checkpoint = last or _due(step, config.checkpoint.every)
+        if due_checkpoint or _due(step, config.evaluation.every):
+            measured = self._evaluate(f"step {step}", final=False)
+            metrics |= measured.metrics()
+            if due_checkpoint:
+                self._note_best(measured.accuracy)
+        took = time.perf_counter() - began
+        metrics |= {
+            "time/step": took,
+            "throughput/tokens_per_second": sum(len(r.completion.token_ids) for r in rollouts) / took,
+            "tokens/total": self.state.tokens_sampled,
+            "responses/total": self.state.responses,
+        }
+        self._record({"step": step, **metrics})
+        self.progress.update(step, metrics)
+        stopping = stop.requested and not last
+        if due_checkpoint or stopping:
+            self.save()
+        if stopping:
+            self.progress.message(f"Saved step {step}. Go on with the same command and --resume.")
+            raise KeyboardInterrupt
+
+    def finish(self) -> dict[str, Any]:
+        """The last evaluation, and summary.json."""
+        measured = self._evaluate("after", final=True)
+        self.state.seconds["total"] = self.state.seconds.get("total", 0.0) + time.perf_counter() - self.started
+        result = summarise(self.config, self.state, measured)
+        self.run.write_summary(result)
+        return result
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present state."""
+        self.state.stream = self.parts.stream.state_dict()
+        self.state.skipped_optimizer_steps = self.guard.skipped_total
+        self.state.skipped_in_a_row = dict(self.guard.skipped_in_a_row)
+        with self.timed("checkpoint"):
+            save_checkpoint(
+                self.run.checkpoints,
+                self.state,
+                policy=self.parts.policy,
+                tokenizer=self.parts.tokenizer,
+                critic=self.parts.critic,
+                optimizers=self.parts.optimizers,
+                keep=self.config.checkpoint.keep,
+            )
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[list[float]]:
+        """Adds the block's wall-clock seconds to the phase; the list yields them afterwards."""
+        began = time.perf_counter()
+        took = [0.0]
+        yield took
+        took[0] = time.perf_counter() - began
+        self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + took[0]
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Gives back processes and files, however the run ends."""
+        try:
+            yield
+        finally:
+            self.parts.engine.close()
+            self.sinks.close()
+            self.progress.close()
+
+    def _warm_start(self) -> None:
+        parts, config = self.parts, self.config
+        for number, phase in enumerate(config.sft.phases, start=1):
+            with self.timed("warm_start"):
+                seed = derive_seed(config.seed, "demonstrations", number)
+                prompts = demonstrations(config.data, phase.demonstrations, seed, self.given.rows)
+                rows = encode_demonstrations(prompts, parts.tokenizer)
+                self.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
+                result = fine_tune_phase(
+                    parts.policy,
+                    rows,
+                    phase,
+                    sft=config.sft,
+                    optimizer=config.optimizer,
+                    seed=seed,
+                    progress=self.progress,
+                    check=lambda: self._evaluate("fine-tuning", final=False, quiet=True).accuracy,
+                )
+            self.progress.message(
+                f"Fine-tuning {number} ({phase.demonstrations}): {result.steps} steps, loss {result.loss:.3f}."
+            )
+
+    def _evaluate(self, purpose: str, *, final: bool, quiet: bool = False) -> Evaluation:
+        config = self.config.evaluation
+        if final and not quiet:
+            self.progress.phase(f"evaluation: {purpose}", None)
+        with self.timed("evaluate"):
+            return evaluate(
+                self.parts.held_out,
+                self.parts.engine,
+                self.parts.tokenizer,
+                self.parts.grader,
+                self.parts.evaluation_sampling,
+                samples_per_prompt=config.final_samples_per_prompt if final else config.samples_per_prompt,
+                seed=derive_seed(self.config.seed, "evaluation"),
+                critic=self.parts.critic,
+            )
+
+    def _set_prior(self, batch: Batch) -> None:
+        if self.parts.critic is not None and not self.state.prior_is_set:
+            prior = self.config.critic.prior
+            self.parts.critic.set_prior(float(batch.rewards.mean()) if prior is None else prior)
+            self.state.prior_is_set = True
+
+    def _update(self, step: int, batch: Batch, before: Estimates, credit: Credit) -> Metrics:
+        parts, config = self.parts, self.config
+        metrics: Metrics = {}
+        if parts.critic is not None:
+            with self.timed("critic") as seconds:
+                metrics |= update_critic(
+                    parts.critic,
+                    parts.optimizers["critic"],
+                    batch,
+                    credit,
+                    config=config.critic,
+                    expected_rows=config.sequences_per_step,
+                    seed=derive_seed(config.seed, "critic", step),
+                    guard=self.guard,
+                )
+            metrics["time/critic"] = seconds[0]
+        if parts.critic is None or step > config.critic.warmup_steps:
+            with self.timed("policy") as seconds:
+                metrics |= update_policy(
+                    parts.policy,
+                    parts.optimizers["policy"],
+                    batch,
+                    before,
+                    credit,
+                    algorithm=config.algorithm,
+                    optimizer=config.optimizer,
+                    temperature=config.sampling.temperature,
+                    expected_rows=config.sequences_per_step,
+                    seed=derive_seed(config.seed, "policy", step),
+                    guard=self.guard,
+                )
+            metrics["time/policy"] = seconds[0]
+            self.state.tokens_trained += sum(batch.lengths)
+        metrics["update/skipped_steps"] = self.guard.skipped_total
+        return metrics
+
+    def _count(self, step: int, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], batch: Batch) -> None:
+        self.state.step = step
+        self.state.responses += len(rollouts)
+        self.state.tokens_sampled += sum(len(r.completion.token_ids) for r in rollouts)
+        self.state.left_out += len(verdicts) - len(batch)
+
+    def _note_best(self, accuracy: float) -> None:
+        if self.state.best_accuracy is None or accuracy > self.state.best_accuracy:
+            self.state.best_accuracy, self.state.best_step = accuracy, self.state.step
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        # A number that doesn't exist, such as the gradient norm of a skipped step, is left out: JSON has no NaN.
+        known = {name: value for name, value in line.items() if math.isfinite(value)}
+        self.newest = {name: value for name, value in known.items() if name != "step"}
+        self.run.append_metrics(known)
+        self.sinks.log(known)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _checkpoint_bytes(parts: Parts) -> int:
+    modules = [m for m in (parts.policy, parts.critic) if m is not None]
+    # Weights, and AdamW's two moments of each.
+    return sum(p.numel() * p.element_size() * 3 for module in modules for p in module.parameters())
