@@ -61,6 +61,7 @@ def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Lengths in tokens, and the share that was cut at the limit."""
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     return {
+        "response/tokens": sum(lengths),
         "response/length_mean": sum(lengths) / len(lengths),
         "response/length_max": max(lengths),
         "response/clipped_share": sum(not rollout.finished for rollout in rollouts) / len(rollouts),

@@ -124,11 +124,12 @@ class _Session:
         self.save()
 
     def take_step(self, step: int, stop: StopRequest) -> None:
-        """One step of the loop, and whatever is due after it."""
+        """One step of the loop, and whatever is due after it. time/step is the step alone."""
         began = time.perf_counter()
         parts, config = self.parts, self.config
-        with self.timed("rollout") as seconds:
-            prompts = parts.stream.take(config.prompts_per_step)
+        metrics: Metrics = {}
+        with self.timed("rollout", metrics):
+            prompts = parts.stream.take(config.prompts_per_step)  # P
             rollouts = sample(
                 parts.engine,
                 prompts,
@@ -136,42 +137,45 @@ class _Session:
                 parts.training_sampling,
                 samples_per_prompt=config.sampling.samples_per_prompt,
                 seed=derive_seed(config.seed, "sampling", step),
-            )
-        metrics = {"time/rollout": seconds[0]}
-        with self.timed("grade") as seconds:
+            )  # B = P * G
+        with self.timed("grade", metrics):
             verdicts = parts.grader.grade(rollouts)
-        metrics |= {"time/grade": seconds[0], **grading_metrics(verdicts), **response_metrics(rollouts)}
         batch = collate(rollouts, verdicts)
-        with self.timed("estimate") as seconds:
+        with self.timed("estimate", metrics):
             self._set_prior(batch)
-            before, estimate_metrics = estimate(
+            before, gap = estimate(
                 batch, parts.policy, parts.critic, config.algorithm, config.optimizer, config.sampling.temperature
             )
         credit = parts.algorithm.assign_credit(batch, before)
-        metrics |= {"time/estimate": seconds[0], **estimate_metrics, **credit_metrics(batch, before, credit)}
-        metrics |= self._update(step, batch, before, credit)
+        metrics |= gap | response_metrics(rollouts) | grading_metrics(verdicts) | credit_metrics(batch, before, credit)
+        metrics |= self._update_critic(step, batch, credit, metrics)
+        metrics |= self._update_policy(step, batch, before, credit, metrics)
         parts.engine.load_weights(parts.policy, step)
         self._count(step, rollouts, verdicts, batch)
-        if config.logging.rollouts_every and step % config.logging.rollouts_every == 0:
+        if _due(step, config.logging.rollouts_every):
             self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit))
-        last = step == config.steps
-        due_checkpoint = last or _due(step, config.checkpoint.every)
-        if due_checkpoint or _due(step, config.evaluation.every):
+        took = time.perf_counter() - began
+        metrics |= {"time/step": took, "throughput/tokens_per_second": metrics["response/tokens"] / took}
+        self._after_step(step, metrics, stop)
+
+    def _after_step(self, step: int, metrics: Metrics, stop: StopRequest) -> None:
+        """Evaluates, records and saves, each where it is due."""
+        last = step == self.config.steps
+        checkpoint_due = last or _due(step, self.config.checkpoint.every)
+        if checkpoint_due or _due(step, self.config.evaluation.every):
             measured = self._evaluate(f"step {step}", final=False)
             metrics |= measured.metrics()
-            if due_checkpoint:
+            if checkpoint_due:
                 self._note_best(measured.accuracy)
-        took = time.perf_counter() - began
         metrics |= {
-            "time/step": took,
-            "throughput/tokens_per_second": sum(len(r.completion.token_ids) for r in rollouts) / took,
             "tokens/total": self.state.tokens_sampled,
             "responses/total": self.state.responses,
+            "update/skipped_steps": self.guard.skipped_total,
         }
         self._record({"step": step, **metrics})
         self.progress.update(step, metrics)
         stopping = stop.requested and not last
-        if due_checkpoint or stopping:
+        if checkpoint_due or stopping:
             self.save()
         if stopping:
             self.progress.message(f"Saved step {step}. Go on with the same command and --resume.")
@@ -202,13 +206,14 @@ class _Session:
             )
 
     @contextmanager
-    def timed(self, phase: str) -> Iterator[list[float]]:
-        """Adds the block's wall-clock seconds to the phase; the list yields them afterwards."""
+    def timed(self, phase: str, metrics: Metrics | None = None) -> Iterator[None]:
+        """Adds the block's wall-clock seconds to the phase, and notes them as the step's "time/phase"."""
         began = time.perf_counter()
-        took = [0.0]
-        yield took
-        took[0] = time.perf_counter() - began
-        self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + took[0]
+        yield
+        took = time.perf_counter() - began
+        self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + took
+        if metrics is not None:
+            metrics[f"time/{phase}"] = took
 
     @contextmanager
     def closing(self) -> Iterator[None]:
@@ -264,41 +269,39 @@ class _Session:
             self.parts.critic.set_prior(float(batch.rewards.mean()) if prior is None else prior)
             self.state.prior_is_set = True
 
-    def _update(self, step: int, batch: Batch, before: Estimates, credit: Credit) -> Metrics:
-        parts, config = self.parts, self.config
-        metrics: Metrics = {}
-        if parts.critic is not None:
-            with self.timed("critic") as seconds:
-                metrics |= update_critic(
-                    parts.critic,
-                    parts.optimizers["critic"],
-                    batch,
-                    credit,
-                    config=config.critic,
-                    expected_rows=config.sequences_per_step,
-                    seed=derive_seed(config.seed, "critic", step),
-                    guard=self.guard,
-                )
-            metrics["time/critic"] = seconds[0]
-        if parts.critic is None or step > config.critic.warmup_steps:
-            with self.timed("policy") as seconds:
-                metrics |= update_policy(
-                    parts.policy,
-                    parts.optimizers["policy"],
-                    batch,
-                    before,
-                    credit,
-                    algorithm=config.algorithm,
-                    optimizer=config.optimizer,
-                    temperature=config.sampling.temperature,
-                    expected_rows=config.sequences_per_step,
-                    seed=derive_seed(config.seed, "policy", step),
-                    guard=self.guard,
-                )
-            metrics["time/policy"] = seconds[0]
-            self.state.tokens_trained += sum(batch.lengths)
-        metrics["update/skipped_steps"] = self.guard.skipped_total
-        return metrics
+    def _update_critic(self, step: int, batch: Batch, credit: Credit, metrics: Metrics) -> Metrics:
+        if self.parts.critic is None:
+            return {}
+        with self.timed("critic", metrics):
+            return update_critic(
+                self.parts.critic,
+                self.parts.optimizers["critic"],
+                batch,
+                credit,
+                config=self.config.critic,
+                expected_rows=self.config.sequences_per_step,
+                seed=derive_seed(self.config.seed, "critic", step),
+                guard=self.guard,
+            )
+
+    def _update_policy(self, step: int, batch: Batch, before: Estimates, credit: Credit, metrics: Metrics) -> Metrics:
+        if self.parts.critic is not None and step <= self.config.critic.warmup_steps:
+            return {}
+        self.state.tokens_trained += sum(batch.lengths)
+        with self.timed("policy", metrics):
+            return update_policy(
+                self.parts.policy,
+                self.parts.optimizers["policy"],
+                batch,
+                before,
+                credit,
+                algorithm=self.config.algorithm,
+                optimizer=self.config.optimizer,
+                temperature=self.config.sampling.temperature,
+                expected_rows=self.config.sequences_per_step,
+                seed=derive_seed(self.config.seed, "policy", step),
+                guard=self.guard,
+            )
 
     def _count(self, step: int, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], batch: Batch) -> None:
         self.state.step = step

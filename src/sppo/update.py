@@ -101,13 +101,10 @@ def estimate(
     if algorithm.old_logprobs == "sampler":
         return Estimates(batch.sampler_logprobs, values), {}
     old = torch.zeros_like(batch.sampler_logprobs)
-    entropy = torch.zeros_like(old)
     for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
-        said = _forward(policy, batch, rows, optimizer, temperature)
-        old[rows], entropy[rows] = said.logprobs.cpu(), said.entropy.cpu()
+        old[rows] = _forward(policy, batch, rows, optimizer, temperature).logprobs.cpu()
     gap = (old - batch.sampler_logprobs).abs()
     metrics = {
-        "policy/entropy": masked_mean(entropy, batch.mask),
         "sampler/logprob_gap_mean": masked_mean(gap, batch.mask),
         "sampler/logprob_gap_max": float(gap[batch.mask].max()),
     }
@@ -154,6 +151,7 @@ def update_policy(
     norms: list[float] = []
     cut = torch.zeros_like(batch.mask)
     kl = torch.zeros_like(batch.sampler_logprobs)
+    entropy = torch.zeros_like(batch.sampler_logprobs)
     for rows in minibatches(len(batch), expected_rows, optimizer.minibatch_size, optimizer.epochs, seed):
         weights = torch.zeros_like(batch.sampler_logprobs)
         counts = sum_over_ranks(torch.tensor([batch.mask[rows].sum(), len(rows)], dtype=torch.float64))
@@ -173,7 +171,7 @@ def update_policy(
             )
             result.loss.backward()
             loss += float(result.loss.detach())
-            cut[part], kl[part] = result.clipped.cpu(), result.approx_kl.cpu()
+            cut[part], kl[part], entropy[part] = result.clipped.cpu(), result.approx_kl.cpu(), said.entropy.cpu()
         norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
         losses.append(loss)
     return {
@@ -181,6 +179,7 @@ def update_policy(
         "policy/grad_norm": _mean(norms),
         "policy/clipfrac": masked_mean(cut.float(), batch.mask),
         "policy/approx_kl": masked_mean(kl, batch.mask),
+        "policy/entropy": masked_mean(entropy, batch.mask),
     }
 
 

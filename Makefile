@@ -1,0 +1,49 @@
+# make demo    install, then train a tiny model while you watch
+# make test    install, then run every test
+# make check   linter and type checker
+# make lock    write the lock files anew (needs uv)
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Small CPU operations crawl when idle threads spin.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test check lock clean
+
+demo: .venv/installed
+	$(BIN)/sppo demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.lock pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-dev: requirements-dev.lock .venv/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "sppo needs Python 3.10 or newer, and $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch itself pins the CUDA packages that its Linux build wants, and a CPU build wants none: neither belongs here.
+LOCK = uv pip compile pyproject.toml --universal --python-version 3.10 --no-header --no-annotate --quiet \
+	--override torch.pin | grep -Ev '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==.*/torch==2.13.0/' | uniq
+
+lock:
+	echo 'torch==2.13.0' > torch.pin
+	$(LOCK) > requirements.lock
+	$(subst pyproject.toml,pyproject.toml --extra dev,$(LOCK)) > requirements-dev.lock
+	rm torch.pin
+
+clean:
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache
