@@ -37,5 +37,14 @@ def test_one_belongs_to_the_last_bin():
     assert (only.low, only.high, only.count, only.solve_rate) == (0.9, 1.0, 2, 0.5)
 
 
+def test_bins_of_two_steps_merge_as_if_binned_together():
+    first, second = ([0.05, 0.55], [0.0, 1.0]), ([0.51, 0.52, 0.95], [0.0, 0.0, 1.0])
+    merged = c.add_reliability(c.reliability_rows(*first), c.reliability_rows(*second))
+    together = c.reliability_rows(first[0] + second[0], first[1] + second[1])
+    assert [row["low"] for row in merged] == [row["low"] for row in together]
+    for ours, whole in zip(merged, together, strict=True):
+        assert ours == pytest.approx(whole)
+
+
 def test_certain_and_wrong_is_finite():
     assert math.isfinite(c.binary_cross_entropy([0.0, 1.0], [1.0, 0.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,6 +97,22 @@ def calibration_metrics(values: ArrayLike, outcomes: ArrayLike) -> dict[str, flo
 def reliability_rows(values: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[dict[str, Any]]:
     """`reliability` as plain dicts, for summary.json."""
     return [asdict(b) for b in reliability(values, outcomes, bins)]
+
+
+def add_reliability(rows: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merges two sets of `reliability_rows`, as if their values had been binned together."""
+    merged = {row["low"]: row for row in rows}
+    for row in more:
+        old = merged.get(row["low"])
+        if old is None:
+            merged[row["low"]] = row
+            continue
+        count = old["count"] + row["count"]
+        means = {
+            key: (old[key] * old["count"] + row[key] * row["count"]) / count for key in ("mean_value", "solve_rate")
+        }
+        merged[row["low"]] = {**row, **means, "count": count}
+    return [merged[low] for low in sorted(merged)]
 
 
 def _pair(values: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, Floats]:

@@ -50,6 +50,8 @@ class TrainingState:
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
     """Responses without a reward."""
+    reliability: list[dict[str, Any]] = field(default_factory=list)
+    """V, as read before each update, against R: reliability bins over all responses so far."""
     before: dict[str, Any] = field(default_factory=dict)
     """Accuracy and examples before training, for the summary."""
 

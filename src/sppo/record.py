@@ -109,6 +109,7 @@ def summarise(config: Config, state: TrainingState, measured: Evaluation) -> dic
         **state.before,
         **after,
         **measured.calibration(),
+        "calibration_in_training": state.reliability,
         "examples": examples,
         "seconds": {name: round(value, 3) for name, value in state.seconds.items()},
         "tokens": {"sampled": state.tokens_sampled, "trained": state.tokens_trained},

@@ -15,6 +15,7 @@ from typing import Any
 
 from sppo.batch import Batch, Credit, Estimates, collate
 from sppo.build import Given, Parts, build, check, restore, resume_point
+from sppo.calibration import add_reliability, reliability_rows
 from sppo.checkpoint import TrainingState, save_checkpoint
 from sppo.config import Config
 from sppo.evaluate import Evaluation, evaluate
@@ -151,7 +152,7 @@ class _Session:
         metrics |= self._update_critic(step, batch, credit, metrics)
         metrics |= self._update_policy(step, batch, before, credit, metrics)
         parts.engine.load_weights(parts.policy, step)
-        self._count(step, rollouts, verdicts, batch)
+        self._count(step, rollouts, verdicts, batch, before)
         if _due(step, config.logging.rollouts_every):
             self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit))
         took = time.perf_counter() - began
@@ -303,11 +304,21 @@ class _Session:
                 guard=self.guard,
             )
 
-    def _count(self, step: int, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], batch: Batch) -> None:
+    def _count(
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        verdicts: Sequence[Verdict],
+        batch: Batch,
+        before: Estimates,
+    ) -> None:
         self.state.step = step
         self.state.responses += len(rollouts)
         self.state.tokens_sampled += sum(len(r.completion.token_ids) for r in rollouts)
         self.state.left_out += len(verdicts) - len(batch)
+        if before.values is not None:
+            seen = reliability_rows(before.values.mean(dim=1), batch.rewards)
+            self.state.reliability = add_reliability(self.state.reliability, seen)
 
     def _note_best(self, accuracy: float) -> None:
         if self.state.best_accuracy is None or accuracy > self.state.best_accuracy:

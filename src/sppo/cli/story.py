@@ -29,8 +29,10 @@ def print_result(console: Console, summary: Summary, *, calibration: bool = Fals
         console.print(_indented(accuracy_table(summary)))
     if summary.get("critic"):
         console.print("\n[bold]How well the critic foresees success, from the prompt alone[/]")
-        if calibration and summary.get("calibration"):
-            console.print(_indented(calibration_table(summary["calibration"])))
+        if calibration and summary.get("calibration_in_training"):
+            console.print("  [dim]All training responses, by V as it was before the critic saw what came of them:[/]")
+            console.print(_indented(calibration_table(summary["calibration_in_training"])))
+            console.print("  [dim]Held-out prompts, at the end:[/]")
         console.print(_indented(Text.from_markup(_critic_line(summary["critic"]))))
     if examples and summary.get("examples"):
         console.print("\n[bold]Three prompts[/]")
@@ -80,10 +82,10 @@ def accuracy_table(summary: Summary) -> Table:
 
 
 def calibration_table(bins: Sequence[Summary]) -> Table:
-    """Solve rate of the held-out prompts by the value that the critic gave them."""
+    """Solve rate by the value that the critic gave."""
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     table.add_column("V between")
-    for heading in ("prompts", "mean V", "solved"):
+    for heading in ("responses", "mean V", "solved"):
         table.add_column(heading, justify="right")
     table.add_column("share solved")
     for entry in bins:

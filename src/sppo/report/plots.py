@@ -92,8 +92,8 @@ def _line(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **styl
     return bool(values)
 
 
-def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step", subtitle: str = "") -> None:
-    """Titles the panel, its legend or `subtitle` between title and plot; `share` makes the y axis 0 to 100%."""
+def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step") -> None:
+    """Titles the panel, its legend between title and plot; `share` makes the y axis 0 to 100%."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     axis.set_title(title, pad=26)
@@ -112,7 +112,6 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if axis.get_legend_handles_labels()[1]:
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, **_LEGEND)
-    axis.text(0.0, 1.04, subtitle, fontsize=8, color="#4a4f57", transform=axis.transAxes)
 
 
 def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
@@ -170,20 +169,26 @@ def _length(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
 
 
 def _reliability(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
-    """Solve rate against V in bins; a dot's size and number say how many prompts are in it."""
-    bins = [entry for entry in summary.get("calibration") or [] if entry.get("count")]
-    if bins:
+    """Solve rate against V in bins; a dot's size and number say how many responses or prompts are in it."""
+    kinds = (
+        ("calibration_in_training", "training, V before each update", BLUE),
+        ("calibration", "held-out, after", GREEN),
+    )
+    for key, label, color in kinds:
+        bins = [entry for entry in summary.get(key) or [] if entry.get("count")]
+        if not bins:
+            continue
         most = max(entry["count"] for entry in bins)
         values = [entry["mean_value"] for entry in bins]
         rates = [entry["solve_rate"] for entry in bins]
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-        axis.plot(values, rates, color=GREEN, linewidth=1.2)
+        axis.plot(values, rates, color=color, linewidth=1.2, marker="o", ms=4, label=label)
         axis.scatter(
             values,
             rates,
             s=[25 + 150 * entry["count"] / most for entry in bins],
-            color=GREEN,
-            alpha=0.75,
+            color=color,
+            alpha=0.6,
             clip_on=False,
         )
         for entry in bins:
@@ -194,8 +199,8 @@ def _reliability(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> No
             offset = (side * (9 if level == "center" else 6), 0 if level == "center" else -side * 5)
             where: dict[str, Any] = {"ha": "left" if side == 1 else "right", "va": level}
             axis.annotate(f"{entry['count']:,}", (value, rate), offset, textcoords="offset points", **_COUNT, **where)
-        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), ylabel="share solved (numbers: prompts)")
+        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), ylabel="share solved")
     critic = summary.get("critic") or {}
     names = (("pearson", "Pearson"), ("spearman", "Spearman"), ("brier", "Brier"), ("ece", "ECE"))
-    scores = "   ".join(f"{name} {critic[key]:.3f}" for key, name in names if critic.get(key) is not None)
-    _finish(axis, "Calibration on held-out prompts", xlabel="critic's value V", subtitle=scores)
+    scores = "  ".join(f"{name} {critic[key]:.3f}" for key, name in names if critic.get(key) is not None)
+    _finish(axis, "Calibration of V", xlabel=f"V     (held-out: {scores})" if scores else "V")
