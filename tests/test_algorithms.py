@@ -77,6 +77,17 @@ def test_policy_loss_of_one_token(ratio, advantage, options, loss, gradient):
     assert found == (pytest.approx(loss, rel=1e-5), pytest.approx(gradient, rel=1e-5))
 
 
+def test_a_ratio_beyond_measure_leaves_the_gradient_finite():
+    loss, gradient = one_token_loss(1.0, 1.0)
+    logprobs = torch.tensor([[100.0, -1.0]], requires_grad=True)
+    result = policy_loss(logprobs, torch.tensor([[-1.0, -1.0]]), torch.ones(1, 1), torch.full((1, 2), 0.5))
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(-(1.2 + 1.0) / 2)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[0.0, pytest.approx(gradient / 2)]]
+    assert loss == -1.0
+
+
 def test_policy_loss_of_two_sequences_by_hand():
     # Sequence 0: one token, ratio 1, A = 1. Sequence 1: three tokens, ratio 1.1, A = -0.5. Padding holds garbage.
     logprobs = torch.tensor([[0.0, 9.0, float("inf")], [math.log(1.1)] * 3])

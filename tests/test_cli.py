@@ -182,7 +182,7 @@ def test_story_tells_everything_in_80_columns() -> None:
         "accuracy_before_by_difficulty": group,
         "accuracy_after_by_difficulty": {"2 operations": {"accuracy": 0.75, "prompts": 100, "stderr": 0.03}},
         "critic": {"pearson": 0.5, "spearman": None, "brier": 0.1, "ece": 0.05},
-        "calibration": [{"low": 0.9, "high": 1.0, "mean_value": 0.95, "solve_rate": 1.0, "count": 100}],
+        "calibration_in_training": [{"low": 0.9, "high": 1.0, "mean_value": 0.95, "solve_rate": 1.0, "count": 100}],
         "examples": [{"prompt": "1+[b]2", "gold": "3", "before": "#4", "before_reward": 0.0, "after": "#3",
                       "after_reward": 1.0}],
         "seconds": {"rollout": 61.0, "total": 125.0}, "tokens": {"sampled": 1234}, "output": "runs/demo",

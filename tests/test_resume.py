@@ -11,10 +11,12 @@ import time
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sppo.checkpoint import find_checkpoint
 from sppo.errors import RunFolderError, TrainingError
+from sppo.models.critic import PromptCritic
 from sppo.recipes import to_yaml
 from sppo.run import read_metrics
 from sppo.trainer import train
@@ -95,6 +97,16 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
     train(tiny_config(tmp_path / "run", steps=1))
     with pytest.raises(RunFolderError, match=r"Different: optimizer.learning_rate: 0.0003 -> 0.1"):
         train(tiny_config(tmp_path / "run", steps=2, optimizer__learning_rate=0.1), resume=True)
+
+
+def test_a_disk_that_fills_up_under_the_weights_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PromptCritic, "save_pretrained", full)
+    with pytest.raises(TrainingError, match=r"step_0 could not be written: .*No space left"):
+        train(tiny_config(tmp_path / "run"))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch):

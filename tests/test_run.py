@@ -82,6 +82,14 @@ def test_lines_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
 
 
+def test_line_separators_inside_a_response_do_not_break_a_line(tmp_path):
+    folder = RunFolder.create(config_at(tmp_path / "run"))
+    folder.append_rollouts({"step": step, "response": "a\u2028b\u0085c"} for step in (1, 2))
+    folder.forget_after(1)
+    lines = (folder.path / "rollouts.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["step"] for line in lines if line] == [1]
+
+
 def test_a_file_is_whole_or_as_before(tmp_path):
     target = tmp_path / "summary.json"
     target.write_text("old")

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import sppo
-from sppo.build import Given
-from sppo.errors import ConfigError, DataError, RewardError, RunFolderError, TrainingError
+from sppo.build import Given, build
+from sppo.errors import ConfigError, DataError, ModelError, RewardError, RunFolderError, TrainingError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.run import NoProgress, read_config, read_metrics, read_summary
 from sppo.tasks.chain_arithmetic import ALPHABET
@@ -205,13 +205,19 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
         ({"evaluation__data": None, "evaluation__prompts": 5000}, DataError, "5000"),
         ({"data__max_prompt_tokens": 1}, DataError, "so none is left"),
         ({"sampling__max_response_tokens": 500}, ConfigError, "but the model was made for 128"),
+        ({"sampling__stop_token_ids": [-5]}, ConfigError, "sampling.stop_token_ids has -5"),
+        ({"sampling__top_p": 0.9}, ConfigError, "algorithm.old_logprobs is sampler, but with sampling.top_p 0.9"),
+        ({"optimizer__betas": [0.9, 1.0]}, ConfigError, r"optimizer.betas is \[0.9, 1.0\]"),
+        ({"sft__phases": [{"batch_size": 0}]}, ConfigError, "sft.phases.0.batch_size is 0"),
+        ({"sft__phases": [{"demonstrations": "longhand"}]}, ConfigError, "longhand"),
+        ({"threads": 0}, ConfigError, "threads is 0"),
         ({"logging__sinks": ["wandb"]}, ConfigError, r"pip install 'sppo\[wandb\]'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         train(tiny_config(tmp_path / "run", **changes))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_exists_is_refused_before_loading(tmp_path):
@@ -223,8 +229,6 @@ def test_a_run_that_exists_is_refused_before_loading(tmp_path):
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     tokenizer = character_tokenizer(ALPHABET)
     tokenizer.eos_token = None
-    from sppo.errors import ModelError
-
     with pytest.raises(ModelError, match="has no end token"):
         train(tiny_config(tmp_path / "run"), Given(tokenizer=tokenizer))
 
@@ -234,3 +238,46 @@ def test_tensorboard_gets_the_metrics(tmp_path):
     train(tiny_config(tmp_path / "run", logging__sinks=["tensorboard"]))
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"reward/mean" in events.read_bytes()
+
+
+def test_fine_tuning_never_sees_a_held_out_prompt(tmp_path):
+    rows = [{**row, "demonstration": row["answer"]} for row in ROWS]
+    config = tiny_config(
+        tmp_path / "run", sft__phases=[{"steps": 1}], evaluation__data=None, data__task="rows", data__options={},
+        data__verifier="exact",
+    )  # fmt: skip
+    parts = build(config, Given(rows=rows))
+    held_out = {tuple(parts.tokenizer(prompt.text)["input_ids"]) for prompt in parts.held_out}
+    shown = {prompt for prompt, _ in parts.demonstrations[0]}
+    assert len(held_out) == 20
+    assert len(shown) == 80
+    assert not held_out & shown
+
+
+def test_a_half_precision_model_is_trained_in_float32(tmp_path):
+    summary = sppo.train(
+        tiny_config(tmp_path / "run", steps=1), model=tiny_qwen2().to(torch.bfloat16),
+        tokenizer=character_tokenizer(ALPHABET),
+    )  # fmt: skip
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "policy", dtype="auto")
+    assert saved.dtype == torch.float32
+    assert summary["steps"] == 1
+
+
+def test_a_prompt_too_long_for_the_critic_is_named(tmp_path):
+    changes = {"critic.config.max_position_embeddings": 4}
+    with pytest.raises(DataError, match=r"Prompt 'chain_arithmetic/.*' has \d+ tokens in the critic's tokenizer"):
+        train(tiny_config(tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pointer"])
+@pytest.mark.parametrize("key", ["model", "critic"])
+def test_damaged_weights_are_an_error_of_ours(tmp_path, damage, key):
+    tiny_qwen2().save_pretrained(tmp_path / "model")
+    character_tokenizer(ALPHABET).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200] if damage == "truncated" else b"version https://git-lfs\n")
+    with pytest.raises(ModelError, match=rf"{key}.path '.*' can't be loaded"):
+        train(
+            tiny_config(tmp_path / "run", **{f"{key}__path": str(tmp_path / "model"), "model__tokenizer": "characters"})
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from sppo.config import Config, ModelConfig, validate
 from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
 from sppo.errors import ConfigError, DataError, did_you_mean
 from sppo.grading import Grader, load_reward_function
-from sppo.models.chat import opens_thinking
+from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.critic import PromptCritic, make_critic
 from sppo.models.loading import (
     context_length,
@@ -31,8 +32,10 @@ from sppo.models.loading import (
 )
 from sppo.rollout import filter_overlong, require_context, sampling_parameters
 from sppo.run import derive_seed
+from sppo.sft import TokenRow, encode_demonstrations
+from sppo.sinks import require_sinks
 from sppo.stream import PromptStream, hold_out
-from sppo.tasks import load_prompts
+from sppo.tasks import demonstrations, load_prompts, prompt_key
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
 from sppo.update import make_optimizer
@@ -54,7 +57,6 @@ class Given:
 class Parts:
     """Everything the loop works with."""
 
-    config: Config
     algorithm: Algorithm
     tokenizer: Tokenizer
     policy: PreTrainedModel
@@ -67,6 +69,8 @@ class Parts:
     held_out: tuple[Prompt, ...]
     training_sampling: SamplingParameters
     evaluation_sampling: SamplingParameters
+    demonstrations: tuple[list[TokenRow], ...]
+    """Encoded demonstrations of each fine-tuning phase; empty where a checkpoint is past them."""
     notes: tuple[str, ...]
     """What the loaders left out, for people."""
 
@@ -81,9 +85,14 @@ def check(config: Config, given: Given) -> Config:
         name = getattr(given.model, "name_or_path", "") or type(given.model).__name__
         config = replace(config, model=replace(config.model, path=name, config=None))
     if given.rows is not None:
-        config = replace(config, data=replace(config.data, task="rows", path=None))
+        config = replace(
+            config,
+            data=replace(config.data, task="rows", path=None),
+            evaluation=replace(config.evaluation, data=None),
+        )
     validate(config)
     get_algorithm(config.algorithm.name)
+    require_sinks(config)
     if config.engine.name not in ENGINES:
         raise ConfigError(
             f"engine.name is {config.engine.name!r}, which is no engine.{did_you_mean(config.engine.name, ENGINES)}"
@@ -91,8 +100,14 @@ def check(config: Config, given: Given) -> Config:
     return config
 
 
-def build(config: Config, given: Given, checkpoint: Path | None = None) -> Parts:
+def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_tuning: bool = False) -> Parts:
     """Loads data, models, critic and engine; from a checkpoint where one is given.
+
+    Args:
+        config: all options.
+        given: what a Python program handed over.
+        checkpoint: to go on from.
+        fine_tuning: only the supervised phases will run, which need no critic.
 
     Raises:
         SppoError: whatever is missing or doesn't fit together.
@@ -106,14 +121,18 @@ def build(config: Config, given: Given, checkpoint: Path | None = None) -> Parts
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
     require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")
-    if given.model is None:
-        require_context(config, context_length(load_model_config(config.model)), "the model")
+    architecture = load_model_config(config.model) if given.model is None else given.model.config
+    require_context(config, context_length(architecture), "the model")
     reward_function = given.reward_function or (
         load_reward_function(config.data.reward) if config.data.reward else None
     )
     training, held_out, notes = load_data(config, given, tokenizer, has_reward_function=reward_function is not None)
+    shown = () if checkpoint is not None else load_demonstrations(config, given, tokenizer, held_out)
     policy = _policy(config, given, tokenizer, device, checkpoint)
-    critic = _critic(config, policy, tokenizer, checkpoint) if algorithm.has_prompt_critic else None
+    critic = None
+    if algorithm.has_prompt_critic and not fine_tuning:
+        critic = _critic(config, policy, tokenizer, checkpoint)
+        require_readable(critic, [*training, *held_out])
     options = config.optimizer
     optimizers: dict[str, torch.optim.Optimizer] = {
         "policy": make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas)
@@ -121,7 +140,6 @@ def build(config: Config, given: Given, checkpoint: Path | None = None) -> Parts
     if critic is not None:
         optimizers["critic"] = make_optimizer(critic, config.critic.learning_rate, config.critic.weight_decay)
     return Parts(
-        config=config,
         algorithm=algorithm,
         tokenizer=tokenizer,
         policy=policy,
@@ -133,8 +151,44 @@ def build(config: Config, given: Given, checkpoint: Path | None = None) -> Parts
         held_out=held_out,
         training_sampling=sampling_parameters(config.sampling, tokenizer, policy),
         evaluation_sampling=sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
+        demonstrations=shown,
         notes=notes,
     )
+
+
+def load_demonstrations(
+    config: Config, given: Given, tokenizer: Tokenizer, held_out: Sequence[Prompt]
+) -> tuple[list[TokenRow], ...]:
+    """Returns the encoded demonstrations of each fine-tuning phase, none of a held-out prompt.
+
+    Raises:
+        DataError: the data has no demonstrations, or none but of held-out prompts.
+    """
+    unseen = {prompt_key(prompt.text) for prompt in held_out}
+    phases = []
+    for number, phase in enumerate(config.sft.phases, start=1):
+        seed = derive_seed(config.seed, "demonstrations", number)
+        shown = demonstrations(config.data, phase.demonstrations, seed, given.rows)
+        kept = [prompt for prompt in shown if prompt_key(prompt.text) not in unseen]
+        if not kept:
+            raise DataError(f"All {len(shown)} demonstrations are of held-out prompts; lower evaluation.prompts.")
+        phases.append(encode_demonstrations(kept, tokenizer))
+    return tuple(phases)
+
+
+def require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
+    """Refuses prompts that are empty or too long for the critic, in tokens of its own tokenizer.
+
+    Raises:
+        DataError: names the first such prompt.
+    """
+    limit = context_length(critic.trunk.config)
+    for prompt, ids in zip(prompts, encode_many(list(prompts), critic.tokenizer), strict=True):
+        if not ids or (limit is not None and len(ids) > limit):
+            raise DataError(
+                f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
+                f"{limit}. Lower data.max_prompt_tokens, or choose another critic."
+            )
 
 
 def load_data(
@@ -154,13 +208,17 @@ def load_data(
     if given.held_out_rows is None and config.evaluation.data is None:
         training, held_out = hold_out(kept, config.evaluation.prompts, derive_seed(config.seed, "held out"))
     else:
-        data = config.evaluation.data or replace(config.data, limit=None)
+        data = config.evaluation.data
+        if data is None or given.held_out_rows is not None:
+            data = replace(config.data, task="rows", path=None, limit=None)
         held = load_prompts(
             data, seed=config.seed, rows=given.held_out_rows, require_gold=require_gold, pool=shared_pool()
         )
         held_out, overlong = filter_overlong(held.prompts, tokenizer, data, key="evaluation.data")
         notes += [*held.notes, *overlong]
-        held_out = held_out[: config.evaluation.prompts]
+        if len(held_out) > config.evaluation.prompts:
+            # The same for every seed, so that runs can be compared; at random, as files are often sorted by topic.
+            held_out = random.Random(0).sample(held_out, config.evaluation.prompts)
     if not training or not held_out:
         raise DataError(f"There are {len(training)} training and {len(held_out)} held-out prompts; both are needed.")
     return tuple(training), tuple(held_out), tuple(notes)
@@ -193,17 +251,10 @@ def _policy(
 
 def _critic(config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, checkpoint: Path | None) -> PromptCritic:
     if checkpoint is None:
-        critic = make_critic(config, policy, tokenizer)
-    else:
-        critic = PromptCritic.from_pretrained(
-            checkpoint / "critic",
-            device=policy.device,
-            tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
-            checkpoint=config.critic.gradient_checkpointing,
-        )
-    require_context(
-        replace(config, sampling=replace(config.sampling, max_response_tokens=0)),
-        context_length(critic.trunk.config),
-        "the critic",
+        return make_critic(config, policy, tokenizer)
+    return PromptCritic.from_pretrained(
+        checkpoint / "critic",
+        device=policy.device,
+        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
+        gradient_checkpointing=config.critic.gradient_checkpointing,
     )
-    return critic

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -91,7 +92,7 @@ def save_checkpoint(
         _point(checkpoints / "last", final)
         if state.best_step == state.step:
             _point(checkpoints / "best", final)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
             f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
@@ -112,6 +113,11 @@ def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     return path.resolve() if (path / "state.json").is_file() else None
 
 
+def count_checkpoints(folder: Path) -> int:
+    """How many whole checkpoints a run has."""
+    return len(_steps(folder / "checkpoints"))
+
+
 def require_checkpoint(folder: Path, name: str) -> Path:
     """`find_checkpoint` that refuses.
 
@@ -126,8 +132,16 @@ def require_checkpoint(folder: Path, name: str) -> Path:
 
 
 def load_state(checkpoint: Path) -> TrainingState:
-    """Reads state.json."""
-    return TrainingState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    """Reads state.json.
+
+    Raises:
+        RunFolderError: it was written by a version of sppo that remembered other things.
+    """
+    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    try:
+        return TrainingState(**saved)
+    except TypeError as error:
+        raise RunFolderError(f"{checkpoint} was written by another version of sppo, so it can't be resumed.") from error
 
 
 def load_optimizers(checkpoint: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:

@@ -23,8 +23,6 @@ class ModelConfig:
     """Sizes of a new, randomly initialised model, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, or "characters" for the built-in one; default: the model's own."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type the weights are kept in; auto: float32. On a GPU the arithmetic is bfloat16 (autocast) either way."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel that transformers uses."""
     gradient_checkpointing: bool = False
@@ -182,7 +180,7 @@ class EvaluationConfig:
     final_samples_per_prompt: int = 4
     """Responses to each held-out prompt in the first and last evaluation, which the summary reports."""
     every: int = 10
-    """Steps between evaluations; 0: only before and after training."""
+    """Steps between evaluations; 0: only at checkpoints, which are always measured."""
     temperature: float | None = None
     """Temperature of evaluation; default: that of training."""
 
@@ -305,6 +303,8 @@ def validate(config: Config) -> None:
         ConfigError: names the key, the value found and what would work.
     """
     _check_ranges(config)
+    _check_sampling(config)
+    _check_fine_tuning(config)
     _check_batches(config)
     if config.model.path is None and config.model.config is None:
         raise ConfigError(
@@ -322,7 +322,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _POSITIVE = (
     "critic.learning_rate", "critic.max_grad_norm", "optimizer.learning_rate", "optimizer.max_grad_norm",
-    "sampling.temperature", "algorithm.clip_low", "algorithm.clip_high", "sft.max_grad_norm",
+    "sampling.temperature", "algorithm.clip_high", "sft.max_grad_norm",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "critic.warmup_steps", "critic.weight_decay", "optimizer.weight_decay", "sampling.top_k", "evaluation.every",
@@ -342,6 +342,7 @@ def _check_ranges(config: Config) -> None:
     require(_POSITIVE, lambda value: value > 0, "greater than 0")
     require(_NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     require(("sampling.top_p",), lambda value: 0 < value <= 1, "in (0, 1]")
+    require(("algorithm.clip_low",), lambda value: 0 < value <= 1, "in (0, 1]")
     if config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
     if config.algorithm.dual_clip is not None and config.algorithm.dual_clip <= 1:
@@ -350,6 +351,35 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"algorithm.importance_cap is {config.algorithm.importance_cap}, but must be greater than 0.")
     if config.evaluation.temperature is not None and config.evaluation.temperature < 0:
         raise ConfigError(f"evaluation.temperature is {config.evaluation.temperature}, but must be 0 or more.")
+
+
+def _check_sampling(config: Config) -> None:
+    negative = [token for token in config.sampling.stop_token_ids if token < 0]
+    if negative:
+        raise ConfigError(f"sampling.stop_token_ids has {negative[0]}, but token ids are 0 or more.")
+    if config.threads is not None and config.threads < 1:
+        raise ConfigError(f"threads is {config.threads}, but must be at least 1 (or null for all cores).")
+    truncated = config.sampling.top_p < 1 or config.sampling.top_k > 0
+    if config.algorithm.old_logprobs == "sampler" and truncated:
+        raise ConfigError(
+            f"algorithm.old_logprobs is sampler, but with sampling.top_p {config.sampling.top_p} and top_k "
+            f"{config.sampling.top_k} the sampler's log-probabilities are those of the truncated distribution, and the "
+            "ratio would not start at 1. Set algorithm.old_logprobs to trainer, or top_p to 1 and top_k to 0."
+        )
+
+
+def _check_fine_tuning(config: Config) -> None:
+    for section, betas in (("optimizer", config.optimizer.betas), ("sft", config.sft.betas)):
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"{section}.betas is {list(betas)}, but both must lie in [0, 1).")
+    for number, phase in enumerate(config.sft.phases):
+        for name in ("steps", "batch_size", "check_every"):
+            if getattr(phase, name) < 1:
+                raise ConfigError(f"sft.phases.{number}.{name} is {getattr(phase, name)}, but must be at least 1.")
+        if not 0 < phase.learning_rate < math.inf:
+            raise ConfigError(
+                f"sft.phases.{number}.learning_rate is {phase.learning_rate}, but must be greater than 0."
+            )
 
 
 def _check_batches(config: Config) -> None:

@@ -10,18 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def is_distributed() -> bool:
-    """Whether a process group with more than one rank is up."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def is_main() -> bool:
-    """Whether this rank is the one that writes."""
-    return not is_distributed() or dist.get_rank() == 0
-
-
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sums `tensor` over ranks, in place, and returns it."""
-    if is_distributed():
-        dist.all_reduce(tensor)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        # NCCL reduces only what lies on a GPU.
+        moved = tensor.cuda() if dist.get_backend() == "nccl" else tensor
+        dist.all_reduce(moved)
+        if moved is not tensor:
+            tensor.copy_(moved)
     return tensor

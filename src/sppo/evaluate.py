@@ -35,8 +35,11 @@ class Evaluation:
         return _mean(self.solve_rates)
 
     @property
-    def accuracy_stderr(self) -> float:
-        """Standard error of the accuracy, clustered by prompt: samples of one prompt are not independent."""
+    def accuracy_stderr(self) -> float | None:
+        """Standard error of the accuracy, clustered by prompt, as samples of one prompt are not independent.
+
+        None for a single prompt, which says nothing of the spread between prompts.
+        """
         return _stderr(self.solve_rates)
 
     @property
@@ -48,15 +51,16 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """The numbers of one evaluation, by metric name."""
         rollouts = [rollout for record in self.records for rollout in record.rollouts]
+        stderr = self.accuracy_stderr
         return {
             "eval/accuracy": self.accuracy,
-            "eval/accuracy_stderr": self.accuracy_stderr,
+            **({} if stderr is None else {"eval/accuracy_stderr": stderr}),
             "eval/error_share": self.error_share,
             "eval/clipped_share": _mean([float(not rollout.finished) for rollout in rollouts]),
             "eval/length_mean": _mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         }
 
-    def by_difficulty(self) -> dict[str, dict[str, float]]:
+    def by_difficulty(self) -> dict[str, dict[str, float | None]]:
         """Accuracy, its standard error and the number of prompts for each difficulty label, in the labels' order."""
         groups: dict[str, list[float]] = {}
         for record in self.records:
@@ -133,9 +137,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _stderr(values: Sequence[float]) -> float:
+def _stderr(values: Sequence[float]) -> float | None:
     if len(values) < 2:
-        return float("nan")
+        return None
     mean = _mean(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 

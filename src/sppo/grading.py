@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.errors import ConfigError, RewardError
-from sppo.types import Rollout, Verdict
+from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.pool import VerifierPool
 from sppo.verifiers.table import get_verifier
 from sppo.verifiers.verify import shared_pool
@@ -41,6 +41,12 @@ class Grader:
         self.reward_function = reward_function
         self.pool = pool
         self.prompt_opens_thinking = prompt_opens_thinking
+
+    def describe(self, prompt: Prompt) -> dict[str, str]:
+        """Who grades responses to this prompt, for the audit record: name and version."""
+        if self.reward_function is not None:
+            return {"verifier": f"reward function {function_name(self.reward_function)}", "verifier_version": ""}
+        return {"verifier": prompt.verifier, "verifier_version": get_verifier(prompt.verifier).version}
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """Returns one verdict a rollout, in order.
@@ -81,13 +87,18 @@ class Grader:
         return [verdict for verdict in verdicts if verdict is not None]
 
 
+def function_name(function: RewardFunction) -> str:
+    """Returns "module:function", as messages and records name it."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+
+
 def call_reward_function(function: RewardFunction, rollouts: Sequence[Rollout]) -> list[Verdict]:
     """Calls the user's function once for the batch, in TRL's signature, and checks what comes back.
 
     Raises:
         RewardError: names the function, and the sample where one is at fault.
     """
-    name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+    name = function_name(function)
     arguments = reward_arguments(rollouts)
     try:
         rewards = function(**_accepted(function, arguments))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
 from sppo.build import Given, load_data
 from sppo.checkpoint import require_checkpoint
-from sppo.config import Config
+from sppo.config import Config, ModelConfig
 from sppo.engines import build_engine
 from sppo.errors import ConfigError
-from sppo.evaluate import evaluate
+from sppo.evaluate import Evaluation, evaluate
 from sppo.grading import Grader, load_reward_function
 from sppo.models.chat import opens_thinking
 from sppo.models.critic import PromptCritic
@@ -20,6 +24,7 @@ from sppo.recipes import load_recipe
 from sppo.rollout import sampling_parameters
 from sppo.run import NoProgress, Progress, derive_seed
 from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.types import Prompt
 
 
 def evaluate_run(
@@ -55,31 +60,16 @@ def evaluate_run(
     progress = progress or NoProgress()
     critic, model = None, config.model
     device = pick_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     if is_run:
         saved = require_checkpoint(folder, checkpoint)
         model = replace(model, path=str(saved / "policy"), tokenizer=None)
         if (saved / "critic").is_dir():
             critic = PromptCritic.from_pretrained(saved / "critic", device=device)
-    reward_function = load_reward_function(config.data.reward) if config.data.reward else None
     tokenizer = load_tokenizer(model, ALPHABET)
-    _, prompts, notes = load_data(config, Given(), tokenizer, has_reward_function=reward_function is not None)
-    for note in notes:
-        progress.message(note)
-    policy = load_policy(model, tokenizer, device)
-    engine = build_engine(policy, config.engine)
     count = samples_per_prompt or config.evaluation.final_samples_per_prompt
-    progress.phase(f"evaluation: {len(prompts)} prompts x {count} samples", None)
-    measured = evaluate(
-        prompts,
-        engine,
-        tokenizer,
-        Grader(reward_function, prompt_opens_thinking=opens_thinking(prompts[0], tokenizer)),
-        sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
-        samples_per_prompt=count,
-        seed=derive_seed(config.seed, "evaluation"),
-        critic=critic,
-    )
-    engine.close()
+    prompts, measured = _measure(config, model, tokenizer, critic, device, count, progress)
     return {
         "model": str(model.path),
         "accuracy": measured.accuracy,
@@ -91,3 +81,35 @@ def evaluate_run(
         "error_share": measured.error_share,
         **measured.calibration(),
     }
+
+
+def _measure(
+    config: Config,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    critic: PromptCritic | None,
+    device: torch.device,
+    samples_per_prompt: int,
+    progress: Progress,
+) -> tuple[Sequence[Prompt], Evaluation]:
+    reward_function = load_reward_function(config.data.reward) if config.data.reward else None
+    _, prompts, notes = load_data(config, Given(), tokenizer, has_reward_function=reward_function is not None)
+    for note in notes:
+        progress.message(note)
+    policy = load_policy(model, tokenizer, device)
+    engine = build_engine(policy, config.engine)
+    progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
+    try:
+        measured = evaluate(
+            prompts,
+            engine,
+            tokenizer,
+            Grader(reward_function, prompt_opens_thinking=opens_thinking(prompts[0], tokenizer)),
+            sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
+            samples_per_prompt=samples_per_prompt,
+            seed=derive_seed(config.seed, "evaluation"),
+            critic=critic,
+        )
+    finally:
+        engine.close()
+    return prompts, measured

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,11 +119,6 @@ def _critic_parameters(config: Config, policy: PretrainedConfig, vocabulary: int
         architecture = _sized(build_config(options.config, "critic.config"), options.config, vocabulary)
     else:
         architecture = policy
-    require_context(
-        replace(config, sampling=replace(config.sampling, max_response_tokens=0)),
-        context_length(architecture),
-        "the critic",
-    )
     return count_parameters(architecture, AutoModel) + architecture.get_text_config().hidden_size + 1
 
 

@@ -15,8 +15,8 @@ from sppo.calibration import calibration_metrics
 from sppo.checkpoint import TrainingState
 from sppo.config import Config
 from sppo.evaluate import Evaluation
+from sppo.grading import Grader
 from sppo.types import Rollout, Verdict
-from sppo.verifiers import get_verifier
 
 
 def audit_records(
@@ -26,6 +26,7 @@ def audit_records(
     batch: Batch,
     before: Estimates,
     credit: Credit,
+    grader: Grader,
 ) -> Iterator[dict[str, Any]]:
     """Yields one line of rollouts.jsonl for each response; V and A are null for those left out."""
     place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
@@ -45,8 +46,7 @@ def audit_records(
             "value": None if row is None or before.values is None else float(before.values[row].mean()),
             "advantage": None if row is None else float(credit.advantages[row].mean()),
             **asdict(verdict),
-            "verifier": prompt.verifier,
-            "verifier_version": get_verifier(prompt.verifier).version,
+            **grader.describe(prompt),
         }
 
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -28,8 +28,13 @@ import yaml
 from sppo.config import Config, flatten, to_dict
 from sppo.errors import RunFolderError
 
-RESUMABLE_CHANGES = ("steps", "output", "description", "threads", "checkpoint.", "logging.", "evaluation.every")
-"""Keys that may differ between a run and its resumption: they don't change any step that was already taken."""
+RESUMABLE_CHANGES = (
+    "steps", "output", "description", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
+    "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.logprob_chunk_tokens",
+    "model.gradient_checkpointing", "critic.gradient_checkpointing",
+)  # fmt: skip
+"""Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
+rounding."""
 
 
 class Progress(Protocol):
@@ -116,9 +121,9 @@ class RunFolder:
         path = folder.path
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            folder.write_config(config)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.") from error
-        folder.write_config(config)
         return folder
 
     @classmethod
@@ -165,7 +170,7 @@ class RunFolder:
         """Drops metrics and audit records later than `step`, and a torn last line: they are about to be made anew."""
         for name in ("metrics.jsonl", "rollouts.jsonl"):
             if (self.path / name).is_file():
-                kept = [line for line in _read_lines(self.path / name) if line["step"] <= step]
+                kept = (line for line in _read_lines(self.path / name) if line["step"] <= step)
                 write_atomically(self.path / name, lambda path, kept=kept: _append(path, kept, mode="w"))  # type: ignore[misc]
 
     def require_space(self, needed_bytes: int) -> None:
@@ -174,7 +179,8 @@ class RunFolder:
         Raises:
             RunFolderError: it has not; says how much there is.
         """
-        free = shutil.disk_usage(self.path).free
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
         if free < needed_bytes:
             raise RunFolderError(
                 f"{self.path} has {free / 1e9:.1f} GB free, but the checkpoints to keep need about "
@@ -208,7 +214,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl, without a torn last one; empty where there are none yet."""
     path = folder / "metrics.jsonl"
-    return _read_lines(path) if path.is_file() else []
+    return list(_read_lines(path)) if path.is_file() else []
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -259,10 +265,10 @@ def _append(path: Path, lines: Iterable[Mapping[str, Any]], mode: str = "a") -> 
         handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        # A process that was killed can leave a torn last line; it has no newline.
-        if line.endswith("\n"):
-            lines.append(json.loads(line))
-    return lines
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    # str.splitlines would also split at U+2028, which a response may hold; a file is read up to \n alone.
+    with open(path, encoding="utf-8", newline="\n") as handle:
+        for line in handle:
+            # A process that was killed can leave a torn last line; it has no newline.
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -62,6 +62,7 @@ def fine_tune_phase(
     optimizer: OptimizerConfig,
     seed: int,
     progress: Progress,
+    guard: StepGuard,
     check: Callable[[], float],
 ) -> PhaseResult:
     """Minimises the negative log-likelihood of demonstrations, token mean over each mini-batch.
@@ -74,15 +75,15 @@ def fine_tune_phase(
         optimizer: micro-batch size and layout.
         seed: of the order of demonstrations.
         progress: told of each step.
+        guard: takes the optimiser steps.
         check: returns held-out accuracy; called only where the phase stops on accuracy.
     """
     adam = make_optimizer(policy, phase.learning_rate, sft.weight_decay, sft.betas)
-    guard = StepGuard(optimizer.max_skipped_steps)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     loss, tokens, step = float("nan"), 0, 0
     for step in range(1, phase.steps + 1):
-        if len(order) < phase.batch_size:
+        while len(order) < phase.batch_size:
             order += torch.randperm(len(rows), generator=generator).tolist()
         chosen, order = [rows[index] for index in order[: phase.batch_size]], order[phase.batch_size :]
         if phase.schedule == "linear":

@@ -10,24 +10,32 @@ from typing import Any
 from sppo.config import Config, to_dict
 from sppo.errors import ConfigError
 
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def require_sinks(config: Config) -> None:
+    """Checks that the package of every configured sink is installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for sink in config.logging.sinks:
+        _require(_MODULES[sink], sink)
+
 
 class Sinks:
     """Sends each step's metrics to every configured place."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Opens the sinks.
-
-        Raises:
-            ConfigError: a sink's package is not installed.
-        """
+        """Opens the sinks, which `require_sinks` has found installed."""
         self._loggers: list[Any] = []
         self._writer: Any = None
         settings = {"project": config.logging.project, "name": folder.name, "config": to_dict(config)}
         for sink in config.logging.sinks:
+            module = _require(_MODULES[sink], sink)
             if sink == "tensorboard":
-                self._writer = _require("torch.utils.tensorboard", sink).SummaryWriter(str(folder / "tensorboard"))
+                self._writer = module.SummaryWriter(str(folder / "tensorboard"))
             else:
-                module = _require(sink, sink)
                 module.init(**settings)
                 self._loggers.append(module)
 

@@ -13,19 +13,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from sppo.batch import Batch, Credit, Estimates, collate
 from sppo.build import Given, Parts, build, check, restore, resume_point
 from sppo.calibration import add_reliability, reliability_rows
-from sppo.checkpoint import TrainingState, save_checkpoint
+from sppo.checkpoint import TrainingState, count_checkpoints, save_checkpoint
 from sppo.config import Config
+from sppo.errors import TrainingError
 from sppo.evaluate import Evaluation, evaluate
 from sppo.grading import grading_metrics
 from sppo.record import audit_records, credit_metrics, response_metrics, story, summarise
 from sppo.rollout import sample
 from sppo.run import NoProgress, Progress, RunFolder, StopRequest, derive_seed
-from sppo.sft import encode_demonstrations, fine_tune_phase
+from sppo.sft import fine_tune_phase
 from sppo.sinks import Sinks
-from sppo.tasks import demonstrations
 from sppo.types import Rollout, Verdict
 from sppo.update import StepGuard, estimate, update_critic, update_policy
 
@@ -51,7 +53,7 @@ def train(
         KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
     """
     session = _Session(config, given or Given(), resume, progress or NoProgress())
-    with session.closing():
+    with session.closing(), enough_memory():
         session.start()
         with StopRequest(session.progress) as stop:
             session.progress.phase("training", config.steps)
@@ -69,9 +71,26 @@ def fine_tune(
     Arguments, result and exceptions as for `train`.
     """
     session = _Session(replace(config, steps=0), given or Given(), resume, progress or NoProgress(), fine_tuning=True)
-    with session.closing():
+    with session.closing(), enough_memory():
         session.start()
         return session.finish()
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Says what to change where the GPU's memory runs out.
+
+    Raises:
+        TrainingError: it did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU's memory is full: {str(error).splitlines()[0]} Lower optimizer.tokens_per_microbatch (updates), "
+            "engine.max_rows (sampling) or optimizer.logprob_chunk_tokens, or set model.gradient_checkpointing; none "
+            "of them changes the result. Then go on with --resume."
+        ) from error
 
 
 class _Session:
@@ -83,19 +102,21 @@ class _Session:
         # `sppo sft` trains no steps, which `validate` rightly refuses for `sppo train`.
         checked = check(replace(config, steps=max(config.steps, 1)) if fine_tuning else config, given)
         self.config = config = replace(checked, steps=config.steps)
-        self.given = given
         self.progress = progress
         self.fine_tuning = fine_tuning
-        self.started = time.perf_counter()
+        self.mark = time.perf_counter()
+        self.final: Evaluation | None = None
         self.run = RunFolder.reopen(config) if resume else RunFolder.require_new(config)
         self.checkpoint = resume_point(config) if resume else None
         self.state = TrainingState()
         self.newest: Metrics = {}
         with self.timed("load"):
-            self.parts: Parts = build(config, given, self.checkpoint)
+            self.parts: Parts = build(config, given, self.checkpoint, fine_tuning=fine_tuning)
+        # The ones to keep, the best, and one that is being written.
+        missing = max(config.checkpoint.keep + 2 - count_checkpoints(self.run.path), 1)
+        self.run.require_space(_checkpoint_bytes(self.parts) * missing)
         if not resume:
             self.run = RunFolder.create(config)
-        self.run.require_space(_checkpoint_bytes(self.parts) * (config.checkpoint.keep + 2))
         self.sinks = Sinks(config, self.run.path)
         self.guard = StepGuard(config.optimizer.max_skipped_steps)
         for note in self.parts.notes:
@@ -154,7 +175,7 @@ class _Session:
         parts.engine.load_weights(parts.policy, step)
         self._count(step, rollouts, verdicts, batch, before)
         if _due(step, config.logging.rollouts_every):
-            self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit))
+            self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit, parts.grader))
         took = time.perf_counter() - began
         metrics |= {"time/step": took, "throughput/tokens_per_second": metrics["response/tokens"] / took}
         self._after_step(step, metrics, stop)
@@ -164,7 +185,8 @@ class _Session:
         last = step == self.config.steps
         checkpoint_due = last or _due(step, self.config.checkpoint.every)
         if checkpoint_due or _due(step, self.config.evaluation.every):
-            measured = self._evaluate(f"step {step}", final=False)
+            measured = self._evaluate(f"step {step}", final=last)
+            self.final = measured if last else None
             metrics |= measured.metrics()
             if checkpoint_due:
                 self._note_best(measured.accuracy)
@@ -184,14 +206,15 @@ class _Session:
 
     def finish(self) -> dict[str, Any]:
         """The last evaluation, and summary.json."""
-        measured = self._evaluate("after", final=True)
-        self.state.seconds["total"] = self.state.seconds.get("total", 0.0) + time.perf_counter() - self.started
+        measured = self.final or self._evaluate("after", final=True)
+        self._count_time()
         result = summarise(self.config, self.state, measured)
         self.run.write_summary(result)
         return result
 
     def save(self) -> None:
         """Writes a checkpoint of the present state."""
+        self._count_time()
         self.state.stream = self.parts.stream.state_dict()
         self.state.skipped_optimizer_steps = self.guard.skipped_total
         self.state.skipped_in_a_row = dict(self.guard.skipped_in_a_row)
@@ -226,13 +249,15 @@ class _Session:
             self.sinks.close()
             self.progress.close()
 
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds["total"] = self.state.seconds.get("total", 0.0) + now - self.mark
+        self.mark = now
+
     def _warm_start(self) -> None:
         parts, config = self.parts, self.config
-        for number, phase in enumerate(config.sft.phases, start=1):
+        for number, (phase, rows) in enumerate(zip(config.sft.phases, parts.demonstrations, strict=True), start=1):
             with self.timed("warm_start"):
-                seed = derive_seed(config.seed, "demonstrations", number)
-                prompts = demonstrations(config.data, phase.demonstrations, seed, self.given.rows)
-                rows = encode_demonstrations(prompts, parts.tokenizer)
                 self.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
                 result = fine_tune_phase(
                     parts.policy,
@@ -240,8 +265,9 @@ class _Session:
                     phase,
                     sft=config.sft,
                     optimizer=config.optimizer,
-                    seed=seed,
+                    seed=derive_seed(config.seed, "fine-tuning", number),
                     progress=self.progress,
+                    guard=self.guard,
                     check=lambda: self._evaluate("fine-tuning", final=False, quiet=True).accuracy,
                 )
             self.progress.message(

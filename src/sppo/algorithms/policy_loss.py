@@ -51,7 +51,8 @@ def policy_loss(
     assert advantages.shape in (logprobs.shape, (logprobs.shape[0], 1)), f"advantages {tuple(advantages.shape)}"
     inside = weights > 0
     # Padding holds arbitrary numbers; a ratio of exactly 1 there keeps infinities out of the products with 0.
-    log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0)
+    # Beyond 20 nats exp() nears infinity, whose product with a clipped gradient of 0 would be nan.
+    log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0).clamp(-20.0, 20.0)
     ratio = log_ratio.exp()
     unclipped = -ratio * advantages
     clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jinja2
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sppo.errors import ModelError
 from sppo.types import Prompt
 
 
@@ -12,7 +14,13 @@ def render(prompt: Prompt, tokenizer: Tokenizer) -> str:
     if isinstance(prompt.content, str) or not tokenizer.chat_template:
         return prompt.text
     messages = [dict(message) for message in prompt.content]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except jinja2.TemplateError as error:
+        raise ModelError(
+            f"The tokenizer's chat template refuses prompt {prompt.id!r}: {error}. Change the prompt's messages "
+            "(data.system_prompt adds a system message), or give another tokenizer."
+        ) from error
     assert isinstance(text, str)
     return text
 

@@ -47,7 +47,7 @@ class PromptCritic(nn.Module):
         tokenizer: Tokenizer,
         *,
         tokens_per_microbatch: int = 16384,
-        checkpoint: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         """Puts a scalar head on a trunk.
 
@@ -55,7 +55,7 @@ class PromptCritic(nn.Module):
             trunk: a model whose output has `last_hidden_state`.
             tokenizer: the trunk's own.
             tokens_per_microbatch: padded prompt tokens in one forward pass.
-            checkpoint: recompute activations in the backward pass.
+            gradient_checkpointing: recompute activations in the backward pass.
         """
         super().__init__()
         self.trunk = trunk
@@ -69,7 +69,7 @@ class PromptCritic(nn.Module):
         # A prompt is read once, so a cache would only take memory.
         trunk.config.use_cache = False
         trunk.eval()
-        if checkpoint:
+        if gradient_checkpointing:
             enable_gradient_checkpointing(trunk)
 
     @property
@@ -128,7 +128,7 @@ class PromptCritic(nn.Module):
         *,
         device: torch.device | str = "cpu",
         tokens_per_microbatch: int = 16384,
-        checkpoint: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> PromptCritic:
         """Loads what `save_pretrained` wrote.
 
@@ -138,12 +138,15 @@ class PromptCritic(nn.Module):
         path = Path(folder)
         if not (path / HEAD_FILE).is_file():
             raise ModelError(f"{path} holds no prompt critic: {HEAD_FILE} is missing.")
-        trunk = AutoModel.from_pretrained(path, dtype="auto")
+        try:
+            trunk = AutoModel.from_pretrained(path, dtype=torch.float32)
+        except LOAD_FAILURES as error:
+            raise ModelError(cannot_load("critic", str(path), error)) from error
         critic = cls(
             trunk,
             read_tokenizer(str(path), "critic"),
             tokens_per_microbatch=tokens_per_microbatch,
-            checkpoint=checkpoint,
+            gradient_checkpointing=gradient_checkpointing,
         )
         critic.head.load_state_dict(load_file(path / HEAD_FILE))
         return critic.to(device)
@@ -167,9 +170,9 @@ def make_critic(config: Config, policy: PreTrainedModel, policy_tokenizer: Token
             settings = {"vocab_size": len(tokenizer), **options.config}
             trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
         else:
-            trunk = copy.deepcopy(getattr(policy, policy.base_model_prefix))
+            trunk = copy.deepcopy(getattr(policy, policy.base_model_prefix)).float()
     except LOAD_FAILURES as error:
-        raise ModelError(cannot_load("critic.path", str(options.path), error)) from error
+        raise ModelError(cannot_load("critic.path", options.path or "made from critic.config", error)) from error
     embedded = embedded_tokens(trunk)
     if len(tokenizer) > embedded:
         raise ModelError(
@@ -180,5 +183,5 @@ def make_critic(config: Config, policy: PreTrainedModel, policy_tokenizer: Token
         trunk,
         tokenizer,
         tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
-        checkpoint=options.gradient_checkpointing,
+        gradient_checkpointing=options.gradient_checkpointing,
     ).to(policy.device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,7 +19,18 @@ from sppo.config import ModelConfig
 from sppo.errors import ModelError
 from sppo.models.tokenizers import character_tokenizer
 
-LOAD_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+LOAD_FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ImportError,
+    RuntimeError,
+    ZeroDivisionError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
 """What transformers raises for names, files and settings that it can't use."""
 
 
@@ -94,7 +108,8 @@ def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
         )
     if name == "characters":
         return character_tokenizer(alphabet)
-    tokenizer = read_tokenizer(name, "model.tokenizer", config.trust_remote_code)
+    key = "model.tokenizer" if config.tokenizer else "model.path"
+    tokenizer = read_tokenizer(name, key, config.trust_remote_code)
     require_end_token(tokenizer, name)
     return tokenizer
 
@@ -132,7 +147,6 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
         ModelError: it can't be loaded, or its embedding is smaller than the tokenizer.
     """
     kwargs: dict[str, Any] = {"attn_implementation": config.attention}
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     try:
         if config.path is None:
             settings = dict(config.config or {})
@@ -140,10 +154,10 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
             settings.setdefault("eos_token_id", tokenizer.eos_token_id)
             settings.setdefault("pad_token_id", tokenizer.pad_token_id)
             architecture = build_config(settings, "model.config")
-            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, **kwargs)
+            model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32, **kwargs)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                config.path, dtype=dtype, trust_remote_code=config.trust_remote_code, **kwargs
+                config.path, dtype=torch.float32, trust_remote_code=config.trust_remote_code, **kwargs
             )
     except LOAD_FAILURES as error:
         name = config.path or "a new model"
@@ -154,7 +168,10 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
 def prepare_policy(
     model: PreTrainedModel, tokenizer: Tokenizer, device: torch.device, gradient_checkpointing: bool = False
 ) -> PreTrainedModel:
-    """Moves a model to the device and switches dropout off, as the ratio of PPO needs.
+    """Moves a model to the device, keeps its weights in float32, and switches dropout off.
+
+    An AdamW step at RL's learning rates is far below the resolution of bfloat16 weights, which would never move; on a
+    GPU the arithmetic is bfloat16 all the same. With dropout the ratio of a policy to itself would not be 1.
 
     Raises:
         ModelError: the tokenizer has ids that the model has no embedding for.
@@ -166,7 +183,7 @@ def prepare_policy(
             "Use the model's own tokenizer, or resize the model's embeddings first."
         )
     disable_dropout(model)
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device=device, dtype=torch.float32)  # type: ignore[call-arg]
     model.eval()
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -181,14 +198,21 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     model.train()
 
 
+_DROPOUT_NAMES = (
+    "attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop", "dropout", "dropout_p",
+    "dropout_prob", "embd_pdrop", "hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "activation_dropout",
+)  # fmt: skip
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Sets every dropout probability to 0: with dropout the ratio of a policy to itself would not be 1."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        for holder in (module, getattr(module, "config", None)):
+            for name in _DROPOUT_NAMES:
+                if isinstance(getattr(holder, name, None), float):
+                    setattr(holder, name, 0.0)
 
 
 def embedded_tokens(model: PreTrainedModel) -> int:

@@ -1,7 +1,9 @@
 """Log-probabilities of response tokens without ever holding [B, T, V].
 
 The backbone runs once over a micro-batch; the output projection runs over a few hundred tokens at a time, in the
-forward and again in the backward pass, where the chunk's logits are made anew instead of kept.
+forward and again in the backward pass, where the chunk's logits are made anew instead of kept. The exception are
+architectures that scale or cap their logits after the projection (Gemma 2, Cohere, Granite): for these the model's own
+forward is used, and the micro-batch's logits are whole.
 
 Shapes: r rows, S padded row length, N response tokens of the micro-batch laid end to end, H hidden size, V vocabulary.
 """
@@ -37,10 +39,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
+        projection = weight.to(hidden.dtype)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         for part in _chunks(len(targets), chunk):
-            logits = _logits(hidden[part], weight, bias, temperature)
+            logits = _logits(hidden[part], projection, bias, temperature)
             normaliser = logits.logsumexp(dim=-1)
             logprobs[part] = logits.gather(1, targets[part, None]).squeeze(1) - normaliser
             probabilities = (logits - normaliser[:, None]).exp_()
@@ -53,22 +56,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
+        projection = weight.to(hidden.dtype)
         upstream = gradients[0] / ctx.temperature
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias and bias is not None else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
         for part in _chunks(len(targets), ctx.chunk):
             # d logprob / d logits = onehot(target) - softmax(logits)
-            grad_logits = _logits(hidden[part], weight, bias, ctx.temperature).softmax(dim=-1).neg_()
+            grad_logits = _logits(hidden[part], projection, bias, ctx.temperature).softmax(dim=-1).neg_()
             grad_logits.scatter_add_(1, targets[part, None], torch.ones_like(grad_logits[:, :1]))
             grad_logits = grad_logits.mul_(upstream[part, None]).to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
+                grad_hidden[part] = grad_logits @ projection
             if grad_weight is not None:
-                grad_weight += (grad_logits.T @ hidden[part]).to(weight.dtype)
+                grad_weight += grad_logits.T @ hidden[part]
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0).to(grad_bias.dtype)
+                grad_bias += grad_logits.sum(dim=0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
@@ -118,12 +124,17 @@ def response_logprobs(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
+    apart = _project_apart(model)
     with arithmetic(device):
-        if _project_apart(model):
+        if apart:
             hidden = _backbone(model)(**arranged.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             head = model.get_output_embeddings()
+            chosen = hidden[arranged.sources]
+            if torch.is_autocast_enabled(device.type):
+                # The last norm may leave float32, whose matrix products would cost the backward pass dearly.
+                chosen = chosen.to(torch.get_autocast_dtype(device.type))
             logprobs, entropy = chunked_logprobs(
-                hidden[arranged.sources],
+                chosen,
                 head.weight,
                 getattr(head, "bias", None),
                 arranged.targets,
@@ -178,16 +189,15 @@ def _compare_projection(model: PreTrainedModel) -> bool:
         ours = head(_backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
     finally:
         enlarge.remove()
-    return expected.shape == ours.shape and torch.allclose(expected, ours, rtol=1e-3, atol=1e-3)
+    return expected.shape == ours.shape and torch.allclose(expected.float(), ours.float(), rtol=1e-3, atol=1e-3)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, projection: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """[n, V] float32."""
-    # The weight may be kept in float32 while autocast makes the hidden states bfloat16.
-    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    logits = (hidden @ projection.T).float()
     if bias is not None:
-        logits = logits + bias.float()
-    return logits / temperature
+        logits += bias.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _chunks(total: int, size: int) -> list[slice]:
