@@ -8,13 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Estimates, collate
-from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig
+from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
+from sppo.critics import PromptModelCritic
 from sppo.models.critic import PromptCritic
 from sppo.models.tokenizers import character_tokenizer
 from sppo.tasks.chain_arithmetic import ALPHABET
-from sppo.update import StepGuard, update_critic, update_policy
+from sppo.update import StepGuard, update_policy
 from tests.conftest import make_rollouts, tiny_qwen2
 
 ROWS = 8
@@ -27,19 +29,18 @@ def one_update(rows: list[int]) -> dict[str, torch.Tensor]:
     batch = collate([rollouts[row] for row in rows], [verdicts[row] for row in rows])
     policy, critic = tiny_qwen2(), PromptCritic(tiny_qwen2(seed=3).model, character_tokenizer(ALPHABET))
     before = Estimates(batch.sampler_logprobs, critic.values(batch.prompts))
-    credit = sppo_credit(batch, before)
+    credit = sppo_credit(batch, before, {})
     size = len(rows)
     # SGD-like: AdamW's first step is the sign of the gradient, which would hide a wrong scale.
     policy_step = torch.optim.SGD(policy.parameters(), lr=0.1)
-    critic_step = torch.optim.SGD(critic.parameters(), lr=0.1)
+    wrapped = PromptModelCritic(critic, CriticConfig(minibatch_size=size))
+    wrapped.adam = torch.optim.SGD(critic.parameters(), lr=0.1)
     update_policy(
-        policy, policy_step, batch, before, credit, algorithm=AlgorithmConfig(),
-        optimizer=OptimizerConfig(minibatch_size=size), temperature=1.0, expected_rows=size, seed=0, guard=StepGuard(1),
-    )  # fmt: skip
-    update_critic(
-        critic, critic_step, batch, credit, config=CriticConfig(minibatch_size=size), expected_rows=size, seed=0,
+        policy, policy_step, batch, before, credit, loss_options=LossOptions(),
+        optimizer=OptimizerConfig(minibatch_size=size), sampling=SamplingConfig(), expected_rows=size, seed=0,
         guard=StepGuard(1),
     )  # fmt: skip
+    wrapped.update(batch, before, credit, expected_rows=size, seed=0, guard=StepGuard(1))
     return {**policy.state_dict(), **{f"critic.{k}": v for k, v in critic.state_dict().items()}}
 
 

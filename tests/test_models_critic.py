@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModel
 
 from sppo.config import Config, CriticConfig, ModelConfig
 from sppo.errors import ModelError
-from sppo.models.critic import PromptCritic, make_critic
+from sppo.models.critic import PromptCritic, make_value_model
 from sppo.models.tokenizers import character_tokenizer
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
@@ -17,7 +17,7 @@ TOKENIZER = character_tokenizer(ALPHABET)
 
 
 def critic_of(config: CriticConfig) -> PromptCritic:
-    return make_critic(Config(model=ModelConfig(path="x"), critic=config), tiny_qwen2(), TOKENIZER)
+    return make_value_model(PromptCritic, Config(model=ModelConfig(path="x"), critic=config), tiny_qwen2(), TOKENIZER)
 
 
 def excite(critic: PromptCritic) -> PromptCritic:
@@ -68,7 +68,7 @@ def test_a_critic_has_its_own_tokenizer(tmp_path):
 
 def test_the_default_critic_is_a_copy_of_the_policy_and_shares_nothing():
     policy = tiny_qwen2()
-    critic = make_critic(Config(model=ModelConfig(path="x")), policy, TOKENIZER)
+    critic = make_value_model(PromptCritic, Config(model=ModelConfig(path="x")), policy, TOKENIZER)
     ours, theirs = critic.trunk.get_input_embeddings().weight, policy.get_input_embeddings().weight
     assert torch.equal(ours, theirs)
     assert ours.data_ptr() != theirs.data_ptr()

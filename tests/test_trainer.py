@@ -199,7 +199,7 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"algorithm__name": "spo"}, ConfigError, "algorithm.name is 'spo'.*Did you mean 'sppo'"),
+        ({"algorithm__name": "sppp"}, ConfigError, "algorithm.name is 'sppp'.*Did you mean 'sppo'"),
         ({"engine__name": "vlm"}, ConfigError, "engine.name is 'vlm'"),
         ({"data__task": "chain_arithmatic"}, ConfigError, "Did you mean 'chain_arithmetic'"),
         ({"evaluation__data": None, "evaluation__prompts": 5000}, DataError, "5000"),

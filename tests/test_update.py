@@ -10,19 +10,21 @@ import torch
 from torch import nn
 
 from sppo.algorithms.masked import token_weights
-from sppo.algorithms.policy_loss import policy_loss
+from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Estimates, collate
-from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig
+from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
+from sppo.critics import PromptModelCritic
 from sppo.errors import TrainingError
 from sppo.models.critic import PromptCritic
 from sppo.models.tokenizers import character_tokenizer
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Verdict
-from sppo.update import StepGuard, estimate, make_optimizer, minibatches, update_critic, update_policy
+from sppo.update import StepGuard, estimate, make_optimizer, minibatches, update_policy
 from tests.conftest import make_rollout, make_rollouts, tiny_qwen2
 
 ALGORITHM = AlgorithmConfig(dual_clip=3.0)
+SAMPLING = SamplingConfig(temperature=0.8)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, minibatch_size=4, weight_decay=0.0)
 
 
@@ -49,17 +51,14 @@ class Gradients(torch.optim.Optimizer):
 def policy_gradients(**changes):
     """The gradients of each mini-batch of one step, and the step's metrics."""
     model, batch = tiny_qwen2(), collate(*make_rollouts(8))
-    algorithm = replace(ALGORITHM, aggregation=changes.pop("aggregation", "token_mean"))
+    loss = LossOptions(dual_clip=3.0, aggregation=changes.pop("aggregation", "token_mean"))
     optimizer = replace(OPTIMIZER, max_grad_norm=1e9, **changes)
-    before = Estimates(
-        batch.sampler_logprobs,
-        torch.full((8, 1), 0.4),
-        torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(2)),
-    )
+    importance = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    before = Estimates(batch.sampler_logprobs, torch.full((8, 1), 0.4), importance_weights=importance)
     recorder = Gradients(model)
     metrics = update_policy(
-        model, recorder, batch, before, sppo_credit(batch, before),
-        algorithm=algorithm, optimizer=optimizer, temperature=0.8, expected_rows=8, seed=1, guard=StepGuard(1),
+        model, recorder, batch, before, sppo_credit(batch, before, {}),
+        loss_options=loss, optimizer=optimizer, sampling=SAMPLING, expected_rows=8, seed=1, guard=StepGuard(1),
     )  # fmt: skip
     return recorder.seen, metrics
 
@@ -108,11 +107,9 @@ def critic_gradients(budget: int, rows: int = 8):
     made.tokens_per_microbatch = budget
     batch = collate(rollouts, verdicts)
     before = Estimates(batch.sampler_logprobs, made.values(batch.prompts))
-    recorder = Gradients(made)
-    metrics = update_critic(
-        made, recorder, batch, sppo_credit(batch, before),
-        config=CriticConfig(minibatch_size=8, max_grad_norm=1e9), expected_rows=8, seed=1, guard=StepGuard(1),
-    )  # fmt: skip
+    wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8, max_grad_norm=1e9))
+    wrapped.adam = recorder = Gradients(made)
+    metrics = wrapped.update(batch, before, sppo_credit(batch, before, {}), expected_rows=8, seed=1, guard=StepGuard(1))
     return recorder.seen[0], metrics, before, batch
 
 
@@ -146,10 +143,10 @@ def test_equal_prompts_are_computed_once():
 
 def test_a_fresh_ratio_is_one_so_nothing_is_clipped():
     model, batch = tiny_qwen2(), collate(*make_rollouts(8))
-    before, metrics = estimate(batch, model, None, ALGORITHM, OPTIMIZER, temperature=0.8)
+    before, metrics = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, temperature=0.8)
     result = policy_loss(
         before.old_logprobs, before.old_logprobs, torch.ones(8, 1),
-        token_weights(batch.mask, "token_mean", int(batch.mask.sum()), 8),
+        token_weights(batch.mask, "token_mean", int(batch.mask.sum()), 8), LossOptions(),
     )  # fmt: skip
     assert result.loss.item() == pytest.approx(-1.0, rel=1e-6)
     assert not result.clipped.any()
@@ -161,7 +158,7 @@ def test_a_fresh_ratio_is_one_so_nothing_is_clipped():
 
 def test_old_logprobs_of_the_sampler_cost_no_forward_pass():
     batch = collate(*make_rollouts(4))
-    before, metrics = estimate(batch, None, None, replace(ALGORITHM, old_logprobs="sampler"), OPTIMIZER, 1.0)  # type: ignore[arg-type]
+    before, metrics = estimate(batch, None, None, None, replace(ALGORITHM, old_logprobs="sampler"), OPTIMIZER, 1.0)  # type: ignore[arg-type]
     assert before.old_logprobs is batch.sampler_logprobs
     assert before.importance_weights is None
     assert metrics == {}
@@ -203,13 +200,13 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     batch = collate(
         [make_rollout("a", [3], [5, 6, 1]), make_rollout("b", [4], [7, 8, 1])], [Verdict(1.0), Verdict(0.0)]
     )
-    before, _ = estimate(batch, model, None, ALGORITHM, OPTIMIZER, 1.0)
+    before, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)
     before = replace(before, values=torch.full((2, 1), 0.5), importance_weights=None)
     adam = make_optimizer(model, 1e-3, 0.0)
     update_policy(
-        model, adam, batch, before, sppo_credit(batch, before),
-        algorithm=ALGORITHM, optimizer=OPTIMIZER, temperature=1.0, expected_rows=2, seed=0, guard=StepGuard(1),
+        model, adam, batch, before, sppo_credit(batch, before, {}), loss_options=LossOptions(),
+        optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=StepGuard(1),
     )  # fmt: skip
-    after, _ = estimate(batch, model, None, ALGORITHM, OPTIMIZER, 1.0)
+    after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)
     change = (after.old_logprobs - before.old_logprobs).sum(dim=1)
     assert change[0] > 0 > change[1]

@@ -6,7 +6,7 @@ the right; padding never carries meaning, and masks apply in the loss's reductio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,26 @@ from torch import Tensor
 
 from sppo.errors import TrainingError
 from sppo.types import Prompt, Rollout, Verdict
+
+Options = Mapping[str, float]
+"""Options of one algorithm alone, by name, all given."""
+
+
+@dataclass(frozen=True)
+class LengthRules:
+    """What becomes of responses that reach the length limit, or come near it."""
+
+    truncated: Literal["keep", "mask", "drop"] = "keep"
+    """Train on responses cut at the limit, keep them for baselines only, or leave them out."""
+    longest: int = 0
+    """The limit L_max, tokens."""
+    penalty_tokens: int = 0
+    """C of the soft overlong penalty, tokens before the limit; 0: none."""
+
+    def penalty(self, rollout: Rollout) -> float:
+        """DAPO's soft overlong penalty (arXiv 2503.14476): 0 up to L_max - C tokens, then down to -1 at L_max."""
+        over = len(rollout.completion.token_ids) - (self.longest - self.penalty_tokens)
+        return 0.0 if self.penalty_tokens == 0 or over <= 0 else -min(over / self.penalty_tokens, 1.0)
 
 
 @dataclass(frozen=True)
@@ -32,12 +52,21 @@ class Batch:
     rewards: Tensor
     """[B] float32."""
     groups: Tensor
-    """[B] int64, equal for samples of the same prompt."""
+    """[B] int64, equal for samples of the same prompt of this step."""
+    trained: Tensor
+    """[B] bool, False on rows that count for baselines but not in the loss (truncated responses, where masked)."""
+    greedy_rewards: Tensor | None = None
+    """[B] float32 reward of the greedy response to the same prompt, nan where unknown; None where none was sampled."""
 
     @property
     def prompts(self) -> list[Prompt]:
         """[B] prompts, repeated for G > 1."""
         return [rollout.prompt for rollout in self.rollouts]
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """[B, T] bool, the tokens that are trained on."""
+        return self.mask & self.trained[:, None]
 
     @property
     def lengths(self) -> list[int]:
@@ -55,9 +84,18 @@ class Estimates:
     old_logprobs: Tensor
     """[B, T] float32: log-probabilities that the ratio divides by."""
     values: Tensor | None = None
-    """[B, 1] (prompt critic) float32 probabilities; None for algorithms without a critic."""
+    """[B, 1] (of the prompt) or [B, T] (before each token) float32, probabilities where the critic is trained by BCE;
+    None for algorithms without a critic."""
+    ref_logprobs: Tensor | None = None
+    """[B, T] float32 of the reference policy; None where neither a KL term nor the joint ratio asks for them."""
+    kl_penalty: Tensor | None = None
+    """[B, T] float32, what a KL penalty takes from the reward at each token; None where there is none."""
     importance_weights: Tensor | None = None
     """[B, T] float32 truncated importance weights of the sampler's mismatch; None where they are off."""
+
+    def sequence_rewards(self, batch: Batch) -> Tensor:
+        """[B] rewards, less the KL penalty of the whole response where there is one."""
+        return batch.rewards if self.kl_penalty is None else batch.rewards - self.kl_penalty.sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -70,20 +108,40 @@ class Credit:
     """Shaped as the values; None for algorithms without a critic."""
 
 
-def collate(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Batch:
+def collate(
+    rollouts: Sequence[Rollout],
+    verdicts: Sequence[Verdict],
+    *,
+    groups: Sequence[int] | None = None,
+    greedy_rewards: Sequence[float] | None = None,
+    rules: LengthRules | None = None,
+) -> Batch:
     """Puts the rollouts that have a reward into tensors; those without one are left out.
+
+    Args:
+        rollouts: B' sampled responses.
+        verdicts: B' verdicts.
+        groups: B' numbers, equal for samples of one prompt; default: by the prompts' ids.
+        greedy_rewards: B' rewards of greedy responses to the same prompts, nan where unknown.
+        rules: what becomes of responses that reach or near the length limit; default: nothing.
 
     Raises:
         TrainingError: no rollout has a reward.
     """
     assert len(rollouts) == len(verdicts), f"{len(rollouts)} rollouts but {len(verdicts)} verdicts"
-    graded = [(r, v.reward) for r, v in zip(rollouts, verdicts, strict=True) if v.reward is not None]
-    if not graded:
-        errors = sorted({v.error or v.reason for v in verdicts})[:3]
+    rules = rules or LengthRules()
+    kept = [
+        index
+        for index, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
+        if verdict.reward is not None and (rollout.finished or rules.truncated != "drop")
+    ]
+    if not kept:
+        errors = sorted({v.error or v.reason or "cut at the length limit" for v in verdicts})[:3]
         raise TrainingError(f"None of the step's {len(rollouts)} responses has a reward: {'; '.join(errors)}.")
-    rows = [r for r, _ in graded]
-    number: dict[str, int] = {}
-    groups = [number.setdefault(r.prompt.id, len(number)) for r in rows]
+    rows = [rollouts[index] for index in kept]
+    number: dict[object, int] = {}
+    keys = [rollouts[index].prompt.id if groups is None else groups[index] for index in kept]
+    rewards = [float(verdicts[index].reward or 0.0) + rules.penalty(rollouts[index]) for index in kept]
     responses = [torch.tensor(r.completion.token_ids, dtype=torch.int64) for r in rows]
     logprobs = [torch.tensor(r.completion.logprobs, dtype=torch.float32) for r in rows]
     lengths = torch.tensor([len(response) for response in responses])
@@ -93,8 +151,10 @@ def collate(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Batch:
         response_ids=torch.nn.utils.rnn.pad_sequence(responses, batch_first=True),
         mask=torch.arange(width) < lengths[:, None],
         sampler_logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
-        rewards=torch.tensor([reward for _, reward in graded], dtype=torch.float32),
-        groups=torch.tensor(groups),
+        rewards=torch.tensor(rewards, dtype=torch.float32),
+        groups=torch.tensor([number.setdefault(key, len(number)) for key in keys]),
+        trained=torch.tensor([row.finished or rules.truncated == "keep" for row in rows]),
+        greedy_rewards=None if greedy_rewards is None else torch.tensor([greedy_rewards[index] for index in kept]),
     )
 
 

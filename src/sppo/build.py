@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +14,15 @@ import transformers
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms import Algorithm, get_algorithm
+from sppo.algorithms import Algorithm, check_algorithm, get_algorithm, resolve_options
 from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
 from sppo.config import Config, ModelConfig, validate
+from sppo.critics import Critic, PromptModelCritic, TokenModelCritic, TrackerCritic, value_clip_of
 from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
 from sppo.errors import ConfigError, DataError, did_you_mean
 from sppo.grading import Grader, load_reward_function
 from sppo.models.chat import encode_many, opens_thinking
-from sppo.models.critic import PromptCritic, make_critic
+from sppo.models.critic import Model, PromptCritic, TokenCritic, make_value_model
 from sppo.models.loading import (
     context_length,
     load_model_config,
@@ -60,7 +62,7 @@ class Parts:
     algorithm: Algorithm
     tokenizer: Tokenizer
     policy: PreTrainedModel
-    critic: PromptCritic | None
+    critic: Critic | None
     optimizers: dict[str, torch.optim.Optimizer]
     """AdamW by name: "policy", and "critic" where there is one."""
     engine: Engine
@@ -91,7 +93,7 @@ def check(config: Config, given: Given) -> Config:
             evaluation=replace(config.evaluation, data=None),
         )
     validate(config)
-    get_algorithm(config.algorithm.name)
+    check_algorithm(config.algorithm, config.sampling.samples_per_prompt)
     require_sinks(config)
     if config.engine.name not in ENGINES:
         raise ConfigError(
@@ -130,15 +132,16 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
     shown = () if checkpoint is not None else load_demonstrations(config, given, tokenizer, held_out)
     policy = _policy(config, given, tokenizer, device, checkpoint)
     critic = None
-    if algorithm.has_prompt_critic and not fine_tuning:
-        critic = _critic(config, policy, tokenizer, checkpoint)
-        require_readable(critic, [*training, *held_out])
+    if algorithm.critic is not None and not fine_tuning:
+        critic = _critic(config, algorithm, policy, tokenizer, checkpoint)
+        if isinstance(critic, PromptModelCritic):
+            require_readable(critic.model, [*training, *held_out])
     options = config.optimizer
     optimizers: dict[str, torch.optim.Optimizer] = {
         "policy": make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas)
     }
     if critic is not None:
-        optimizers["critic"] = make_optimizer(critic, config.critic.learning_rate, config.critic.weight_decay)
+        optimizers.update(critic.optimizers)
     return Parts(
         algorithm=algorithm,
         tokenizer=tokenizer,
@@ -224,6 +227,17 @@ def load_data(
     return tuple(training), tuple(held_out), tuple(notes)
 
 
+def load_reference(config: Config, parts: Parts, folder: Path) -> PreTrainedModel:
+    """Returns a frozen copy of the policy that training started from; made at the start, read again on resuming."""
+    if not folder.is_dir():
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        parts.policy.save_pretrained(temporary)
+        temporary.rename(folder)
+    options = replace(config.model, path=str(folder), gradient_checkpointing=False)
+    return load_policy(options, parts.tokenizer, parts.policy.device).requires_grad_(False)
+
+
 def restore(parts: Parts, checkpoint: Path) -> TrainingState:
     """Puts optimisers, generators and the data cursor back to where the checkpoint was made."""
     state = load_state(checkpoint)
@@ -249,11 +263,33 @@ def _policy(
     return load_policy(config.model, tokenizer, device)
 
 
-def _critic(config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, checkpoint: Path | None) -> PromptCritic:
-    if checkpoint is None:
-        return make_critic(config, policy, tokenizer)
-    return PromptCritic.from_pretrained(
-        checkpoint / "critic",
+def _critic(
+    config: Config, algorithm: Algorithm, policy: PreTrainedModel, tokenizer: Tokenizer, checkpoint: Path | None
+) -> Critic:
+    options = resolve_options(algorithm, config.algorithm)
+    saved = None if checkpoint is None else checkpoint / "critic"
+    if algorithm.critic == "tracker":
+        tracker = TrackerCritic(policy, options, config.optimizer, config.sampling.temperature)
+        if saved is not None:
+            tracker.load(saved)
+        return tracker
+    if algorithm.critic == "token":
+        return TokenModelCritic(
+            _value_model(TokenCritic, config, policy, tokenizer, saved),
+            config.critic,
+            probability=algorithm.value_loss == "bce",
+            value_clip=value_clip_of(algorithm, options),
+        )
+    return PromptModelCritic(_value_model(PromptCritic, config, policy, tokenizer, saved), config.critic)
+
+
+def _value_model(
+    kind: type[Model], config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, saved: Path | None
+) -> Model:
+    if saved is None:
+        return make_value_model(kind, config, policy, tokenizer)
+    return kind.from_pretrained(
+        saved,
         device=policy.device,
         tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
         gradient_checkpointing=config.critic.gradient_checkpointing,

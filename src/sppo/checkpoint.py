@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sppo.critics import Critic
 from sppo.errors import RunFolderError, TrainingError
-from sppo.models.critic import PromptCritic
 
 
 @dataclass
@@ -63,7 +63,7 @@ def save_checkpoint(
     *,
     policy: PreTrainedModel,
     tokenizer: Tokenizer,
-    critic: PromptCritic | None,
+    critic: Critic | None,
     optimizers: Mapping[str, torch.optim.Optimizer],
     keep: int,
 ) -> Path:

@@ -113,22 +113,44 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """What turns rewards into a policy gradient."""
+    """What turns rewards into a policy gradient. Where a default is null, it is the algorithm's own."""
 
     name: str = "sppo"
-    """Name in the table of algorithms."""
-    clip_low: float = 0.2
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is clipped above 1 + clip_high."""
+    """Name in the table of algorithms, such as sppo, ppo, grpo, dapo, rloo, remax, gspo, spo."""
+    options: dict[str, float] = field(default_factory=dict)
+    """Options of this algorithm alone, such as gae_lambda of ppo; an unknown one is refused with the list."""
+    clip_low: float | None = None
+    """The ratio is clipped below 1 - clip_low; default: the algorithm's, mostly 0.2."""
+    clip_high: float | None = None
+    """The ratio is clipped above 1 + clip_high; default: the algorithm's, mostly 0.2."""
     dual_clip: float | None = None
     """For negative advantages, the loss of a token is at most this many times the advantage; published: 3.0."""
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """Mean over all tokens of the mini-batch, or mean over sequences of each one's token mean."""
+    ratio: Literal["token", "sequence", "joint"] | None = None
+    """Ratio of each token, of the sequence's mean log-probability, or of all tokens to the reference policy."""
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] | None = None
+    """Mean over all tokens of the mini-batch; mean over sequences of their token means; or of sums over max length."""
+    whitening: Literal["none", "sequence", "token"] | None = None
+    """Advantages to mean 0 and deviation 1 over the step's batch, each sequence or each token counting once."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Old log-probabilities recomputed by the trainer, or the sampler's own (saves a forward pass)."""
     importance_cap: float | None = 2.0
     """Truncated importance sampling: tokens weigh min(p_trainer / p_sampler, cap); null switches it off."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL divergence to the policy that training started from; 0: none, and no copy of it is kept."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the KL divergence a token: log r, (log r)^2 / 2, or 1/r - 1 + log r, with r = policy / reference."""
+    kl_place: Literal["loss", "reward"] = "loss"
+    """Whether the KL divergence is added to the loss or taken from the reward."""
+    entropy_coefficient: float = 0.0
+    """Weight of the policy's mean entropy (nats a token), which the loss then rewards."""
+    truncated: Literal["keep", "mask", "drop"] = "keep"
+    """Responses cut at the length limit: train on them, keep them for baselines only, or leave them out."""
+    overlong_penalty_tokens: int = 0
+    """Soft overlong penalty: rewards fall linearly by 1 over this many last tokens before the limit; 0: none."""
+    dynamic_sampling: bool | None = None
+    """Drop groups that are all right or all wrong and sample other prompts for them; default: the algorithm's."""
+    dynamic_sampling_rounds: int = 4
+    """Most rounds of sampling in a step of dynamic sampling; the step goes on with the groups found by then."""
 
 
 @dataclass(frozen=True)
@@ -318,15 +340,16 @@ _AT_LEAST_ONE = (
     "sampling.max_response_tokens", "sampling.samples_per_prompt", "optimizer.minibatch_size", "optimizer.epochs",
     "optimizer.tokens_per_microbatch", "optimizer.logprob_chunk_tokens", "optimizer.max_skipped_steps",
     "engine.max_rows", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.final_samples_per_prompt",
-    "checkpoint.keep",
+    "checkpoint.keep", "algorithm.dynamic_sampling_rounds",
 )  # fmt: skip
 _POSITIVE = (
     "critic.learning_rate", "critic.max_grad_norm", "optimizer.learning_rate", "optimizer.max_grad_norm",
-    "sampling.temperature", "algorithm.clip_high", "sft.max_grad_norm",
+    "sampling.temperature", "sft.max_grad_norm",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "critic.warmup_steps", "critic.weight_decay", "optimizer.weight_decay", "sampling.top_k", "evaluation.every",
-    "checkpoint.every", "logging.rollouts_every", "sft.weight_decay",
+    "checkpoint.every", "logging.rollouts_every", "sft.weight_decay", "algorithm.kl_coefficient",
+    "algorithm.entropy_coefficient", "algorithm.overlong_penalty_tokens",
 )  # fmt: skip
 
 
@@ -342,7 +365,10 @@ def _check_ranges(config: Config) -> None:
     require(_POSITIVE, lambda value: value > 0, "greater than 0")
     require(_NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     require(("sampling.top_p",), lambda value: 0 < value <= 1, "in (0, 1]")
-    require(("algorithm.clip_low",), lambda value: 0 < value <= 1, "in (0, 1]")
+    if config.algorithm.clip_low is not None:
+        require(("algorithm.clip_low",), lambda value: 0 < value <= 1, "in (0, 1]")
+    if config.algorithm.clip_high is not None:
+        require(("algorithm.clip_high",), lambda value: value > 0, "greater than 0")
     if config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
     if config.algorithm.dual_clip is not None and config.algorithm.dual_clip <= 1:

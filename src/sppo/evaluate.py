@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.calibration import brier, expected_calibration_error, pearson, reliability_rows, spearman
+from sppo.critics import Critic
 from sppo.engines import Engine, SamplingParameters
 from sppo.errors import TrainingError
 from sppo.grading import Grader
-from sppo.models.critic import PromptCritic
 from sppo.rollout import sample
 from sppo.types import EvaluationRecord, Prompt
 
@@ -111,7 +111,7 @@ def evaluate(
     *,
     samples_per_prompt: int,
     seed: int,
-    critic: PromptCritic | None = None,
+    critic: Critic | None = None,
 ) -> Evaluation:
     """Samples and grades n responses to each prompt.
 
@@ -123,7 +123,7 @@ def evaluate(
     if all(verdict.reward is None for verdict in verdicts):
         why = verdicts[0].error or verdicts[0].reason
         raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")
-    values = critic.values(prompts).flatten().tolist() if critic is not None else [None] * len(prompts)
+    values = critic.prompt_values(prompts) if critic is not None else [None] * len(prompts)
     n = samples_per_prompt
     return Evaluation(
         tuple(

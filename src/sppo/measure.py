@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sppo.algorithms import get_algorithm
 from sppo.build import Given, load_data
 from sppo.checkpoint import require_checkpoint
 from sppo.config import Config, ModelConfig
+from sppo.critics import PromptModelCritic
 from sppo.engines import build_engine
 from sppo.errors import ConfigError
 from sppo.evaluate import Evaluation, evaluate
@@ -65,8 +67,9 @@ def evaluate_run(
     if is_run:
         saved = require_checkpoint(folder, checkpoint)
         model = replace(model, path=str(saved / "policy"), tokenizer=None)
-        if (saved / "critic").is_dir():
-            critic = PromptCritic.from_pretrained(saved / "critic", device=device)
+        if (saved / "critic").is_dir() and get_algorithm(config.algorithm.name).critic == "prompt":
+            model_critic = PromptCritic.from_pretrained(saved / "critic", device=device)
+            critic = PromptModelCritic(model_critic, config.critic)
     tokenizer = load_tokenizer(model, ALPHABET)
     count = samples_per_prompt or config.evaluation.final_samples_per_prompt
     prompts, measured = _measure(config, model, tokenizer, critic, device, count, progress)
@@ -87,7 +90,7 @@ def _measure(
     config: Config,
     model: ModelConfig,
     tokenizer: Tokenizer,
-    critic: PromptCritic | None,
+    critic: PromptModelCritic | None,
     device: torch.device,
     samples_per_prompt: int,
     progress: Progress,

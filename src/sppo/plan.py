@@ -108,7 +108,7 @@ def count_parameters(architecture: PretrainedConfig, kind: Any) -> int:
 
 
 def _has_critic(config: Config) -> bool:
-    return get_algorithm(config.algorithm.name).has_prompt_critic
+    return get_algorithm(config.algorithm.name).critic in ("prompt", "token")
 
 
 def _critic_parameters(config: Config, policy: PretrainedConfig, vocabulary: int) -> int:

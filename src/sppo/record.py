@@ -43,11 +43,22 @@ def audit_records(
             "prompt_token_ids": rollout.prompt_token_ids,
             "response_token_ids": rollout.completion.token_ids,
             "finish_reason": rollout.completion.finish_reason,
-            "value": None if row is None or before.values is None else float(before.values[row].mean()),
-            "advantage": None if row is None else float(credit.advantages[row].mean()),
+            **_judgement(row, batch, before, credit),
             **asdict(verdict),
             **grader.describe(prompt),
         }
+
+
+def _judgement(row: int | None, batch: Batch, before: Estimates, credit: Credit) -> dict[str, Any]:
+    """V and A of a response; of PPO, V and A at the first token, and V before every token."""
+    if row is None:
+        return {"value": None, "advantage": None}
+    said: dict[str, Any] = {"value": None, "advantage": float(credit.advantages[row, 0])}
+    if before.values is not None:
+        said["value"] = float(before.values[row, 0])
+        if before.values.shape[1] > 1:
+            said["token_values"] = [round(value, 4) for value in before.values[row][batch.mask[row]].tolist()]
+    return said
 
 
 def versions() -> dict[str, str]:

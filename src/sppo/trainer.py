@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from sppo.batch import Batch, Credit, Estimates, collate
-from sppo.build import Given, Parts, build, check, restore, resume_point
+from sppo.algorithms import get_algorithm, needs_reference, resolve_loss, resolve_options
+from sppo.batch import Batch, Credit, Estimates, LengthRules, collate
+from sppo.build import Given, Parts, build, check, load_reference, restore, resume_point
 from sppo.calibration import add_reliability, reliability_rows
 from sppo.checkpoint import TrainingState, count_checkpoints, save_checkpoint
+from sppo.collect import Collected, collect, require_unit_rewards
 from sppo.config import Config
-from sppo.errors import TrainingError
+from sppo.errors import ConfigError, TrainingError
 from sppo.evaluate import Evaluation, evaluate
 from sppo.grading import grading_metrics
 from sppo.record import audit_records, credit_metrics, response_metrics, story, summarise
-from sppo.rollout import sample
 from sppo.run import NoProgress, Progress, RunFolder, StopRequest, derive_seed
 from sppo.sft import fine_tune_phase
 from sppo.sinks import Sinks
-from sppo.types import Rollout, Verdict
-from sppo.update import StepGuard, estimate, update_critic, update_policy
+from sppo.update import StepGuard, estimate, update_policy
 
 Metrics = dict[str, float]
 
@@ -55,6 +56,10 @@ def train(
     session = _Session(config, given or Given(), resume, progress or NoProgress())
     with session.closing(), enough_memory():
         session.start()
+        if session.state.step >= config.steps:
+            session.progress.message(
+                f"The run is at step {session.state.step} of {config.steps} already; more --steps go on from there."
+            )
         with StopRequest(session.progress) as stop:
             session.progress.phase("training", config.steps)
             session.progress.update(session.state.step, session.newest)
@@ -70,7 +75,7 @@ def fine_tune(
 
     Arguments, result and exceptions as for `train`.
     """
-    session = _Session(replace(config, steps=0), given or Given(), resume, progress or NoProgress(), fine_tuning=True)
+    session = _Session(config, given or Given(), resume, progress or NoProgress(), fine_tuning=True)
     with session.closing(), enough_memory():
         session.start()
         return session.finish()
@@ -99,9 +104,10 @@ class _Session:
     def __init__(
         self, config: Config, given: Given, resume: bool, progress: Progress, fine_tuning: bool = False
     ) -> None:
-        # `sppo sft` trains no steps, which `validate` rightly refuses for `sppo train`.
-        checked = check(replace(config, steps=max(config.steps, 1)) if fine_tuning else config, given)
-        self.config = config = replace(checked, steps=config.steps)
+        self.config = config = check(config, given)
+        self.loss_options = resolve_loss(get_algorithm(config.algorithm.name), config.algorithm)
+        self.options = resolve_options(get_algorithm(config.algorithm.name), config.algorithm)
+        self.reference: PreTrainedModel | None = None
         self.progress = progress
         self.fine_tuning = fine_tuning
         self.mark = time.perf_counter()
@@ -125,21 +131,39 @@ class _Session:
     def start(self) -> None:
         """Restores the checkpoint, or warm-starts and evaluates what training starts from."""
         if self.checkpoint is not None:
-            loaded = self.state.seconds.get("load", 0.0)
-            self.state = restore(self.parts, self.checkpoint)
-            self.state.seconds["load"] = self.state.seconds.get("load", 0.0) + loaded
-            self.guard.skipped_total = self.state.skipped_optimizer_steps
-            self.guard.skipped_in_a_row = dict(self.state.skipped_in_a_row)
-            self.parts.engine.load_weights(self.parts.policy, self.state.step)
-            self.progress.message(f"Going on from {self.checkpoint}.")
-        self.run.forget_after(self.state.step if self.checkpoint is not None else -1)
-        if self.checkpoint is not None:
-            return
+            self._restore(self.checkpoint)
+        else:
+            self.run.forget_after(-1)
+            try:
+                self._begin()
+            except KeyboardInterrupt:
+                self.progress.message("Stopped before the first checkpoint: the same command starts over.")
+                raise
+        if needs_reference(self.parts.algorithm, self.config.algorithm) and not self.fine_tuning:
+            self.reference = load_reference(self.config, self.parts, self.run.path / "reference")
+
+    def _restore(self, checkpoint: Path) -> None:
+        loaded = self.state.seconds.get("load", 0.0)
+        self.state = restore(self.parts, checkpoint)
+        self.state.seconds["load"] = self.state.seconds.get("load", 0.0) + loaded
+        if self.config.steps < self.state.step:
+            raise ConfigError(
+                f"steps is {self.config.steps}, but the run is at step {self.state.step} already. Give as many or more."
+            )
+        self.guard.skipped_total = self.state.skipped_optimizer_steps
+        self.guard.skipped_in_a_row = dict(self.state.skipped_in_a_row)
+        self.parts.engine.load_weights(self.parts.policy, self.state.step)
+        self.run.forget_after(self.state.step)
+        self.progress.message(f"Going on from {checkpoint}.")
+
+    def _begin(self) -> None:
         if self.fine_tuning:
             self.state.before = story("before", self._evaluate("before", final=True))
         self._warm_start()
         measured = self._evaluate("after fine-tuning" if self.fine_tuning else "before", final=True)
-        if not self.fine_tuning:
+        if self.fine_tuning:
+            self.final = measured
+        else:
             self.state.before = story("before", measured)
         self._note_best(measured.accuracy)
         self._record({"step": 0, **measured.metrics()})
@@ -151,29 +175,34 @@ class _Session:
         parts, config = self.parts, self.config
         metrics: Metrics = {}
         with self.timed("rollout", metrics):
-            prompts = parts.stream.take(config.prompts_per_step)  # P
-            rollouts = sample(
-                parts.engine,
-                prompts,
-                parts.tokenizer,
-                parts.training_sampling,
-                samples_per_prompt=config.sampling.samples_per_prompt,
-                seed=derive_seed(config.seed, "sampling", step),
-            )  # B = P * G
-        with self.timed("grade", metrics):
-            verdicts = parts.grader.grade(rollouts)
-        batch = collate(rollouts, verdicts)
+            collected = collect(parts, config, step)
+        rollouts, verdicts = collected.rollouts, collected.verdicts  # B = P * G
+        batch = collate(
+            rollouts,
+            verdicts,
+            groups=collected.groups,
+            greedy_rewards=collected.greedy_rewards,
+            rules=length_rules(config),
+        )
         with self.timed("estimate", metrics):
             self._set_prior(batch)
-            before, gap = estimate(
-                batch, parts.policy, parts.critic, config.algorithm, config.optimizer, config.sampling.temperature
+            values = None if parts.critic is None else parts.critic.values(batch)
+            before, measures = estimate(
+                batch,
+                parts.policy,
+                self.reference,
+                values,
+                config.algorithm,
+                config.optimizer,
+                config.sampling.temperature,
             )
-        credit = parts.algorithm.assign_credit(batch, before)
-        metrics |= gap | response_metrics(rollouts) | grading_metrics(verdicts) | credit_metrics(batch, before, credit)
-        metrics |= self._update_critic(step, batch, credit, metrics)
+        credit = parts.algorithm.assign_credit(batch, before, self.options)
+        metrics |= measures | response_metrics(rollouts) | grading_metrics(verdicts)
+        metrics |= credit_metrics(batch, before, credit)
+        metrics |= self._update_critic(step, batch, before, credit, metrics)
         metrics |= self._update_policy(step, batch, before, credit, metrics)
         parts.engine.load_weights(parts.policy, step)
-        self._count(step, rollouts, verdicts, batch, before)
+        self._count(step, collected, batch, before)
         if _due(step, config.logging.rollouts_every):
             self.run.append_rollouts(audit_records(step, rollouts, verdicts, batch, before, credit, parts.grader))
         took = time.perf_counter() - began
@@ -196,6 +225,7 @@ class _Session:
             "update/skipped_steps": self.guard.skipped_total,
         }
         self._record({"step": step, **metrics})
+        self.progress.phase("training", self.config.steps)
         self.progress.update(step, metrics)
         stopping = stop.requested and not last
         if checkpoint_due or stopping:
@@ -279,7 +309,7 @@ class _Session:
         if final and not quiet:
             self.progress.phase(f"evaluation: {purpose}", None)
         with self.timed("evaluate"):
-            return evaluate(
+            measured = evaluate(
                 self.parts.held_out,
                 self.parts.engine,
                 self.parts.tokenizer,
@@ -289,6 +319,10 @@ class _Session:
                 seed=derive_seed(self.config.seed, "evaluation"),
                 critic=self.parts.critic,
             )
+        if self.parts.algorithm.needs_unit_rewards:
+            for record in measured.records:
+                require_unit_rewards(record.rollouts, record.verdicts)
+        return measured
 
     def _set_prior(self, batch: Batch) -> None:
         if self.parts.critic is not None and not self.state.prior_is_set:
@@ -296,16 +330,14 @@ class _Session:
             self.parts.critic.set_prior(float(batch.rewards.mean()) if prior is None else prior)
             self.state.prior_is_set = True
 
-    def _update_critic(self, step: int, batch: Batch, credit: Credit, metrics: Metrics) -> Metrics:
+    def _update_critic(self, step: int, batch: Batch, before: Estimates, credit: Credit, metrics: Metrics) -> Metrics:
         if self.parts.critic is None:
             return {}
         with self.timed("critic", metrics):
-            return update_critic(
-                self.parts.critic,
-                self.parts.optimizers["critic"],
+            return self.parts.critic.update(
                 batch,
+                before,
                 credit,
-                config=self.config.critic,
                 expected_rows=self.config.sequences_per_step,
                 seed=derive_seed(self.config.seed, "critic", step),
                 guard=self.guard,
@@ -322,28 +354,22 @@ class _Session:
                 batch,
                 before,
                 credit,
-                algorithm=self.config.algorithm,
+                loss_options=self.loss_options,
                 optimizer=self.config.optimizer,
-                temperature=self.config.sampling.temperature,
+                sampling=self.config.sampling,
                 expected_rows=self.config.sequences_per_step,
                 seed=derive_seed(self.config.seed, "policy", step),
                 guard=self.guard,
             )
 
-    def _count(
-        self,
-        step: int,
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict],
-        batch: Batch,
-        before: Estimates,
-    ) -> None:
+    def _count(self, step: int, collected: Collected, batch: Batch, before: Estimates) -> None:
         self.state.step = step
-        self.state.responses += len(rollouts)
-        self.state.tokens_sampled += sum(len(r.completion.token_ids) for r in rollouts)
-        self.state.left_out += len(verdicts) - len(batch)
-        if before.values is not None:
-            seen = reliability_rows(before.values.mean(dim=1), batch.rewards)
+        self.state.responses += len(collected.rollouts) + collected.extra_responses
+        self.state.tokens_sampled += collected.extra_tokens
+        self.state.tokens_sampled += sum(len(rollout.completion.token_ids) for rollout in collected.rollouts)
+        self.state.left_out += len(collected.verdicts) - len(batch)
+        if before.values is not None and self.parts.algorithm.values_the_prompt:
+            seen = reliability_rows(before.values[:, 0], batch.rewards)
             self.state.reliability = add_reliability(self.state.reliability, seen)
 
     def _note_best(self, accuracy: float) -> None:
@@ -358,11 +384,18 @@ class _Session:
         self.sinks.log(known)
 
 
+def length_rules(config: Config) -> LengthRules:
+    """What becomes of responses at or near the length limit."""
+    return LengthRules(
+        config.algorithm.truncated, config.sampling.max_response_tokens, config.algorithm.overlong_penalty_tokens
+    )
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _checkpoint_bytes(parts: Parts) -> int:
-    modules = [m for m in (parts.policy, parts.critic) if m is not None]
     # Weights, and AdamW's two moments of each.
-    return sum(p.numel() * p.element_size() * 3 for module in modules for p in module.parameters())
+    groups = [group for optimizer in parts.optimizers.values() for group in optimizer.param_groups]
+    return sum(p.numel() * p.element_size() * 3 for group in groups for p in group["params"])

@@ -1,4 +1,4 @@
-"""The two updates of a step: the critic's, then the policy's.
+"""The policy's update, and what the critics' updates share with it.
 
 A loss is a weighted sum whose weights are fixed for the whole mini-batch before it is cut into micro-batches, so the
 loss and its gradient don't depend on the cut. Shapes: B sequences of a step, b of a micro-batch, T response tokens.
@@ -6,6 +6,7 @@ loss and its gradient don't depend on the cut. Shapes: B sequences of a step, b 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,16 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sppo.algorithms.masked import masked_mean, token_weights
-from sppo.algorithms.policy_loss import policy_loss, truncated_importance_weights
-from sppo.algorithms.value_loss import bce_value_loss
+from sppo.algorithms.masked import masked_mean, token_weights, whiten
+from sppo.algorithms.policy_loss import LossOptions, kl_estimate, policy_loss, truncated_importance_weights
 from sppo.batch import Batch, Credit, Estimates, microbatches
-from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig
+from sppo.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
 from sppo.distributed import sum_over_ranks
 from sppo.errors import TrainingError
-from sppo.models.critic import PromptCritic
 from sppo.models.loading import trainable_parameters
 from sppo.models.logprobs import TokenLogprobs, response_logprobs
+from sppo.models.packing import TokenRow
 
 
 @dataclass
@@ -87,32 +87,44 @@ def make_optimizer(
 def estimate(
     batch: Batch,
     policy: PreTrainedModel,
-    critic: PromptCritic | None,
+    reference: PreTrainedModel | None,
+    values: Tensor | None,
     algorithm: AlgorithmConfig,
     optimizer: OptimizerConfig,
     temperature: float,
 ) -> tuple[Estimates, dict[str, float]]:
-    """Reads old log-probabilities and values before any update.
+    """Reads old and reference log-probabilities before any update.
+
+    Args:
+        batch: B graded responses.
+        policy: as it sampled.
+        reference: what training started from, where the algorithm asks for it.
+        values: of the critic, as they were before its update.
+        algorithm: old log-probabilities' source, importance cap, KL penalty.
+        optimizer: micro-batches.
+        temperature: of sampling.
 
     Returns:
         The estimates, and metrics of the gap between sampler and trainer.
     """
-    values = critic.values(batch.prompts) if critic is not None else None
-    if algorithm.old_logprobs == "sampler":
-        return Estimates(batch.sampler_logprobs, values), {}
-    old = torch.zeros_like(batch.sampler_logprobs)
-    for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
-        old[rows] = _forward(policy, batch, rows, optimizer, temperature).logprobs.cpu()
-    gap = (old - batch.sampler_logprobs).abs()
-    metrics = {
-        "sampler/logprob_gap_mean": masked_mean(gap, batch.mask),
-        "sampler/logprob_gap_max": float(gap[batch.mask].max()),
-    }
-    weights = None
-    if algorithm.importance_cap is not None:
-        weights = truncated_importance_weights(old, batch.sampler_logprobs, algorithm.importance_cap)
-        metrics["sampler/importance_weight_mean"] = masked_mean(weights, batch.mask)
-    return Estimates(old, values, weights), metrics
+    metrics: dict[str, float] = {}
+    old, importance = batch.sampler_logprobs, None
+    if algorithm.old_logprobs == "trainer":
+        old = batch_logprobs(policy, batch, optimizer, temperature)
+        gap = (old - batch.sampler_logprobs).abs()
+        metrics["sampler/logprob_gap_mean"] = masked_mean(gap, batch.mask)
+        metrics["sampler/logprob_gap_max"] = float(gap[batch.mask].max())
+        if algorithm.importance_cap is not None:
+            importance = truncated_importance_weights(old, batch.sampler_logprobs, algorithm.importance_cap)
+            metrics["sampler/importance_weight_mean"] = masked_mean(importance, batch.mask)
+    ref = penalty = None
+    if reference is not None:
+        ref = batch_logprobs(reference, batch, optimizer, temperature)
+        metrics["policy/kl_to_reference"] = masked_mean(kl_estimate(old, ref, "k3"), batch.mask)
+        if algorithm.kl_coefficient and algorithm.kl_place == "reward":
+            kl = kl_estimate(old, ref, algorithm.kl_estimator)
+            penalty = torch.where(batch.mask, algorithm.kl_coefficient * kl, 0.0)
+    return Estimates(old, values, ref, penalty, importance), metrics
 
 
 def update_policy(
@@ -122,9 +134,9 @@ def update_policy(
     before: Estimates,
     credit: Credit,
     *,
-    algorithm: AlgorithmConfig,
+    loss_options: LossOptions,
     optimizer: OptimizerConfig,
-    temperature: float,
+    sampling: SamplingConfig,
     expected_rows: int,
     seed: int,
     guard: StepGuard,
@@ -136,10 +148,10 @@ def update_policy(
         adam: its optimiser.
         batch: B graded responses.
         before: old log-probabilities and importance weights.
-        credit: advantages [B, 1] or [B, T].
-        algorithm: clip range and aggregation.
+        credit: advantages [B, 1] or [B, T]; whitened here, over the step's batch, where the loss says so.
+        loss_options: the loss's form.
         optimizer: mini-batch size, epochs, micro-batches.
-        temperature: of sampling.
+        sampling: temperature and longest response.
         expected_rows: B when no sample is left out; fixes the number of mini-batches.
         seed: of the order of rows.
         guard: takes the optimiser steps.
@@ -147,89 +159,39 @@ def update_policy(
     Returns:
         Metrics, each a mean over the tokens or optimiser steps of the whole step.
     """
+    advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening)
     losses: list[float] = []
     norms: list[float] = []
-    cut = torch.zeros_like(batch.mask)
-    kl = torch.zeros_like(batch.sampler_logprobs)
-    entropy = torch.zeros_like(batch.sampler_logprobs)
+    seen = {name: torch.zeros_like(batch.sampler_logprobs) for name in ("clipfrac", "approx_kl", "entropy")}
+    lengths = batch.lengths
     for rows in minibatches(len(batch), expected_rows, optimizer.minibatch_size, optimizer.epochs, seed):
-        weights = torch.zeros_like(batch.sampler_logprobs)
-        counts = sum_over_ranks(torch.tensor([batch.mask[rows].sum(), len(rows)], dtype=torch.float64))
-        weights[rows] = token_weights(batch.mask[rows], algorithm.aggregation, *counts.tolist())
+        weights = _minibatch_weights(batch, rows, loss_options, sampling.max_response_tokens)
         loss = 0.0
-        for part in _parts(rows, batch.lengths, optimizer):
-            said = _forward(policy, batch, part, optimizer, temperature)
+        for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
+            members = [rows[index] for index in part]
+            said = row_logprobs(
+                policy, token_rows(batch, members), batch.mask.shape[1], optimizer, sampling.temperature
+            )
+            device = said.logprobs.device
             result = policy_loss(
                 said.logprobs,
-                before.old_logprobs[part].to(said.logprobs.device),
-                credit.advantages[part].to(said.logprobs.device),
-                weights[part].to(said.logprobs.device),
-                clip_low=algorithm.clip_low,
-                clip_high=algorithm.clip_high,
-                dual_clip=algorithm.dual_clip,
-                importance_weights=_rows_of(before.importance_weights, part, said.logprobs.device),
+                before.old_logprobs[members].to(device),
+                advantages[members].to(device),
+                weights[part].to(device),
+                loss_options,
+                entropy=said.entropy,
+                ref_logprobs=_rows_of(before.ref_logprobs, members, device),
+                importance_weights=_rows_of(before.importance_weights, members, device),
             )
             result.loss.backward()
             loss += float(result.loss.detach())
-            cut[part], kl[part], entropy[part] = result.clipped.cpu(), result.approx_kl.cpu(), said.entropy.cpu()
+            seen["clipfrac"][members] = result.clipped.float().cpu()
+            seen["approx_kl"][members] = result.approx_kl.cpu()
+            seen["entropy"][members] = said.entropy.detach().cpu()
         norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
         losses.append(loss)
-    return {
-        "policy/loss": _mean(losses),
-        "policy/grad_norm": _mean(norms),
-        "policy/clipfrac": masked_mean(cut.float(), batch.mask),
-        "policy/approx_kl": masked_mean(kl, batch.mask),
-        "policy/entropy": masked_mean(entropy, batch.mask),
-    }
-
-
-def update_critic(
-    critic: PromptCritic,
-    adam: torch.optim.Optimizer,
-    batch: Batch,
-    credit: Credit,
-    *,
-    config: CriticConfig,
-    expected_rows: int,
-    seed: int,
-    guard: StepGuard,
-) -> dict[str, float]:
-    """One step's optimiser steps on the critic: BCE of V(prompt) against R; equal prompts are computed once.
-
-    Args:
-        critic: to train.
-        adam: its optimiser.
-        batch: B graded responses.
-        credit: value targets [B, 1].
-        config: mini-batch size, epochs, gradient norm.
-        expected_rows: B when no sample is left out.
-        seed: of the order of rows.
-        guard: takes the optimiser steps.
-
-    Returns:
-        Metrics, means over the optimiser steps.
-    """
-    assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
-    token_rows, inverse = critic.distinct(batch.prompts)
-    losses: list[float] = []
-    norms: list[float] = []
-    for rows in minibatches(len(batch), expected_rows, config.minibatch_size, config.epochs, seed):
-        used, local = inverse[rows].unique(return_inverse=True)  # [U], [b]
-        targets = credit.value_targets[rows]
-        count = int(sum_over_ranks(torch.tensor(len(rows))))
-        loss = 0.0
-        for part in microbatches([len(token_rows[u]) for u in used.tolist()], critic.tokens_per_microbatch):
-            logits = critic.logits([token_rows[u] for u in used[part].tolist()])  # [U', 1]
-            place = torch.full((len(used),), -1)
-            place[part] = torch.arange(len(part))
-            members = place[local] >= 0
-            chosen = logits[place[local][members].to(logits.device)]
-            part_loss = bce_value_loss(chosen, targets[members].to(logits.device), count=count)
-            part_loss.backward()
-            loss += float(part_loss.detach())
-        norms.append(guard.step("critic", adam, critic, loss, config.max_grad_norm))
-        losses.append(loss)
-    return {"critic/loss": _mean(losses), "critic/grad_norm": _mean(norms)}
+    means = {f"policy/{name}": masked_mean(values, batch.mask) for name, values in seen.items()}
+    return {"policy/loss": mean_of_finite(losses), "policy/grad_norm": mean_of_finite(norms), **means}
 
 
 def minibatches(total: int, expected: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
@@ -245,29 +207,49 @@ def minibatches(total: int, expected: int, size: int, epochs: int, seed: int) ->
             yield rows.tolist()
 
 
-def _forward(
-    policy: PreTrainedModel, batch: Batch, rows: Sequence[int], optimizer: OptimizerConfig, temperature: float
-) -> TokenLogprobs:
+def token_rows(batch: Batch, rows: Sequence[int]) -> list[TokenRow]:
+    """Prompt and response ids of some rows."""
     chosen = [batch.rollouts[row] for row in rows]
+    return [(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
+
+
+def row_logprobs(
+    model: PreTrainedModel, rows: Sequence[TokenRow], width: int, optimizer: OptimizerConfig, temperature: float
+) -> TokenLogprobs:
+    """`response_logprobs` of one micro-batch, as the options say."""
     return response_logprobs(
-        policy,
-        [(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen],
-        width=batch.mask.shape[1],
+        model,
+        rows,
+        width=width,
         temperature=temperature,
         chunk=optimizer.logprob_chunk_tokens,
         layout=optimizer.layout,
     )
 
 
-def _parts(rows: Sequence[int], lengths: Sequence[int], optimizer: OptimizerConfig) -> list[list[int]]:
-    local = microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout)
-    return [[rows[index] for index in part] for part in local]
+@torch.no_grad()
+def batch_logprobs(model: PreTrainedModel, batch: Batch, optimizer: OptimizerConfig, temperature: float) -> Tensor:
+    """[B, T] log-probabilities of the whole batch, on the CPU; 0 outside the responses."""
+    result = torch.zeros_like(batch.sampler_logprobs)
+    for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
+        said = row_logprobs(model, token_rows(batch, rows), batch.mask.shape[1], optimizer, temperature)
+        result[rows] = said.logprobs.cpu()
+    return result
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Mean of the finite values, nan where there is none: a skipped step has no gradient norm."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else float("nan")
+
+
+def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, longest: int) -> Tensor:
+    """[b, T] weights of a mini-batch's tokens, by counts over all ranks."""
+    mask = batch.loss_mask[rows]
+    counts = sum_over_ranks(torch.tensor([mask.sum(), mask.any(dim=1).sum()], dtype=torch.float64))
+    tokens, sequences = counts.tolist()
+    return token_weights(mask, loss.aggregation, tokens, max(sequences, 1.0), longest)
 
 
 def _rows_of(tensor: Tensor | None, rows: Sequence[int], device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor[rows].to(device)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if value == value]
-    return sum(finite) / len(finite) if finite else float("nan")

@@ -10,26 +10,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
-def token_weights(mask: Tensor, aggregation: Aggregation, tokens: float, sequences: float) -> Tensor:
-    """Returns [B, T] weights that sum to 1 over a mini-batch.
+def token_weights(
+    mask: Tensor, aggregation: Aggregation, tokens: float, sequences: float, longest: float = 1.0
+) -> Tensor:
+    """Returns [B, T] weights that add a mini-batch up.
 
     Args:
         mask: [B, T] bool of the mini-batch, or of one rank's share of it.
         aggregation: "token_mean" weighs all tokens alike; "sequence_mean" gives each sequence the same weight, shared
-            by its tokens.
+            by its tokens; "sequence_sum" divides sums by a constant instead of the length (Dr. GRPO).
         tokens: response tokens of the whole mini-batch, over all ranks.
         sequences: rows of the whole mini-batch, over all ranks.
+        longest: the constant L of "sequence_sum", the longest response allowed.
 
-    Formulas: token_mean 1 / sum(T_i); sequence_mean 1 / (B T_i).
+    Formulas: token_mean 1 / sum(T_i); sequence_mean 1 / (B T_i); sequence_sum 1 / (B L).
     """
     assert mask.ndim == 2, f"mask has shape {tuple(mask.shape)}, not [B, T]"
     assert mask.dtype == torch.bool, f"mask is {mask.dtype}, not bool"
     weights = mask.to(torch.float32)
     if aggregation == "token_mean":
-        return weights / tokens
+        return weights / max(tokens, 1.0)
+    if aggregation == "sequence_sum":
+        return weights / (sequences * longest)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1) / sequences
 
 
@@ -38,3 +43,26 @@ def masked_mean(values: Tensor, mask: Tensor) -> float:
     assert values.shape == mask.shape, f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ"
     count = int(mask.sum())
     return float(torch.where(mask, values, 0.0).sum() / count) if count else 0.0
+
+
+def whiten(advantages: Tensor, mask: Tensor, measure: Literal["none", "sequence", "token"]) -> Tensor:
+    """Shifts and scales advantages to mean 0 and standard deviation 1 over the batch.
+
+    (A - mean) / (std + 1e-8), population standard deviation. Where nothing varies, the result is 0.
+
+    Args:
+        advantages: [B, 1] or [B, T].
+        mask: [B, T] bool.
+        measure: what counts once: each "sequence" (for [B, T]: its mean over tokens sets no weight, each token weighs
+            1 / T_i), each "token", or "none" for no whitening.
+    """
+    if measure == "none":
+        return advantages
+    weights = mask.to(advantages.dtype)
+    if measure == "sequence":
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    total = weights.sum().clamp(min=1e-12)
+    spread = advantages.expand_as(weights)
+    mean = (weights * spread).sum() / total
+    variance = (weights * (spread - mean) ** 2).sum() / total
+    return (advantages - mean) / (variance.sqrt() + 1e-8)

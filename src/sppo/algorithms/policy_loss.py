@@ -1,11 +1,48 @@
-"""PPO's clipped surrogate on tokens (Schulman et al., arXiv 1707.06347), with the dual clip (arXiv 1912.09729)."""
+"""The policy's loss on tokens: PPO's clipped surrogate (Schulman et al., arXiv 1707.06347) and its relatives.
+
+The ratio is one of
+    token       r_t = pi(y_t) / old(y_t)
+    sequence    s = exp(mean over t of log r_t), the same for all tokens (GSPO, arXiv 2507.18071)
+    joint       exp(sum over t of log pi(y_t) / ref(y_t)), the whole response's, to the *reference* policy (the early
+                write-ups of SPPO; FSPO, arXiv 2509.09177). Clipped in log space: at T = 8,000 tokens a clip of 0.2
+                leaves 2.5e-5 nats a token; `joint_band` c instead allows abs(sum) <= c sqrt(T).
+
+The surrogate is PPO's clip, with the dual clip (arXiv 1912.09729), or CISPO's, which clips the weight and keeps every
+token's gradient: -stop_gradient(clip(r)) A log pi (arXiv 2506.13585).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sppo.algorithms.masked import Aggregation
+
+LOG_RATIO_LIMIT = 20.0
+"""Nats. Beyond it exp() nears infinity, whose product with a clipped gradient of 0 would be nan."""
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How advantages become a loss."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    """c > 1: for A < 0 a token's loss is at most -c A."""
+    ratio: Literal["token", "sequence", "joint"] = "token"
+    surrogate: Literal["ppo", "cispo"] = "ppo"
+    aggregation: Aggregation = "token_mean"
+    whitening: Literal["none", "sequence", "token"] = "none"
+    joint_band: float | None = None
+    """c of the joint ratio's band in log space; None: the clip range."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL term in the loss; 0 where it is in the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coefficient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -25,37 +62,97 @@ def policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     weights: Tensor,
+    options: LossOptions,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    entropy: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
     importance_weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """Clipped policy-gradient loss.
+    """Weighted sum of the tokens' losses.
 
-    r_t = exp(logprobs - old_logprobs)
-    L_t = -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A); with dual clip c and A < 0: L_t = min(L_t, -c A)
-    loss = sum(weights * importance_weights * L_t)
+    PPO: L_t = -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A); with dual clip c and A < 0: min(L_t, -c A).
+    loss = sum(weights * (importance_weights * L_t + kl_coefficient * kl_t - entropy_coefficient * H_t))
 
     Args:
         logprobs: [b, T] of the policy being trained, with gradient.
         old_logprobs: [b, T] of the policy that sampled.
         advantages: [b, 1], shared by all tokens of a sequence, or [b, T].
         weights: [b, T] from `token_weights` of the whole mini-batch; 0 outside the mask.
-        clip_low: width of the clip below 1.
-        clip_high: width of the clip above 1.
-        dual_clip: c > 1, or None.
+        options: the loss's form.
+        entropy: [b, T] with gradient, where it has a coefficient.
+        ref_logprobs: [b, T] of the reference policy, where the KL term or the joint ratio needs them.
         importance_weights: [b, T] truncated importance weights, or None.
     """
     assert logprobs.shape == old_logprobs.shape == weights.shape, "logprobs, old_logprobs and weights differ in shape"
     assert advantages.shape in (logprobs.shape, (logprobs.shape[0], 1)), f"advantages {tuple(advantages.shape)}"
     inside = weights > 0
-    # Padding holds arbitrary numbers; a ratio of exactly 1 there keeps infinities out of the products with 0.
-    # Beyond 20 nats exp() nears infinity, whose product with a clipped gradient of 0 would be nan.
-    log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0).clamp(-20.0, 20.0)
-    ratio = log_ratio.exp()
-    unclipped = -ratio * advantages
-    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    # Padding holds arbitrary numbers; a log-ratio of 0 there keeps infinities out of the products with 0.
+    token_log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio, low, high = _ratio(token_log_ratio, logprobs, ref_logprobs, inside, options)
+    if options.surrogate == "cispo":
+        loss, cut = _cispo(log_ratio, logprobs, advantages, inside, options)
+    else:
+        loss, cut = _clipped(log_ratio, low, high, advantages, options.dual_clip)
+    if importance_weights is not None:
+        loss = loss * importance_weights
+    if options.kl_coefficient:
+        assert ref_logprobs is not None, "the KL term needs the reference's log-probabilities"
+        loss = loss + options.kl_coefficient * kl_estimate(logprobs, ref_logprobs, options.kl_estimator)
+    if options.entropy_coefficient:
+        assert entropy is not None, "the entropy bonus needs the entropy"
+        loss = loss - options.entropy_coefficient * entropy
+    return PolicyLoss(
+        loss=torch.where(inside, weights * loss, 0.0).sum(),
+        clipped=cut & inside,
+        approx_kl=(token_log_ratio.exp() - 1 - token_log_ratio).detach(),
+    )
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """KL(policy || reference) at each token [B, T], nats, from one sample of the policy (Schulman's k1, k2, k3).
+
+    With d = log policy - log reference: k1 = d, unbiased but may be negative; k2 = d^2 / 2, biased; k3 =
+    exp(-d) - 1 + d, unbiased and never negative.
+    """
+    assert logprobs.shape == ref_logprobs.shape, "log-probabilities differ in shape"
+    difference = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference**2 / 2
+    return (-difference).exp() - 1 + difference
+
+
+def truncated_importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(p_trainer / p_sampler, cap) for each token [B, T]: corrects a sampler that differs from the trainer."""
+    assert trainer_logprobs.shape == sampler_logprobs.shape, "log-probabilities differ in shape"
+    return (trainer_logprobs - sampler_logprobs).exp().clamp(max=cap)
+
+
+def _ratio(
+    token_log_ratio: Tensor, logprobs: Tensor, ref_logprobs: Tensor | None, inside: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-ratio [b, T] or [b, 1], and the bounds of its clip in log space [b, 1]."""
+    count = inside.sum(dim=1, keepdim=True).clamp(min=1)  # [b, 1]
+    low = torch.full_like(count, max(1 - options.clip_low, 1e-9), dtype=torch.float32).log()
+    high = torch.full_like(count, 1 + options.clip_high, dtype=torch.float32).log()
+    if options.ratio == "token":
+        return token_log_ratio, low, high
+    if options.ratio == "sequence":
+        return token_log_ratio.sum(dim=1, keepdim=True) / count, low, high
+    assert ref_logprobs is not None, "the joint ratio needs the reference's log-probabilities"
+    joint = torch.where(inside, logprobs - ref_logprobs, 0.0).sum(dim=1, keepdim=True)
+    if options.joint_band is not None:
+        high = options.joint_band * count.sqrt()
+        low = -high
+    return joint.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT), low, high
+
+
+def _clipped(
+    log_ratio: Tensor, low: Tensor, high: Tensor, advantages: Tensor, dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    unclipped = -log_ratio.exp() * advantages
+    clipped = -log_ratio.clamp(low, high).exp() * advantages
     loss = torch.maximum(unclipped, clipped)
     cut = clipped > unclipped
     if dual_clip is not None:
@@ -63,16 +160,12 @@ def policy_loss(
         over = (advantages < 0) & (loss > bound)
         loss = torch.where(over, bound, loss)
         cut = cut | over
-    if importance_weights is not None:
-        weights = weights * importance_weights
-    return PolicyLoss(
-        loss=(weights * loss).sum(),
-        clipped=cut & inside,
-        approx_kl=(ratio - 1 - log_ratio).detach(),
-    )
+    return loss, cut
 
 
-def truncated_importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
-    """min(p_trainer / p_sampler, cap) for each token [B, T]: corrects a sampler that differs from the trainer."""
-    assert trainer_logprobs.shape == sampler_logprobs.shape, "log-probabilities differ in shape"
-    return (trainer_logprobs - sampler_logprobs).exp().clamp(max=cap)
+def _cispo(
+    log_ratio: Tensor, logprobs: Tensor, advantages: Tensor, inside: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    ratio = log_ratio.detach().exp()
+    bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high)
+    return -bounded * advantages * torch.where(inside, logprobs, 0.0), bounded != ratio

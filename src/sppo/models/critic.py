@@ -1,7 +1,8 @@
-"""The prompt critic V(prompt): any transformers trunk with a scalar head, reading the prompt's text.
+"""Critics: any transformers trunk with a scalar head.
 
-It shares nothing with the policy: its own size, tokenizer and optimiser. The public SPPO code feeds the policy's
-token ids to the critic; here the critic takes text, so it may come from another model family.
+The prompt critic V(prompt) shares nothing with the policy: its own size, tokenizer and optimiser. The public SPPO code
+feeds the policy's token ids to the critic; here it takes text, so it may come from another model family. The token
+critic of PPO values each token of the policy's own responses, so it reads the policy's ids.
 
 Shapes: B rows, U distinct prompts among them, S padded length, H hidden size.
 """
@@ -12,6 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,13 +35,19 @@ from sppo.models.loading import (
     enable_gradient_checkpointing,
     read_tokenizer,
 )
+from sppo.models.packing import TokenRow, lay_out
 from sppo.types import Prompt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Model = TypeVar("Model", bound="ValueModel")
 
 HEAD_FILE = "value_head.safetensors"
 
 
-class PromptCritic(nn.Module):
-    """Reads prompts, returns one logit each; V = sigmoid(logit)."""
+class ValueModel(nn.Module):
+    """A trunk of any transformers model with a scalar head; saved as a folder that AutoModel loads, and the head."""
 
     def __init__(
         self,
@@ -54,19 +62,19 @@ class PromptCritic(nn.Module):
         Args:
             trunk: a model whose output has `last_hidden_state`.
             tokenizer: the trunk's own.
-            tokens_per_microbatch: padded prompt tokens in one forward pass.
+            tokens_per_microbatch: padded tokens in one forward pass.
             gradient_checkpointing: recompute activations in the backward pass.
         """
         super().__init__()
         self.trunk = trunk
         self.tokenizer = tokenizer
         self.tokens_per_microbatch = tokens_per_microbatch
-        # Zero weights: every prompt starts at the bias, so the first advantages are R minus a constant.
+        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
         self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         disable_dropout(trunk)
-        # A prompt is read once, so a cache would only take memory.
+        # A row is read once, so a cache would only take memory.
         trunk.config.use_cache = False
         trunk.eval()
         if gradient_checkpointing:
@@ -78,10 +86,56 @@ class PromptCritic(nn.Module):
         return self.head.weight.device
 
     def set_prior(self, solve_rate: float) -> None:
-        """Starts V at `solve_rate` for every prompt; kept away from 0 and 1, where the logit is infinite."""
+        """Starts sigmoid(logit) at `solve_rate`; kept away from 0 and 1, where the logit is infinite."""
         rate = min(max(solve_rate, 0.01), 0.99)
+        self.set_bias(math.log(rate / (1 - rate)))
+
+    def set_bias(self, bias: float) -> None:
+        """Starts the head's output at `bias` for every input."""
         with torch.no_grad():
-            self.head.bias.fill_(math.log(rate / (1 - rate)))
+            self.head.bias.fill_(bias)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
+        self.trunk.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        tokens_per_microbatch: int = 16384,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Loads what `save_pretrained` wrote.
+
+        Raises:
+            ModelError: the folder holds no critic.
+        """
+        path = Path(folder)
+        if not (path / HEAD_FILE).is_file():
+            raise ModelError(f"{path} holds no critic: {HEAD_FILE} is missing.")
+        try:
+            trunk = AutoModel.from_pretrained(path, dtype=torch.float32)
+        except LOAD_FAILURES as error:
+            raise ModelError(cannot_load("critic", str(path), error)) from error
+        critic = cls(
+            trunk,
+            read_tokenizer(str(path), "critic"),
+            tokens_per_microbatch=tokens_per_microbatch,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        critic.head.load_state_dict(load_file(path / HEAD_FILE))
+        return critic.to(device)
+
+
+class PromptCritic(ValueModel):
+    """Reads prompts, returns one logit each; V = sigmoid(logit)."""
 
     def logits(self, token_rows: Sequence[Sequence[int]]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
@@ -113,54 +167,44 @@ class PromptCritic(nn.Module):
         inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
         return list(number), inverse
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
-        self.trunk.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE
-        )
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: Path | str,
-        *,
-        device: torch.device | str = "cpu",
-        tokens_per_microbatch: int = 16384,
-        gradient_checkpointing: bool = False,
-    ) -> PromptCritic:
-        """Loads what `save_pretrained` wrote.
+class TokenCritic(ValueModel):
+    """Reads prompt and response as the policy's token ids; a value before each response token (PPO)."""
 
-        Raises:
-            ModelError: the folder holds no critic.
+    def response_values(self, rows: Sequence[TokenRow], width: int) -> Tensor:
+        """Returns [r, T] raw head outputs before each response token, 0 elsewhere, in one forward pass.
+
+        Args:
+            rows: r pairs of prompt and response token ids.
+            width: T.
         """
-        path = Path(folder)
-        if not (path / HEAD_FILE).is_file():
-            raise ModelError(f"{path} holds no prompt critic: {HEAD_FILE} is missing.")
-        try:
-            trunk = AutoModel.from_pretrained(path, dtype=torch.float32)
-        except LOAD_FAILURES as error:
-            raise ModelError(cannot_load("critic", str(path), error)) from error
-        critic = cls(
-            trunk,
-            read_tokenizer(str(path), "critic"),
-            tokens_per_microbatch=tokens_per_microbatch,
-            gradient_checkpointing=gradient_checkpointing,
-        )
-        critic.head.load_state_dict(load_file(path / HEAD_FILE))
-        return critic.to(device)
+        arranged = lay_out(rows, "sorted", self.device)
+        with arithmetic(self.device):
+            hidden = self.trunk(**arranged.inputs).last_hidden_state.flatten(0, 1)
+        outputs = self.head(hidden[arranged.sources].float()).squeeze(1)
+        spread = torch.zeros(len(rows), width, device=self.device)
+        return spread.index_put((arranged.rows, arranged.columns), outputs)
 
 
-def make_critic(config: Config, policy: PreTrainedModel, policy_tokenizer: Tokenizer) -> PromptCritic:
+def make_value_model(kind: type[Model], config: Config, policy: PreTrainedModel, policy_tokenizer: Tokenizer) -> Model:
     """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
 
+    Args:
+        kind: PromptCritic or TokenCritic.
+        config: all options.
+        policy: copied where no other trunk is named.
+        policy_tokenizer: used where the critic brings none.
+
     Raises:
-        ModelError: the trunk or its tokenizer can't be loaded, or its context is shorter than the longest prompt.
+        ModelError: the trunk or its tokenizer can't be loaded, or embeds fewer tokens than the tokenizer has.
     """
     options = config.critic
     tokenizer = policy_tokenizer
-    if options.tokenizer or options.path:
+    if kind is TokenCritic and options.tokenizer:
+        raise ModelError(
+            f"critic.tokenizer is {options.tokenizer}, but a token critic reads the policy's own token ids. Unset it."
+        )
+    if kind is PromptCritic and (options.tokenizer or options.path):
         key = "critic.tokenizer" if options.tokenizer else "critic.path"
         tokenizer = read_tokenizer(options.tokenizer or str(options.path), key)
     try:
@@ -179,7 +223,7 @@ def make_critic(config: Config, policy: PreTrainedModel, policy_tokenizer: Token
             f"The critic's tokenizer has {len(tokenizer)} tokens, but the critic embeds only {embedded}. "
             "Give the critic its own tokenizer with --critic.tokenizer."
         )
-    return PromptCritic(
+    return kind(
         trunk,
         tokenizer,
         tokens_per_microbatch=config.optimizer.tokens_per_microbatch,

@@ -29,7 +29,7 @@ class TokenLogprobs:
     logprobs: Tensor
     """[r, T] float32, nats; 0 outside the responses."""
     entropy: Tensor
-    """[r, T] float32, nats, no gradient; 0 outside the responses."""
+    """[r, T] float32, nats, with gradient; 0 outside the responses."""
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -50,23 +50,22 @@ class _ChunkedLogprobs(torch.autograd.Function):
             entropy[part] = normaliser - (probabilities * logits).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         projection = weight.to(hidden.dtype)
-        upstream = gradients[0] / ctx.temperature
+        of_logprobs, of_entropy = gradients
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
         for part in _chunks(len(targets), ctx.chunk):
-            # d logprob / d logits = onehot(target) - softmax(logits)
-            grad_logits = _logits(hidden[part], projection, bias, ctx.temperature).softmax(dim=-1).neg_()
-            grad_logits.scatter_add_(1, targets[part, None], torch.ones_like(grad_logits[:, :1]))
-            grad_logits = grad_logits.mul_(upstream[part, None]).to(hidden.dtype)
+            logits = _logits(hidden[part], projection, bias, ctx.temperature)
+            grad_logits = _logit_gradient(logits, targets[part], _part(of_logprobs, part), _part(of_entropy, part))
+            grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ projection
             if grad_weight is not None:
@@ -92,7 +91,7 @@ def chunked_logprobs(
         chunk: tokens whose [chunk, V] logits exist at one time.
 
     Returns:
-        [N] log-probabilities and [N] entropies (without gradient), float32, nats.
+        [N] log-probabilities and [N] entropies, float32, nats, both with gradient.
     """
     assert hidden.ndim == 2, f"hidden has shape {tuple(hidden.shape)}, not [N, H]"
     assert targets.shape == hidden.shape[:1], f"targets {tuple(targets.shape)} for hidden {tuple(hidden.shape)}"
@@ -155,7 +154,7 @@ def _spread(flat: Tensor, arranged: Layout, rows: int, width: int) -> Tensor:
 
 def _whole_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     logprobs = logits.log_softmax(dim=-1)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1).detach()
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     return logprobs.gather(1, targets[:, None]).squeeze(1), entropy
 
 
@@ -198,6 +197,30 @@ def _logits(hidden: Tensor, projection: Tensor, bias: Tensor | None, temperature
     if bias is not None:
         logits += bias.float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _logit_gradient(logits: Tensor, targets: Tensor, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> Tensor:
+    """[n, V] gradient with respect to the logits, given those of log-probabilities and entropies, [n] each.
+
+    d log p(y) / d z = onehot(y) - p;   d H / d z = -p (log p + H)
+    """
+    if of_entropy is None:
+        gradient = logits.softmax(dim=-1).mul_(0.0 if of_logprobs is None else -of_logprobs[:, None])
+    else:
+        logs = logits.log_softmax(dim=-1)
+        probabilities = logs.exp()
+        entropy = -(probabilities * logs).sum(dim=-1, keepdim=True)
+        gradient = -(logs + entropy) * of_entropy[:, None]
+        if of_logprobs is not None:
+            gradient -= of_logprobs[:, None]
+        gradient *= probabilities
+    if of_logprobs is not None:
+        gradient.scatter_add_(1, targets[:, None], of_logprobs[:, None])
+    return gradient
+
+
+def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
 
 
 def _chunks(total: int, size: int) -> list[slice]:

@@ -1,0 +1,18 @@
+"""Dr. GRPO: GRPO done right (Liu et al., arXiv 2503.20783).
+
+    A = R - mean        over the N samples of one prompt
+
+No division by the standard deviation, which favours prompts that are nearly always or never solved; and the loss is a
+sum over tokens divided by a constant, the longest response allowed, so that long wrong answers are not favoured.
+"""
+
+from __future__ import annotations
+
+from sppo.algorithms.groups import group_statistics
+from sppo.batch import Batch, Credit, Estimates, Options
+
+
+def dr_grpo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+    """Returns R - mean [B, 1]."""
+    rewards = before.sequence_rewards(batch)
+    return Credit((rewards - group_statistics(rewards, batch.groups).mean)[:, None])

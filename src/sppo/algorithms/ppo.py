@@ -1,0 +1,61 @@
+"""PPO with a token critic (Schulman et al., arXiv 1707.06347), and the SPPO paper's ablation PPO + BCE.
+
+    r_t = R at the last token, 0 before; minus beta k_t at each token where a KL penalty is in the reward
+    delta_t = r_t + gamma V_{t+1} - V_t, V after the last token 0
+    A_t = sum over l of (gamma lambda)^l delta_{t+l}          (GAE, arXiv 1506.02438)
+
+The value target is A_t + V_t. `ppo` learns it by a clipped squared error; `ppo_bce` makes V_t a probability and learns
+R itself at every token by cross-entropy. Advantages are whitened over tokens. Published: gamma = lambda = 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sppo.batch import Batch, Credit, Estimates, Options
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """GAE [B, T] in one pass backwards over tokens, all sequences at once.
+
+    Args:
+        rewards: [B, T] reward of each token.
+        values: [B, T] V(s_t), before token t.
+        mask: [B, T] bool, True on response tokens, which lie on the left.
+        gamma: discount.
+        gae_lambda: weight of longer estimates.
+    """
+    assert rewards.shape == values.shape == mask.shape, "rewards, values and mask differ in shape"
+    inside = mask.to(values.dtype)
+    following = torch.cat([values[:, 1:] * inside[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = (rewards + gamma * following - values) * inside
+    advantages = torch.zeros_like(values)
+    running = torch.zeros_like(values[:, 0])
+    for t in range(values.shape[1] - 1, -1, -1):
+        running = deltas[:, t] + gamma * gae_lambda * running
+        advantages[:, t] = running
+    return advantages
+
+
+def ppo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+    """Returns GAE [B, T], and A_t + V_t [B, T] as the critic's target."""
+    advantages, values = _advantages(batch, before, options)
+    return Credit(advantages, value_targets=advantages + values)
+
+
+def ppo_bce_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+    """Returns GAE [B, T], and R at every token [B, T] as the critic's target."""
+    advantages, values = _advantages(batch, before, options)
+    return Credit(advantages, value_targets=batch.rewards[:, None].expand_as(values).clone())
+
+
+def _advantages(batch: Batch, before: Estimates, options: Options) -> tuple[Tensor, Tensor]:
+    assert before.values is not None, "PPO needs the critic's values"
+    rewards = torch.zeros_like(before.values)
+    if before.kl_penalty is not None:
+        rewards -= before.kl_penalty
+    last = batch.mask.sum(dim=1) - 1
+    rewards[torch.arange(len(batch)), last] += batch.rewards
+    advantages = generalized_advantages(rewards, before.values, batch.mask, options["gamma"], options["gae_lambda"])
+    return advantages, before.values

@@ -1,0 +1,25 @@
+"""REINFORCE++ (Hu, arXiv 2501.03262).
+
+    A_t = R - beta sum over s >= t of k1_s, whitened over the tokens of the whole batch
+
+k1 is log policy - log reference at each token, which `algorithm.kl_coefficient` weighs with `kl_place: reward` and
+`kl_estimator: k1`; without it A is R, whitened. With N > 1 samples a prompt the paper's baseline variant applies: the
+group's mean is taken from R first. No critic.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sppo.algorithms.groups import group_statistics
+from sppo.batch import Batch, Credit, Estimates, Options
+
+
+def reinforce_pp_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+    """Returns [B, 1], or [B, T] with a KL penalty in the reward; whitening is the loss option of that name."""
+    group = group_statistics(batch.rewards, batch.groups)
+    outcome = torch.where(group.count > 1, batch.rewards - group.mean, batch.rewards)[:, None]  # [B, 1]
+    if before.kl_penalty is None:
+        return Credit(outcome)
+    to_go = before.kl_penalty.flip(1).cumsum(1).flip(1)  # [B, T] what is still to come, this token included
+    return Credit(outcome - to_go)

@@ -1,0 +1,21 @@
+"""ReMax (Li et al., arXiv 2310.10505).
+
+    A = R - R(greedy response to the same prompt)
+
+One sampled and one greedy response a prompt; no critic, no group. The greedy ones are generated and graded beside the
+sampled ones and count as responses, but nothing is trained on them. Edge case: where the verifier failed on the greedy
+response there is no baseline, and A is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sppo.batch import Batch, Credit, Estimates, Options
+
+
+def remax_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+    """Returns R - R(greedy) [B, 1]; `batch.greedy_rewards` is nan where it is unknown."""
+    assert batch.greedy_rewards is not None, "ReMax needs the rewards of greedy responses"
+    advantages = before.sequence_rewards(batch) - batch.greedy_rewards
+    return Credit(torch.nan_to_num(advantages, nan=0.0)[:, None])

@@ -1,0 +1,164 @@
+"""One step's responses, graded: sampled ones, and whatever else the algorithm's baseline needs.
+
+Everything that is generated is counted, also greedy responses (ReMax), a tracker's first samples (SPO) and groups that
+dynamic sampling throws away (DAPO): a comparison by responses would be unfair otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sppo.algorithms import resolve_options, uses_dynamic_sampling
+from sppo.build import Parts
+from sppo.config import Config
+from sppo.engines import SamplingParameters
+from sppo.errors import RewardError, TrainingError
+from sppo.rollout import sample
+from sppo.run import derive_seed
+from sppo.types import Prompt, Rollout, Verdict
+
+
+@dataclass(frozen=True)
+class Collected:
+    """B sampled responses with their verdicts; the G of one prompt stand together."""
+
+    rollouts: list[Rollout]
+    verdicts: list[Verdict]
+    groups: list[int]
+    """[B] which drawing of a prompt each belongs to; a prompt drawn twice in a step makes two groups."""
+    greedy_rewards: list[float] | None
+    """[B] reward of the greedy response to the same prompt, nan where unknown; None where none was asked for."""
+    extra_responses: int
+    """Responses generated beside these."""
+    extra_tokens: int
+    discarded_groups: int
+    """Groups that dynamic sampling threw away."""
+
+
+def collect(parts: Parts, config: Config, step: int) -> Collected:
+    """Samples and grades one step's responses.
+
+    Raises:
+        TrainingError: dynamic sampling found no group that is neither all right nor all wrong.
+    """
+    extra: list[Rollout] = []
+    wanted = config.prompts_per_step
+    rounds = config.algorithm.dynamic_sampling_rounds
+    dynamic = uses_dynamic_sampling(parts.algorithm, config.algorithm)
+    kept: list[tuple[list[Rollout], list[Verdict]]] = []
+    discarded = 0
+    for number in range(rounds if dynamic else 1):
+        prompts = parts.stream.take(wanted)
+        rollouts, verdicts = _sample(
+            parts,
+            config,
+            prompts,
+            parts.training_sampling,
+            config.sampling.samples_per_prompt,
+            f"sampling {number}",
+            step,
+        )
+        size = config.sampling.samples_per_prompt
+        groups = [
+            (rollouts[start : start + size], verdicts[start : start + size]) for start in range(0, len(rollouts), size)
+        ]
+        for group in groups:
+            if len(kept) < wanted and (not dynamic or _is_mixed(group[1])):
+                kept.append(group)
+            else:
+                discarded += 1
+                extra += group[0]
+        if len(kept) == wanted:
+            break
+    if not kept:
+        raise TrainingError(
+            f"In {rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
+            "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
+        )
+    rollouts = [rollout for group in kept for rollout in group[0]]
+    verdicts = [verdict for group in kept for verdict in group[1]]
+    prompts = [group[0][0].prompt for group in kept]
+    greedy, more = _greedy_rewards(parts, config, prompts, step)
+    extra += more + _start_critic(parts, config, prompts, step)
+    size = config.sampling.samples_per_prompt
+    return Collected(
+        rollouts=rollouts,
+        verdicts=verdicts,
+        groups=[index for index in range(len(kept)) for _ in range(size)],
+        greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(size)],
+        extra_responses=len(extra),
+        extra_tokens=sum(len(rollout.completion.token_ids) for rollout in extra),
+        discarded_groups=discarded,
+    )
+
+
+def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
+    """Refuses rewards outside [0, 1], which a critic that is a probability cannot learn.
+
+    Raises:
+        RewardError: names the first such sample and how to rescale.
+    """
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        if verdict.reward is not None and not 0 <= verdict.reward <= 1:
+            raise RewardError(
+                f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but the critic predicts a "
+                "probability, so rewards must lie in [0, 1]. Rescale them in the reward function, for example "
+                "(reward - lowest) / (highest - lowest), or use an algorithm without such a critic, such as grpo."
+            )
+
+
+def _sample(
+    parts: Parts,
+    config: Config,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParameters,
+    samples_per_prompt: int,
+    purpose: str,
+    step: int,
+) -> tuple[list[Rollout], list[Verdict]]:
+    rollouts = sample(
+        parts.engine,
+        prompts,
+        parts.tokenizer,
+        sampling,
+        samples_per_prompt=samples_per_prompt,
+        seed=derive_seed(config.seed, purpose, step),
+    )
+    verdicts = parts.grader.grade(rollouts)
+    if parts.algorithm.needs_unit_rewards:
+        require_unit_rewards(rollouts, verdicts)
+    return rollouts, verdicts
+
+
+def _is_mixed(verdicts: Sequence[Verdict]) -> bool:
+    rewards = {verdict.reward for verdict in verdicts if verdict.reward is not None}
+    return len(rewards) > 1
+
+
+def _greedy_rewards(
+    parts: Parts, config: Config, prompts: Sequence[Prompt], step: int
+) -> tuple[list[float] | None, list[Rollout]]:
+    if not parts.algorithm.greedy_baseline:
+        return None, []
+    greedy = replace(parts.training_sampling, temperature=0.0)
+    rollouts, verdicts = _sample(parts, config, prompts, greedy, 1, "greedy", step)
+    return [math.nan if verdict.reward is None else verdict.reward for verdict in verdicts], rollouts
+
+
+def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+    """Samples offline responses for prompts that the critic has never seen."""
+    unseen = [] if parts.critic is None else parts.critic.unseen(prompts)
+    if parts.critic is None or not unseen:
+        return []
+    count = int(resolve_options(parts.algorithm, config.algorithm)["offline_samples"])
+    if count == 0:
+        for prompt in unseen:
+            parts.critic.start(prompt, [])
+        return []
+    rollouts, verdicts = _sample(parts, config, unseen, parts.training_sampling, count, "offline", step)
+    for index, prompt in enumerate(unseen):
+        mine = verdicts[index * count : (index + 1) * count]
+        parts.critic.start(prompt, [verdict.reward for verdict in mine if verdict.reward is not None])
+    return rollouts
