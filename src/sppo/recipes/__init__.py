@@ -43,7 +43,7 @@ def load_recipe(recipe: str | Path | Config | None, overrides: Sequence[str] | M
     if isinstance(recipe, Config):
         values = to_dict(recipe)
     else:
-        values = {} if recipe is None else read_yaml(*_read(str(recipe)))
+        values = {} if recipe is None else _values(str(recipe))
     if isinstance(overrides, Mapping):
         merge(values, overrides)
     else:
@@ -63,6 +63,17 @@ def load_recipe(recipe: str | Path | Config | None, overrides: Sequence[str] | M
 def to_yaml(config: Config) -> str:
     """Returns the config as YAML that `load_recipe` reads back to an equal config."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _values(name_or_path: str) -> dict[str, Any]:
+    """Returns a recipe's options, over those of the recipe that its `extends` names."""
+    values = read_yaml(*_read(name_or_path))
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    inherited = _values(str(base))
+    merge(inherited, values)
+    return inherited
 
 
 def _read(name_or_path: str) -> tuple[str, str]:

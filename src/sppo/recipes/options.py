@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -21,6 +22,12 @@ from sppo.errors import ConfigError
 
 class CommandLineText(str):
     """A value as typed on the command line: its type is still to be read from it."""
+
+    __slots__ = ()
+
+
+class NoValue(CommandLineText):
+    """Stands for the value of a key that was given without one: true, for an option that is true or false."""
 
     __slots__ = ()
 
@@ -62,20 +69,27 @@ def split_arguments(
 ) -> tuple[list[str], list[tuple[str, CommandLineText]]]:
     """Sorts arguments into positionals and (key, text) pairs, from `--key value`, `--key=value` and `--switch`.
 
-    A key in `switches` takes no value; any other key that has none is read as true.
+    A key in `switches` takes no value; any other key that has none gets a `NoValue`.
+
+    Raises:
+        ConfigError: an option with a single dash.
     """
     positionals, pairs = [], []
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
+        if re.match(r"-[A-Za-z]", argument):
+            raise ConfigError(f"{argument!r} has a single dash: write -{argument}.")
         if not argument.startswith("--"):
             positionals.append(argument)
             continue
         key, separator, text = argument[2:].partition("=")
-        if not separator:
-            has_value = key not in switches and waiting and not waiting[0].startswith("--")
-            text = waiting.pop(0) if has_value else "true"
-        pairs.append((key, CommandLineText(text)))
+        if separator:
+            pairs.append((key, CommandLineText(text)))
+        elif key not in switches and waiting and not waiting[0].startswith("--"):
+            pairs.append((key, CommandLineText(waiting.pop(0))))
+        else:
+            pairs.append((key, NoValue("true")))
     return positionals, pairs
 
 
@@ -119,6 +133,10 @@ def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
     base, optional = without_none(hint)
+    if isinstance(value, NoValue) and base is not bool:
+        raise ConfigError(f"--{key} has no value: write --{key} VALUE.")
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if optional and (value is None or (isinstance(value, CommandLineText) and value == "null")):
         return None
     item = (typing.get_args(base) or (None,))[0]
@@ -196,16 +214,42 @@ def _position(text: str, entries: list[Any], key: str) -> int:
     return int(text)
 
 
+_ALL_LISTED = " `sppo train --help` lists all of them."
+_KNOWN_ELSEWHERE_AS = {
+    "lr": ("optimizer.learning_rate", "critic.learning_rate"),
+    "batch_size": ("prompts_per_step", "optimizer.minibatch_size"),
+    "train_batch_size": ("prompts_per_step",),
+    "mini_batch_size": ("optimizer.minibatch_size",),
+    "max_tokens": ("sampling.max_response_tokens",),
+    "max_new_tokens": ("sampling.max_response_tokens",),
+    "max_completion_length": ("sampling.max_response_tokens",),
+    "max_prompt_length": ("data.max_prompt_tokens",),
+    "n": ("sampling.samples_per_prompt",),
+    "num_generations": ("sampling.samples_per_prompt",),
+    "group_size": ("sampling.samples_per_prompt",),
+    "max_steps": ("steps",),
+    "output_dir": ("output",),
+    "model_name_or_path": ("model.path",),
+    "dataset": ("data.path", "data.task"),
+    "clip_range": ("algorithm.clip_low", "algorithm.clip_high"),
+    "beta": ("algorithm.kl_coefficient",),
+}
+"""Names that other programs give to options of ours, as far as none here is spelled like them."""
+
+
 def _unknown_key(key: str, siblings: list[str]) -> ConfigError:
-    """Names the keys that are near: spelled alike in the same section, or of the same last name elsewhere."""
+    """Names the keys that are near: known elsewhere as this, spelled alike here, or of the same last name elsewhere."""
     section, _, last = key.rpartition(".")
+    known_as = [known for known in _KNOWN_ELSEWHERE_AS.get(last, ()) if known in all_keys(Config)]
+    if known_as:
+        return ConfigError(f"{key} is not an option. Did you mean {' or '.join(known_as)}?{_ALL_LISTED}")
     by_last_name = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
     near = [by_last_name[name] for name in difflib.get_close_matches(last, by_last_name, n=3, cutoff=0.7)]
     near += [known for known in all_keys(Config) if known.rpartition(".")[2] == last and known not in near][:3]
     if not near and not section:
         near = difflib.get_close_matches(key, all_keys(Config), n=3, cutoff=0.7)
     hint = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(siblings)}."
-    return ConfigError(f"{key} is not an option.{hint} `sppo train --help` lists all of them.")
+    return ConfigError(f"{key} is not an option.{hint}{_ALL_LISTED}")
 
 
 def all_keys(section: type, prefix: str = "") -> list[str]:
