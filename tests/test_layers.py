@@ -23,7 +23,7 @@ LAYERS = [
     {"recipes"},
     {"build", "collect", "trainer", "plan", "measure"},
     {"report"},
-    {"api"},
+    {"api", "compare", "runner"},
     {"cli"},
     {"__main__"},
 ]

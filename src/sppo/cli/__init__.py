@@ -27,6 +27,9 @@ COMMANDS = {
     "train": Command("sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50"),
     "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml"),
     "eval": Command("sppo.cli.eval", "Measure a run's or a model's accuracy.", "sppo eval runs/demo --checkpoint best"),
+    "compare": Command(
+        "sppo.cli.compare", "Compare algorithms from the same start.", "sppo compare demo --algorithms sppo,grpo"
+    ),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }
 
@@ -74,16 +77,15 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _print_help() -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print("[bold]sppo[/]: train language models to reason with verifiable rewards, one response a prompt.\n")
     console.print("Usage: sppo COMMAND [dim]...[/]\n")
-    table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
+    width = max(map(len, COMMANDS)) + 3
     for name, command in COMMANDS.items():
-        table.add_row(f"  [bold]{name}[/]", f"{command.summary}\n[dim]{command.example}[/]")
-    console.print(table)
+        console.print(f"  [bold]{name:<{width}}[/]{command.summary}\n  {'':<{width}}[dim]{command.example}[/]")
     console.print("\nNew here? [bold]sppo demo[/] takes minutes on a laptop. [bold]sppo COMMAND --help[/] says more.")
+    console.print("A mistake is told in one line; with SPPO_DEBUG=1 in the environment it comes with its traceback.")
 
 
 def _literal(text: str) -> str:
