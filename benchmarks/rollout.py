@@ -9,20 +9,15 @@ the lengths geometric with a set mean. The two take turns, after one untimed rou
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from common import machine, medians, parse, parser, print_machine, take_turns, write_json
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sppo.engines import SamplingParameters
@@ -113,51 +108,29 @@ def compare(setting: Setting, repeats: int, device: str) -> dict[str, Any]:
         [generator.randrange(2, VOCABULARY) for _ in range(generator.randint(8, 24))] for _ in range(setting.rows)
     ]
     engine = HFEngine(model)
-    contenders: dict[str, Callable[[int], list[int]]] = {
-        "sppo": lambda seed: sample_ours(engine, prompts, setting, seed),
-        "generate": lambda seed: sample_generate(model, prompts, setting, seed),
+    lengths: dict[str, list[int]] = {"sppo": [], "generate": []}
+    contenders: dict[str, Callable[[int], None]] = {
+        "sppo": lambda seed: lengths["sppo"].extend(sample_ours(engine, prompts, setting, seed)),
+        "generate": lambda seed: lengths["generate"].extend(sample_generate(model, prompts, setting, seed)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    lengths: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-        for repeat in range(repeats + 1):
-            for name, sample in contenders.items():
-                started = time.perf_counter()
-                row_lengths = sample(repeat)
-                elapsed = time.perf_counter() - started
-                if repeat:
-                    seconds[name].append(elapsed)
-                    lengths[name].append(statistics.mean(row_lengths))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+        seconds = take_turns(contenders, repeats)
+    median = medians(seconds)
     return {
         "setting": asdict(setting),
         "seconds": seconds,
-        "median_seconds": medians,
+        "median_seconds": median,
         "mean_response_tokens": {name: statistics.mean(values) for name, values in lengths.items()},
-        "speedup": medians["generate"] / medians["sppo"],
+        "speedup": median["generate"] / median["sppo"],
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write the results to")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each, at least 3 (default: 5)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    arguments = parser.parse_args()
-    if arguments.repeats < 3:
-        parser.error(f"--repeats is {arguments.repeats}, but a median wants at least 3.")
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "threads": arguments.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    options = parser(__doc__)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parse(options)
+    described = machine(arguments.threads, arguments.device)
+    print_machine(described)
     print(f"{'setting':<10}{'rows':>6}{'tokens':>9}{'generate s':>12}{'sppo s':>9}{'speedup':>9}")
     results = []
     for setting in SETTINGS:
@@ -169,8 +142,7 @@ def main() -> None:
             f"{median['generate']:>12.3f}{median['sppo']:>9.3f}{result['speedup']:>8.2f}x",
             flush=True,
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    write_json(arguments.json, described, results)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from sppo.cli import COMMANDS, main
 from sppo.cli.demo import demo_folder
 from sppo.cli.options import parse
 from sppo.cli.progress import LiveProgress, Phase, PlainProgress, make_progress, sparkline
-from sppo.cli.story import print_evaluation, print_story
+from sppo.cli.story import print_evaluation, print_result, print_story
 from sppo.config import Config, flatten, to_dict
+from sppo.engines import ENGINES
 from sppo.errors import ConfigError
 from sppo.recipes import load_recipe
+from sppo.tasks import TASKS
+from sppo.tasks.chain_arithmetic import Options
+from sppo.verifiers import VERIFIERS
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "sympy", "math_verify")
 
@@ -54,6 +59,29 @@ def test_help_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--optimizer" not in text.replace("--help optimizer", "")
 
 
+def test_help_names_what_a_table_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    from sppo.algorithms import ALGORITHMS
+
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for names in (ALGORITHMS, TASKS, VERIFIERS, ENGINES, [option.name for option in fields(Options)]):
+        assert f" {', '.join(names)}. " in text
+
+
+def test_help_of_the_run_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "steps"]) == 0
+    text = capsys.readouterr().out
+    assert "--prompts_per_step" in text
+    assert "--sampling.top_p" not in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["eval", "--help", "data"], ["recipes", "--help"]])
+def test_help_lines_end_where_their_text_does(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"sppo \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
@@ -69,7 +97,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "nowhere"], "nowhere is no run folder"),
         (["eval", "nowhere", "--checkpoint", "newest"], "--checkpoint is 'newest', but must be best, last, or step_N"),
         (["eval", "nowhere", "--samples_per_prompt", "0"], "--samples_per_prompt is '0'"),
+        (["eval", "runs/nowhere"], "There is no folder runs/nowhere"),
+        (["eval", "./nowhere", "--recipe", "demo"], "There is no folder ./nowhere"),
+        (["eval", "nowhere", "--json"], "--json has no value"),
+        (["eval", "nowhere", "--json", "missing/out.json"], "--json missing/out.json: there is no folder missing"),
         (["recipes", "--all"], "--all is no flag of this command"),
+        (["train", "demo", "-steps", "3"], "'-steps' has a single dash: write --steps."),
+        (["train", "demo", "--output"], "--output has no value"),
+        (["train", "--help", "optimiser"], "there is no such section. Did you mean 'optimizer'?"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, said, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +135,22 @@ def test_print_config_can_be_run_again(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "again.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
     again = load_recipe(tmp_path / "again.yaml")
     assert again == load_recipe("demo", {"steps": 7, "data.options.prompts": 64})
+
+
+def test_sft_prints_its_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sft", "demo", "--seed", "5", "--print_config"]) == 0
+    assert "seed: 5\n" in capsys.readouterr().out
+
+
+def test_eval_of_a_checkpoint_names_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run" / "checkpoints" / "best"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    assert main(["eval", str(folder)]) == 2
+    assert (
+        f"is a checkpoint. Give its run, and the checkpoint's name: sppo eval {tmp_path / 'run'} --checkpoint best"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_own_flags_are_told_from_overrides_in_any_order() -> None:
@@ -207,3 +258,12 @@ def test_evaluation_table_has_standard_errors() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"Level 1 +8 +50\.0% +12\.5% +█{10}·{10}", text)
     assert re.search(r"all +8 +50\.0% +12\.5%", text)
+    assert "foresees" not in text
+    print_evaluation(console, {"accuracy": 0.5, "prompts": 8, "critic": {"pearson": 0.25, "ece": None}})
+    assert "  Pearson 0.250 " in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_result_counts_prompts_without_difficulty() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    print_result(console, {"accuracy_before": 0.25, "accuracy_after": 0.5, "prompts": 64})
+    assert re.search(r"all +64 +25\.0% +50\.0%", console.file.getvalue())  # type: ignore[attr-defined]

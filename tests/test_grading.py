@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
 from sppo.errors import ConfigError, RewardError
-from sppo.grading import Grader, grading_metrics, load_reward_function
+from sppo.grading import Grader, function_name, grading_metrics, load_reward_function
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.pool import VerifierPool
 
@@ -91,7 +92,13 @@ def broken(completions):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (broken, r"test_grading:broken raised KeyError: 'level'"),
+        (
+            broken,
+            r"test_grading:broken raised KeyError: 'level' \(test_grading.py, line \d+\) for sample 0 \(prompt 'f",
+        ),
+        (lambda completions: [1 / (text != "b") for text in completions], r"for sample 1 \(prompt 'second'\)"),
+        (lambda completions: [1 / (2 - len(completions))], r"for 2 completions together, but for none of them alone"),
+        (lambda completions: [json.loads("{")], r"JSONDecodeError: .* \(test_grading.py, line \d+\)"),
         (lambda completions: [1.0], r"returned 1 rewards for 2 completions"),
         (lambda completions: 1.0, r"returned a float, but must return a list"),
         (lambda completions: None, r"returned a NoneType"),
@@ -100,7 +107,10 @@ def broken(completions):
         (lambda completions: [math.inf, 1.0], r"returned inf for sample 0 \(prompt 'first'\)"),
         (lambda completions: ["1", 1.0], r"returned '1' for sample 0"),
         (lambda: [1.0, 1.0, 1.0], r"returned 3 rewards for 2"),
-        (lambda nonsense: [1.0, 1.0], r"raised TypeError"),
+        (
+            lambda nonsense: [1.0, 1.0],
+            r"raised TypeError: .*'nonsense'. It can take .*: prompts, completions, answer\.",
+        ),
     ],
 )
 def test_what_a_reward_function_does_wrong_is_named(function, message):
@@ -121,6 +131,7 @@ def test_loading_a_function_from_a_file_and_a_module(tmp_path, monkeypatch):
     assert Grader(function).grade([rollout("abc")])[0].reward == 3.0
     monkeypatch.syspath_prepend(tmp_path)
     assert load_reward_function("my_reward:length")(["ab"]) == [2.0]
+    assert function_name(function) == f"{path}:length"
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from sppo.config import Config
 from sppo.errors import ConfigError
 from sppo.recipes import list_recipes, load_recipe, to_yaml
+from sppo.recipes.options import _KNOWN_ELSEWHERE_AS, all_keys
 
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-"
 
 
 def test_every_recipe_is_listed_described_and_valid() -> None:
     recipes = list_recipes()
-    assert list(recipes) == [
+    assert [name for name in recipes if not name.startswith("demo_")] == [
         "demo",
         "quickstart_gsm8k",
         "r1_distill_1_5b_deepscaler",
@@ -102,6 +104,12 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
     ("override", "said"),
     [
         ("optimizer.learning_rat=1", "optimizer.learning_rat is not an option. Did you mean optimizer.learning_rate?"),
+        ("lr=1", "lr is not an option. Did you mean optimizer.learning_rate or critic.learning_rate?"),
+        ("n=4", "Did you mean sampling.samples_per_prompt?"),
+        ("sampling.max_tokens=4", "Did you mean sampling.max_response_tokens?"),
+        ("--output", "--output has no value: write --output VALUE."),
+        ("--optimizer.betas", "--optimizer.betas has no value"),
+        ("-steps", "'-steps' has a single dash: write --steps."),
         ("learning_rate=1", "Did you mean critic.learning_rate or optimizer.learning_rate?"),
         ("evaluation.data.limits=1", "Did you mean evaluation.data.limit?"),
         ("sft.phases.0.step=1", "sft.phases.0.step is not an option. Did you mean sft.phases.0.steps?"),
@@ -122,6 +130,27 @@ def test_mistakes_name_the_key_and_the_value(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_recipe("demo", [override])
     assert said in str(error.value)
+
+
+def test_only_true_or_false_may_lack_a_value() -> None:
+    config = load_recipe("demo", ["--model.gradient_checkpointing", "--model.config.tie_word_embeddings", "--steps=3"])
+    assert config.model.gradient_checkpointing is True
+    assert config.model.config is not None
+    assert config.model.config["tie_word_embeddings"] is True
+    assert config.steps == 3
+
+
+def test_paths_are_text(tmp_path: Path) -> None:
+    config = load_recipe("demo", {"output": tmp_path, "evaluation": {"data": {"task": "rows", "path": tmp_path / "x"}}})
+    assert config.output == str(tmp_path)
+    assert config.evaluation.data is not None
+    assert config.evaluation.data.path == str(tmp_path / "x")
+
+
+def test_names_known_elsewhere_lead_to_options_that_exist() -> None:
+    for ours in _KNOWN_ELSEWHERE_AS.values():
+        assert set(ours) <= set(all_keys(Config))
+    assert not set(_KNOWN_ELSEWHERE_AS) & {key.rpartition(".")[2] for key in all_keys(Config)}
 
 
 def test_unknown_option_shows_near_keys_rather_than_all() -> None:
@@ -157,7 +186,7 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(ConfigError, match=r"'dmo' is not a built-in recipe. Did you mean 'demo'\?.*ends in .yaml"):
+    with pytest.raises(ConfigError, match=r"'dmo' is not a built-in recipe. Did you mean 'demo'.*ends in .yaml"):
         load_recipe("dmo")
     with pytest.raises(ConfigError, match=r"There is no recipe file missing.yaml"):
         load_recipe("missing.yaml")

@@ -23,6 +23,31 @@ SUMMARY = {
 }
 
 
+BINS = [
+    {
+        "low": (n - 1) / 10,
+        "high": n / 10,
+        "mean_value": n / 10 - 0.03,
+        "solve_rate": n / 10 - 0.03,
+        "count": 10 ** (n % 6),
+    }
+    for n in range(1, 11)
+]
+
+
+def test_nothing_is_cut_off_at_the_edges(tmp_path: Path) -> None:
+    lines = [{"step": step, **STEP, "eval/accuracy": 0.5, "eval/accuracy_stderr": 0.01} for step in range(1, 61)]
+    scores = {"pearson": -0.202, "spearman": -0.172, "brier": 0.016, "ece": 0.012}
+    summary = {**SUMMARY, "critic": scores, "calibration": BINS, "calibration_in_training": BINS}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    from matplotlib.image import imread
+
+    picture = imread(write_curves(tmp_path))[..., :3]
+    for margin in (picture[:5], picture[-5:], picture[:, :5], picture[:, -5:]):
+        assert margin.min() == 1.0
+
+
 @pytest.mark.parametrize(
     ("lines", "summary"),
     [

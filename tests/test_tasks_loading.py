@@ -3,7 +3,7 @@
 import pytest
 
 from sppo.config import DataConfig
-from sppo.errors import ConfigError, DataError
+from sppo.errors import ConfigError, DataError, SppoError
 from sppo.tasks import TASKS, demonstrations, load_prompts, prompt_key
 from sppo.tasks.problem import BOXED_INSTRUCTION
 
@@ -255,7 +255,7 @@ def test_missing_columns_name_the_columns_present():
         DataError, [row, row], "none of the 2 rows can be used", "no column 'prompt'",
         "Columns present: question, solution", "data.prompt_column is 'prompt'",
     )  # fmt: skip
-    fails(DataError, [row], "gold answer is missing", "data.answer_column 'answer'", prompt_column="question")
+    fails(DataError, [row], "no column 'answer', so the gold", "data.answer_column 'answer'", prompt_column="question")
     fails(DataError, [row], "no column 'a.b'", prompt_column="a.b")
     fails(DataError, [{"prompt": "A?"}], "no column 'question'", "Columns present: prompt", task="gsm8k")
     fails(DataError, [{"prompt": "A?"}], "no column 'problem'", "Columns present: prompt", task="dapo_math")
@@ -303,3 +303,41 @@ def test_tasks_without_demonstrations_and_unknown_kinds_are_refused():
         demonstrations(DataConfig(task="dapo_math"), "full", 0)
     with pytest.raises(ConfigError, match=r"'terse' is no kind of demonstration of task rows. Known: full"):
         demonstrations(DataConfig(), "terse", 0, rows=[])
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "said"),
+    [
+        ({"task": "gsm9k"}, None, "evaluation.data.task 'gsm9k' is not known"),
+        ({}, None, "Give --evaluation.data.path a file"),
+        ({"path": "missing.jsonl"}, None, "evaluation.data.path missing.jsonl does not exist"),
+        ({"limit": 0}, [], "evaluation.data.limit is 0"),
+        ({"verifier": "mth"}, [], "evaluation.data.verifier is 'mth'. Did you mean 'math'?"),
+        ({"options": {"a": 1}}, [], "evaluation.data.options: task rows takes none"),
+        ({}, [{"question": "A?"}], "evaluation.data.prompt_column is 'prompt'"),
+        ({"bad_rows": "refuse"}, [{"prompt": "A?", "answer": "1"}, {"prompt": "B"}], "set evaluation.data.bad_rows to"),
+        ({"task": "chain_arithmetic", "split": "test"}, None, "evaluation.data.split is 'test'"),
+        ({"task": "chain_arithmetic", "options": {"seed": -1}}, None, "evaluation.data.options.seed is -1"),
+        ({"task": "chain_arithmetic", "path": "x"}, None, "evaluation.data.path is 'x'"),
+    ],
+)
+def test_errors_name_the_section_that_the_config_came_from(fields, rows, said):
+    with pytest.raises(SppoError) as error:
+        load_prompts(DataConfig(**fields), seed=0, rows=rows, key="evaluation.data")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("gsm8k", {"question": "A?"}, "row 1: no column 'answer', so the gold answer is missing"),
+        ("gsm8k", {"question": "A?", "answer": "42"}, "row 1: the gold answer is missing behind ####"),
+        ("math500", {"problem": "A?"}, "row 1: no column 'answer', so the gold answer is missing"),
+        ("math500", {"problem": "A?", "answer": None}, "row 1: the gold answer is missing. Columns"),
+        ("rows", {"prompt": "A?"}, "row 1: no column 'answer', so the gold answer is missing"),
+    ],
+)
+def test_an_answer_column_that_is_not_there_is_told_from_an_empty_one(task, row, said):
+    with pytest.raises(DataError) as error:
+        load_prompts(DataConfig(task=task), seed=0, rows=[row])
+    assert said in str(error.value)

@@ -2,6 +2,7 @@
 
     import sppo
     sppo.train("demo")                              # a recipe by name or file
+    sppo.evaluate("runs/demo", checkpoint="best")   # a run folder or a model
     sppo.verify(r"so \\boxed{1/2}", "0.5")           # a Verdict
 
 Everything is imported on first use, so that `import sppo` and `sppo --help` are instant.
@@ -12,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sppo.api import train
+    from sppo.api import evaluate, train
+    from sppo.cli.progress import make_progress
     from sppo.config import Config
     from sppo.errors import SppoError
     from sppo.models.critic import PromptCritic
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "train": "sppo.api",
+    "evaluate": "sppo.api",
+    "make_progress": "sppo.cli.progress",
     "verify": "sppo.verifiers.verify",
     "load_recipe": "sppo.recipes",
     "Config": "sppo.config",
@@ -32,7 +36,10 @@ _HOMES = {
     "Verdict": "sppo.types",
 }
 
-__all__ = ["Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "load_recipe", "train", "verify"]
+__all__ = [
+    "Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "evaluate", "load_recipe", "make_progress",
+    "train", "verify",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 

@@ -205,26 +205,33 @@ def load_data(
     require_gold = not has_reward_function
     loaded = load_prompts(config.data, seed=config.seed, rows=given.rows, require_gold=require_gold, pool=shared_pool())
     kept, overlong = filter_overlong(loaded.prompts, tokenizer, config.data)
-    training: Sequence[Prompt] = kept
-    held_out: Sequence[Prompt]
-    notes = [*loaded.notes, *overlong]
+    notes = (*loaded.notes, *overlong)
     if given.held_out_rows is None and config.evaluation.data is None:
         training, held_out = hold_out(kept, config.evaluation.prompts, derive_seed(config.seed, "held out"))
-    else:
-        data = config.evaluation.data
-        if data is None or given.held_out_rows is not None:
-            data = replace(config.data, task="rows", path=None, limit=None)
-        held = load_prompts(
-            data, seed=config.seed, rows=given.held_out_rows, require_gold=require_gold, pool=shared_pool()
-        )
-        held_out, overlong = filter_overlong(held.prompts, tokenizer, data, key="evaluation.data")
-        notes += [*held.notes, *overlong]
-        if len(held_out) > config.evaluation.prompts:
-            # The same for every seed, so that runs can be compared; at random, as files are often sorted by topic.
-            held_out = random.Random(0).sample(held_out, config.evaluation.prompts)
-    if not training or not held_out:
-        raise DataError(f"There are {len(training)} training and {len(held_out)} held-out prompts; both are needed.")
-    return tuple(training), tuple(held_out), tuple(notes)
+        return tuple(training), tuple(held_out), notes
+    held_out_prompts, more = load_held_out(config, tokenizer, given.held_out_rows, require_gold=require_gold)
+    return kept, held_out_prompts, (*notes, *more)
+
+
+def load_held_out(
+    config: Config, tokenizer: Tokenizer, rows: Iterable[Mapping[str, Any]] | None, *, require_gold: bool
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Returns the prompts of evaluation.data, or of rows that were handed over, and notes on what was left out.
+
+    Raises:
+        DataError: see the loaders.
+    """
+    data = config.evaluation.data
+    if data is None or rows is not None:
+        data = replace(config.data, task="rows", path=None, limit=None, options={})
+    loaded = load_prompts(
+        data, seed=config.seed, rows=rows, require_gold=require_gold, pool=shared_pool(), key="evaluation.data"
+    )
+    kept, overlong = filter_overlong(loaded.prompts, tokenizer, data, key="evaluation.data")
+    if len(kept) > config.evaluation.prompts:
+        # The same for every seed, so that runs can be compared; at random, as files are often sorted by topic.
+        kept = tuple(random.Random(0).sample(kept, config.evaluation.prompts))
+    return kept, (*loaded.notes, *overlong)
 
 
 def load_reference(config: Config, parts: Parts, folder: Path) -> PreTrainedModel:

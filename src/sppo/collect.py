@@ -7,7 +7,9 @@ dynamic sampling throws away (DAPO): a comparison by responses would be unfair o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sppo.algorithms import resolve_options, uses_dynamic_sampling
@@ -18,6 +20,23 @@ from sppo.errors import RewardError, TrainingError
 from sppo.rollout import sample
 from sppo.run import derive_seed
 from sppo.types import Prompt, Rollout, Verdict
+
+Group = tuple[list[Rollout], list[Verdict]]
+"""The G responses to one drawing of a prompt."""
+
+
+@dataclass
+class Clock:
+    """Adds up the time of one kind of work."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the block."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,7 @@ class Collected:
     extra_tokens: int
     discarded_groups: int
     """Groups that dynamic sampling threw away."""
+    grading_seconds: float
 
 
 def collect(parts: Parts, config: Config, step: int) -> Collected:
@@ -43,45 +63,14 @@ def collect(parts: Parts, config: Config, step: int) -> Collected:
     Raises:
         TrainingError: dynamic sampling found no group that is neither all right nor all wrong.
     """
-    extra: list[Rollout] = []
-    wanted = config.prompts_per_step
-    rounds = config.algorithm.dynamic_sampling_rounds
-    dynamic = uses_dynamic_sampling(parts.algorithm, config.algorithm)
-    kept: list[tuple[list[Rollout], list[Verdict]]] = []
-    discarded = 0
-    for number in range(rounds if dynamic else 1):
-        prompts = parts.stream.take(wanted)
-        rollouts, verdicts = _sample(
-            parts,
-            config,
-            prompts,
-            parts.training_sampling,
-            config.sampling.samples_per_prompt,
-            f"sampling {number}",
-            step,
-        )
-        size = config.sampling.samples_per_prompt
-        groups = [
-            (rollouts[start : start + size], verdicts[start : start + size]) for start in range(0, len(rollouts), size)
-        ]
-        for group in groups:
-            if len(kept) < wanted and (not dynamic or _is_mixed(group[1])):
-                kept.append(group)
-            else:
-                discarded += 1
-                extra += group[0]
-        if len(kept) == wanted:
-            break
-    if not kept:
-        raise TrainingError(
-            f"In {rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
-            "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
-        )
+    clock = Clock()
+    kept, discarded = _sample_groups(parts, config, step, clock)
+    extra = [rollout for group in discarded for rollout in group[0]]
     rollouts = [rollout for group in kept for rollout in group[0]]
     verdicts = [verdict for group in kept for verdict in group[1]]
     prompts = [group[0][0].prompt for group in kept]
-    greedy, more = _greedy_rewards(parts, config, prompts, step)
-    extra += more + _start_critic(parts, config, prompts, step)
+    greedy, more = _greedy_rewards(parts, config, prompts, step, clock)
+    extra += more + _start_critic(parts, config, prompts, step, clock)
     size = config.sampling.samples_per_prompt
     return Collected(
         rollouts=rollouts,
@@ -90,8 +79,34 @@ def collect(parts: Parts, config: Config, step: int) -> Collected:
         greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(size)],
         extra_responses=len(extra),
         extra_tokens=sum(len(rollout.completion.token_ids) for rollout in extra),
-        discarded_groups=discarded,
+        discarded_groups=len(discarded),
+        grading_seconds=clock.seconds,
     )
+
+
+def _sample_groups(parts: Parts, config: Config, step: int, clock: Clock) -> tuple[list[Group], list[Group]]:
+    """Groups to train on, and groups that dynamic sampling threw away."""
+    dynamic = uses_dynamic_sampling(parts.algorithm, config.algorithm)
+    rounds = config.algorithm.dynamic_sampling_rounds if dynamic else 1
+    wanted, size = config.prompts_per_step, config.sampling.samples_per_prompt
+    kept: list[Group] = []
+    discarded: list[Group] = []
+    for number in range(rounds):
+        prompts = parts.stream.take(wanted)
+        purpose = f"sampling {number}"
+        rollouts, verdicts = _sample(parts, config, prompts, parts.training_sampling, size, purpose, step, clock)
+        for start in range(0, len(rollouts), size):
+            group = (rollouts[start : start + size], verdicts[start : start + size])
+            usable = len(kept) < wanted and (not dynamic or _is_mixed(group[1]))
+            (kept if usable else discarded).append(group)
+        if len(kept) == wanted:
+            break
+    if not kept:
+        raise TrainingError(
+            f"In {rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
+            "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
+        )
+    return kept, discarded
 
 
 def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
@@ -117,6 +132,7 @@ def _sample(
     samples_per_prompt: int,
     purpose: str,
     step: int,
+    clock: Clock,
 ) -> tuple[list[Rollout], list[Verdict]]:
     rollouts = sample(
         parts.engine,
@@ -126,7 +142,8 @@ def _sample(
         samples_per_prompt=samples_per_prompt,
         seed=derive_seed(config.seed, purpose, step),
     )
-    verdicts = parts.grader.grade(rollouts)
+    with clock.running():
+        verdicts = parts.grader.grade(rollouts)
     if parts.algorithm.needs_unit_rewards:
         require_unit_rewards(rollouts, verdicts)
     return rollouts, verdicts
@@ -138,16 +155,16 @@ def _is_mixed(verdicts: Sequence[Verdict]) -> bool:
 
 
 def _greedy_rewards(
-    parts: Parts, config: Config, prompts: Sequence[Prompt], step: int
+    parts: Parts, config: Config, prompts: Sequence[Prompt], step: int, clock: Clock
 ) -> tuple[list[float] | None, list[Rollout]]:
     if not parts.algorithm.greedy_baseline:
         return None, []
     greedy = replace(parts.training_sampling, temperature=0.0)
-    rollouts, verdicts = _sample(parts, config, prompts, greedy, 1, "greedy", step)
+    rollouts, verdicts = _sample(parts, config, prompts, greedy, 1, "greedy", step, clock)
     return [math.nan if verdict.reward is None else verdict.reward for verdict in verdicts], rollouts
 
 
-def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[Rollout]:
     """Samples offline responses for prompts that the critic has never seen."""
     unseen = [] if parts.critic is None else parts.critic.unseen(prompts)
     if parts.critic is None or not unseen:
@@ -157,7 +174,7 @@ def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step:
         for prompt in unseen:
             parts.critic.start(prompt, [])
         return []
-    rollouts, verdicts = _sample(parts, config, unseen, parts.training_sampling, count, "offline", step)
+    rollouts, verdicts = _sample(parts, config, unseen, parts.training_sampling, count, "offline", step, clock)
     for index, prompt in enumerate(unseen):
         mine = verdicts[index * count : (index + 1) * count]
         parts.critic.start(prompt, [verdict.reward for verdict in mine if verdict.reward is not None])

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
@@ -87,9 +88,14 @@ class Grader:
         return [verdict for verdict in verdicts if verdict is not None]
 
 
+_REWARD_FILES: dict[str, str] = {}
+"""Name of each module made from a file of the user's -> the file, as the user wrote it."""
+
+
 def function_name(function: RewardFunction) -> str:
-    """Returns "module:function", as messages and records name it."""
-    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+    """Returns "module:function" or "path/to/file.py:function", as messages and records name it."""
+    module = getattr(function, "__module__", "?")
+    return f"{_REWARD_FILES.get(module, module)}:{getattr(function, '__qualname__', repr(function))}"
 
 
 def call_reward_function(function: RewardFunction, rollouts: Sequence[Rollout]) -> list[Verdict]:
@@ -104,7 +110,7 @@ def call_reward_function(function: RewardFunction, rollouts: Sequence[Rollout]) 
         rewards = function(**_accepted(function, arguments))
     except Exception as failure:
         # The boundary to code that is not ours: whatever it raised is passed on, named and chained.
-        raise RewardError(f"The reward function {name} raised {type(failure).__name__}: {failure}") from failure
+        raise RewardError(_what_was_raised(function, rollouts, arguments, failure)) from failure
     if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__") or not hasattr(rewards, "__iter__"):
         raise RewardError(
             f"The reward function {name} returned a {type(rewards).__name__}, but must return a list with one number "
@@ -117,6 +123,32 @@ def call_reward_function(function: RewardFunction, rollouts: Sequence[Rollout]) 
             "it must return one for each, in order."
         )
     return [_verdict(name, i, rollout, rewards[i]) for i, rollout in enumerate(rollouts)]
+
+
+def _what_was_raised(
+    function: RewardFunction, rollouts: Sequence[Rollout], arguments: dict[str, list[Any]], failure: Exception
+) -> str:
+    """Says what the user's function raised, where, and for which sample, found by calling it for each one alone."""
+    start = f"The reward function {function_name(function)} raised "
+    # The first frame is our call; where there is no other, the arguments did not fit the function's.
+    if isinstance(failure, TypeError) and len(traceback.extract_tb(failure.__traceback__)) == 1:
+        return f"{start}TypeError: {failure}. It can take these by name: {', '.join(arguments)}."
+    for index, rollout in enumerate(rollouts):
+        try:
+            function(**_accepted(function, {name: column[index : index + 1] for name, column in arguments.items()}))
+        except Exception as alone:
+            return f"{start}{_failure(alone, function)} for sample {index} (prompt {rollout.prompt.id!r})."
+    together = f"for {len(rollouts)} completions together, but for none of them alone."
+    return f"{start}{_failure(failure, function)} {together}"
+
+
+def _failure(failure: Exception, function: RewardFunction) -> str:
+    """Returns "KeyError: 'level' (rewards.py, line 12)"; the place is the innermost in the function's own file."""
+    frames = traceback.extract_tb(failure.__traceback__)[1:]
+    source = getattr(getattr(function, "__code__", None), "co_filename", None)
+    place = next((frame for frame in reversed(frames) if frame.filename == source), frames[-1] if frames else None)
+    where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
+    return f"{type(failure).__name__}: {failure}{where}"
 
 
 def reward_arguments(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
@@ -196,6 +228,7 @@ def _load_file(place: str, target: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickling in the user's file look their module up by name.
     sys.modules[module_name] = module
+    _REWARD_FILES[module_name] = place
     try:
         spec.loader.exec_module(module)
     except Exception as failure:

@@ -11,21 +11,37 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from sppo.algorithms import get_algorithm
 from sppo.build import Given, check, load_data
 from sppo.config import Config, ModelConfig
-from sppo.models.loading import build_config, context_length, load_model_config, load_tokenizer, pick_device
+from sppo.grading import load_reward_function
+from sppo.models.loading import (
+    build_config,
+    context_length,
+    load_model_config,
+    load_tokenizer,
+    pick_device,
+    read_tokenizer,
+)
 from sppo.rollout import require_context
+from sppo.run import RunFolder, gigabytes
 from sppo.tasks.chain_arithmetic import ALPHABET
 
 BYTES_TRAINED = 16
 """Bytes a parameter in training: float32 weight, gradient and AdamW's two moments."""
 
 
-def plan(config: Config) -> list[tuple[str, str]]:
+def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     """Returns label and value of each line of the plan. Loads configs, tokenizers and data, but no weights.
+
+    Args:
+        config: all options.
+        resume: plan for going on with the run in `config.output` rather than for a new one.
 
     Raises:
         SppoError: what `train` would refuse before loading weights.
     """
     check(config, Given())
+    (RunFolder.require_resumable if resume else RunFolder.require_new)(config)
+    if config.data.reward is not None:
+        load_reward_function(config.data.reward)
     tokenizer = load_tokenizer(config.model, ALPHABET)
     architecture = _sized(load_model_config(config.model), config.model.config, len(tokenizer))
     require_context(config, context_length(architecture), "the model")
@@ -95,11 +111,6 @@ def memory(
     ]
 
 
-def gigabytes(number: float) -> str:
-    """Bytes as people read them."""
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
-
-
 def count_parameters(architecture: PretrainedConfig, kind: Any) -> int:
     """Parameters of a model, counted on the meta device, where nothing is allocated."""
     with torch.device("meta"):
@@ -113,8 +124,11 @@ def _has_critic(config: Config) -> bool:
 
 def _critic_parameters(config: Config, policy: PretrainedConfig, vocabulary: int) -> int:
     options = config.critic
+    if options.tokenizer or options.path:
+        key = "critic.tokenizer" if options.tokenizer else "critic.path"
+        vocabulary = len(read_tokenizer(options.tokenizer or str(options.path), key))
     if options.path is not None:
-        architecture = load_model_config(ModelConfig(path=options.path))
+        architecture = load_model_config(ModelConfig(path=options.path), "critic.path")
     elif options.config is not None:
         architecture = _sized(build_config(options.config, "critic.config"), options.config, vocabulary)
     else:

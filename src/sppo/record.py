@@ -14,7 +14,7 @@ from sppo.batch import Batch, Credit, Estimates
 from sppo.calibration import calibration_metrics
 from sppo.checkpoint import TrainingState
 from sppo.config import Config
-from sppo.evaluate import Evaluation
+from sppo.evaluation import Evaluation
 from sppo.grading import Grader
 from sppo.types import Rollout, Verdict
 
@@ -128,6 +128,7 @@ def summarise(config: Config, state: TrainingState, measured: Evaluation) -> dic
         "responses_left_out": state.left_out,
         "skipped_optimizer_steps": state.skipped_optimizer_steps,
         "steps": state.step,
+        "prompts": len(measured.records),
         "best": {"step": state.best_step, "accuracy": state.best_accuracy},
         "seed": config.seed,
         "algorithm": config.algorithm.name,

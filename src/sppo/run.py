@@ -17,8 +17,11 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -97,17 +100,25 @@ class RunFolder:
 
     @classmethod
     def require_new(cls, config: Config) -> RunFolder:
-        """Checks that a new run may be made at `config.output`; makes nothing yet.
+        """Checks that a new run may be made at `config.output`; leaves nothing there yet.
 
         Raises:
-            RunFolderError: something is there already.
+            RunFolderError: something is there already, or the folder can't be made.
         """
         path = Path(config.output)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file, not a folder. Choose another name with --output.")
+        if path.exists() and not _is_unstarted(path):
             raise RunFolderError(
                 f"{path} exists already. Add --resume to go on from its last checkpoint, "
                 "or choose another folder with --output NAME."
             )
+        place = _nearest_existing(path)
+        try:
+            # Permissions alone don't tell: root may write everywhere, but not on a read-only disk or in /proc.
+            os.rmdir(tempfile.mkdtemp(prefix=".sppo-", dir=place))
+        except OSError as error:
+            raise _cannot_be_made(path, error) from error
         return cls(path)
 
     @classmethod
@@ -123,12 +134,12 @@ class RunFolder:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             folder.write_config(config)
         except OSError as error:
-            raise RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.") from error
+            raise _cannot_be_made(path, error) from error
         return folder
 
     @classmethod
-    def reopen(cls, config: Config) -> RunFolder:
-        """Opens an existing run to go on with it.
+    def require_resumable(cls, config: Config) -> RunFolder:
+        """Checks that the run at `config.output` may go on with this config; changes nothing yet.
 
         Raises:
             RunFolderError: no run there, or its config differs in keys that change training (names them).
@@ -137,13 +148,18 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             raise RunFolderError(f"{path} holds no run to resume: {path / 'config.yaml'} is missing.")
         differences = config_differences(read_config(path), to_dict(config))
-        if differences:
+        if differences and not _is_unstarted(path):
             raise RunFolderError(
                 f"{path} was made with another config, so it cannot be resumed with this one. Different: "
                 + "; ".join(differences)
                 + ". Give the same options, or start a new run with --output NAME."
             )
-        folder = cls(path)
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, config: Config) -> RunFolder:
+        """Opens an existing run to go on with it; raises as `require_resumable`."""
+        folder = cls.require_resumable(config)
         folder.checkpoints.mkdir(exist_ok=True)
         folder.write_config(config)
         return folder
@@ -179,35 +195,105 @@ class RunFolder:
         Raises:
             RunFolderError: it has not; says how much there is.
         """
-        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(_nearest_existing(self.path)).free
         if free < needed_bytes:
             raise RunFolderError(
-                f"{self.path} has {free / 1e9:.1f} GB free, but the checkpoints to keep need about "
-                f"{needed_bytes / 1e9:.1f} GB. Free some space, lower checkpoint.keep, or choose another --output."
+                f"{self.path} has {gigabytes(free)} free, but the checkpoints to keep need about "
+                f"{gigabytes(needed_bytes)}. Free some space, lower checkpoint.keep, or choose another --output."
             )
 
 
+def gigabytes(number: float) -> str:
+    """Bytes as people read them."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _is_unstarted(path: Path) -> bool:
+    """Whether a folder holds nothing that training made: a run that ended before its first checkpoint, or nothing."""
+    if not {entry.name for entry in path.iterdir()} <= {"config.yaml", "checkpoints"}:
+        return False
+    checkpoints = path / "checkpoints"
+    # What a killed process was writing has a hidden name.
+    return not checkpoints.exists() or all(entry.name.startswith(".") for entry in checkpoints.iterdir())
+
+
+def _cannot_be_made(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.")
+
+
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns "key: old -> new" for each key that changes training and differs."""
-    before, after = flatten(dict(old)), flatten(dict(new))
-    return [
+    """Returns "key: old -> new" for each key that changes training and differs.
+
+    A key that an older version did not write counts as its default; one that this version lacks is named as such.
+    """
+    filled, unknown = fill_defaults(Config, old)
+    # An empty dict of options is one key where the other config has its keys, and says nothing.
+    before, after = ({k: v for k, v in flatten(dict(plain)).items() if v != {}} for plain in (filled, new))
+    differences = [f"{key}: no longer an option" for key in unknown]
+    differences += [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(RESUMABLE_CHANGES)
+        if before.get(key) != after.get(key)
     ]
+    return [difference for difference in differences if not difference.startswith(RESUMABLE_CHANGES)]
+
+
+def fill_defaults(section: type, values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """Makes the options that another version of sppo wrote into those of this one.
+
+    Args:
+        section: dataclass of the options.
+        values: nested plain options.
+        prefix: dotted key of the section, with its last dot.
+
+    Returns:
+        The known options, missing ones at their defaults, as nested plain dicts; and the dotted keys that are unknown.
+    """
+    hints = typing.get_type_hints(section)
+    unknown = [f"{prefix}{key}" for key in values if key not in hints]
+    filled: dict[str, Any] = {}
+
+    def fill(kind: type, inner: Mapping[str, Any], key: str) -> dict[str, Any]:
+        plain, strange = fill_defaults(kind, inner, f"{prefix}{key}.")
+        unknown.extend(strange)
+        return plain
+
+    for option in fields(section):
+        name = option.name
+        kinds = [kind for kind in (hints[name], *typing.get_args(hints[name])) if is_dataclass(kind)]
+        value = values.get(name, {} if is_dataclass(hints[name]) else _default(option))
+        if kinds and isinstance(value, Mapping):
+            value = fill(typing.cast(type, kinds[0]), value, name)
+        elif kinds and isinstance(value, list):
+            value = [fill(typing.cast(type, kinds[0]), entry, f"{name}.{i}") for i, entry in enumerate(value)]
+        filled[name] = list(value) if isinstance(value, tuple) else value
+    return filled, unknown
+
+
+def _default(option: Any) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns a run's config.yaml as nested dicts.
 
     Raises:
-        RunFolderError: there is none.
+        RunFolderError: there is none, or it can't be read.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is no run folder: it has no config.yaml.")
-    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RunFolderError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise RunFolderError(f"{path} holds no options.")
     return loaded
 
 
@@ -215,6 +301,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl, without a torn last one; empty where there are none yet."""
     path = folder / "metrics.jsonl"
     return list(_read_lines(path)) if path.is_file() else []
+
+
+def read_rollouts(folder: Path, last_steps: int) -> Iterator[dict[str, Any]]:
+    """Yields the audit records of the newest steps, without a torn last line; none where there are none yet."""
+    path = folder / "rollouts.jsonl"
+    newest = max((int(line["step"]) for line in read_metrics(folder)), default=0)
+    if path.is_file():
+        yield from (line for line in _read_lines(path) if line["step"] > newest - last_steps)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

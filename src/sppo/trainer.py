@@ -24,7 +24,7 @@ from sppo.checkpoint import TrainingState, count_checkpoints, save_checkpoint
 from sppo.collect import Collected, collect, require_unit_rewards
 from sppo.config import Config
 from sppo.errors import ConfigError, TrainingError
-from sppo.evaluate import Evaluation, evaluate
+from sppo.evaluation import Evaluation, evaluate
 from sppo.grading import grading_metrics
 from sppo.record import audit_records, credit_metrics, response_metrics, story, summarise
 from sppo.run import NoProgress, Progress, RunFolder, StopRequest, derive_seed
@@ -176,6 +176,10 @@ class _Session:
         metrics: Metrics = {}
         with self.timed("rollout", metrics):
             collected = collect(parts, config, step)
+        metrics["time/grade"] = collected.grading_seconds
+        metrics["time/rollout"] -= collected.grading_seconds
+        self.state.seconds["rollout"] -= collected.grading_seconds
+        self.state.seconds["grade"] = self.state.seconds.get("grade", 0.0) + collected.grading_seconds
         rollouts, verdicts = collected.rollouts, collected.verdicts  # B = P * G
         batch = collate(
             rollouts,

@@ -15,4 +15,4 @@ from sppo.batch import Batch, Credit, Estimates, Options
 def dr_grpo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
     """Returns R - mean [B, 1]."""
     rewards = before.sequence_rewards(batch)
-    return Credit((rewards - group_statistics(rewards, batch.groups).mean)[:, None])
+    return Credit((rewards - group_statistics(rewards, batch.groups).mean).float()[:, None])

@@ -17,4 +17,4 @@ def grpo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
     """Returns the group-normalised advantage [B, 1]."""
     rewards = before.sequence_rewards(batch)
     group = group_statistics(rewards, batch.groups)
-    return Credit(((rewards - group.mean) / (group.std + 1e-6))[:, None])
+    return Credit(((rewards - group.mean) / (group.std + 1e-6)).float()[:, None])

@@ -58,11 +58,12 @@ def whiten(advantages: Tensor, mask: Tensor, measure: Literal["none", "sequence"
     """
     if measure == "none":
         return advantages
-    weights = mask.to(advantages.dtype)
+    # In float64: where all advantages are alike, their float32 rounding would be blown up to deviation 1.
+    weights = mask.double()
     if measure == "sequence":
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     total = weights.sum().clamp(min=1e-12)
-    spread = advantages.expand_as(weights)
+    spread = advantages.double().expand_as(weights)
     mean = (weights * spread).sum() / total
     variance = (weights * (spread - mean) ** 2).sum() / total
-    return (advantages - mean) / (variance.sqrt() + 1e-8)
+    return ((advantages - mean) / (variance.sqrt() + 1e-8)).to(advantages.dtype)

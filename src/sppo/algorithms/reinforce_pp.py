@@ -18,7 +18,7 @@ from sppo.batch import Batch, Credit, Estimates, Options
 def reinforce_pp_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
     """Returns [B, 1], or [B, T] with a KL penalty in the reward; whitening is the loss option of that name."""
     group = group_statistics(batch.rewards, batch.groups)
-    outcome = torch.where(group.count > 1, batch.rewards - group.mean, batch.rewards)[:, None]  # [B, 1]
+    outcome = torch.where(group.count > 1, batch.rewards - group.mean, batch.rewards).float()[:, None]  # [B, 1]
     if before.kl_penalty is None:
         return Credit(outcome)
     to_go = before.kl_penalty.flip(1).cumsum(1).flip(1)  # [B, T] what is still to come, this token included

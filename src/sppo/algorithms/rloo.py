@@ -19,4 +19,4 @@ def rloo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
     rewards = before.sequence_rewards(batch)
     group = group_statistics(rewards, batch.groups)
     factor = torch.where(group.count > 1, group.count / (group.count - 1).clamp(min=1), 0.0)
-    return Credit((factor * (rewards - group.mean))[:, None])
+    return Credit((factor * (rewards - group.mean)).float()[:, None])

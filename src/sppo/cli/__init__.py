@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": Command(
         "sppo.cli.compare", "Compare algorithms from the same start.", "sppo compare demo --algorithms sppo,grpo"
     ),
+    "plot": Command("sppo.cli.plot", "Draw pictures of a run.", "sppo plot tail runs/demo_ppo"),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }
 

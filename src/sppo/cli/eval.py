@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo.cli.options import Arguments, parse, print_help, wants_help
-from sppo.config import Config
+from sppo.cli.options import parse, print_help, wants_help
 from sppo.errors import ConfigError
 
 USAGE = (
@@ -33,7 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     path = given.positional or ""
     checkpoint = _checkpoint(given.settings.get("checkpoint", "last"))
     samples = _samples(given.settings.get("samples_per_prompt"))
-    config = _config(path, given)
+    if "json" in given.settings:
+        _require_writable(Path(given.settings["json"]))
+    from sppo.recipes.evaluation import evaluation_config
+
+    config, notes = evaluation_config(path, given.settings.get("recipe"), given.overrides)
     from rich.console import Console
 
     from sppo.cli.progress import make_progress
@@ -42,6 +46,8 @@ def run(arguments: Sequence[str]) -> int:
 
     progress = make_progress()
     try:
+        for note in notes:
+            progress.message(note)
         result = evaluate_run(path, config, checkpoint=checkpoint, samples_per_prompt=samples, progress=progress)
     finally:
         progress.close()
@@ -52,20 +58,14 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _config(path: str, given: Arguments) -> Config | None:
-    """The config to evaluate with; None: the run's own, as it stands."""
-    from sppo.recipes import load_recipe
-
-    own = Path(path) / "config.yaml"
-    if "recipe" in given.settings:
-        model = [] if own.is_file() else [f"model.path={path}"]
-        return load_recipe(given.settings["recipe"], [*model, *given.overrides])
-    if own.is_file():
-        return load_recipe(own, given.overrides) if given.overrides else None
-    raise ConfigError(
-        f"{path} is no run folder (it has no config.yaml). For a model, name a recipe to take data and sampling "
-        f"from: sppo eval {path} --recipe quickstart_gsm8k"
-    )
+def _require_writable(path: Path) -> None:
+    """Refuses, before the measurement, a file that could not be written after it."""
+    if path.is_dir():
+        raise ConfigError(f"--json {path} is a folder, but must be a file to write.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {path}: there is no folder {path.parent}. Make it first, or choose another.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--json {path} is not writable. Choose another file.")
 
 
 def _checkpoint(name: str) -> str:

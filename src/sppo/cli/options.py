@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
+import textwrap
 import typing
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from sppo.errors import ConfigError
-from sppo.recipes.options import split_arguments, without_none
+from sppo.errors import ConfigError, did_you_mean
+from sppo.recipes.options import NoValue, split_arguments, without_none
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def parse(
         settings: Names of flags with a value, with underscores.
 
     Raises:
-        ConfigError: a positional argument is missing or too many are given.
+        ConfigError: a positional argument is missing or too many are given, or a flag lacks its value.
     """
     spellings = {name for switch in switches for name in (switch, switch.replace("_", "-"))}
     positionals, pairs = split_arguments(arguments, spellings)
@@ -63,9 +69,11 @@ def parse(
         if name in switches:
             given.add(name)
         elif name in settings:
+            if isinstance(text, NoValue):
+                raise ConfigError(f"--{key} has no value. Usage: {usage}")
             own[name] = str(text)
         else:
-            overrides.append(f"--{key}={text}")
+            overrides.append(f"--{key}" if isinstance(text, NoValue) else f"--{key}={text}")
     return Arguments(positionals[0] if wanted else None, frozenset(given), own, overrides)
 
 
@@ -77,30 +85,80 @@ def wants_help(arguments: Sequence[str]) -> bool:
 def print_help(
     usage: str, about: str, flags: dict[str, str], arguments: Sequence[str], *, options: bool = True
 ) -> None:
-    """Prints a command's help: its own flags, then every option of the config (or of the sections named)."""
+    """Prints a command's help: its own flags, then every option of the config (or of the section named).
+
+    Raises:
+        ConfigError: what follows --help names no section.
+    """
     from rich.console import Console
     from rich.markup import escape
-    from rich.padding import Padding
 
     from sppo.config import Config
 
+    asked = _section_asked_for(arguments, Config) if options else None
     console = Console(highlight=False)
-    console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n")
+    console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n", soft_wrap=True)
     for flag, text in flags.items():
         console.print(f"  [bold]{escape(flag)}[/]")
-        console.print(Padding(escape(text), (0, 0, 0, 6)))
+        _print_indented(console, text)
     if not options:
         return
-    asked = {argument.lstrip("-") for argument in arguments} & set(typing.get_type_hints(Config))
-    console.print("\nOptions: keys of the recipe, set as [bold]--key value[/] or [bold]--key=value[/].", end=" ")
+    console.print("\nOptions: keys of the recipe, set as [bold]--key value[/] or [bold]--key=value[/].")
     console.print("For one section alone, name it: [bold]--help optimizer[/].")
     for title, section, prefix in _sections(Config):
-        if asked and prefix.split(".")[0] not in asked:
+        if asked is not None and prefix.split(".")[0] != asked:
             continue
-        console.print(f"\n[bold cyan]{escape(title)}[/]")
+        console.print(f"\n[bold cyan]{escape(title)}[/]", soft_wrap=True)
         for key, kind, default, text in _rows(section, prefix):
             console.print(f"  [bold]--{key}[/] [dim]{escape(kind)}[/]  (default: {escape(default)})", soft_wrap=True)
-            console.print(Padding(escape(text), (0, 0, 0, 6)))
+            _print_indented(console, text + _names_for(key))
+
+
+def _section_asked_for(arguments: Sequence[str], config: type) -> str | None:
+    """The section named right after --help, "" for the run's own options; None where none is named."""
+    place = next(index for index, argument in enumerate(arguments) if argument in ("--help", "-h")) + 1
+    if place >= len(arguments) or arguments[place].startswith("-"):
+        return None
+    name = arguments[place].split(".")[0]
+    hints = typing.get_type_hints(config)
+    sections = [key for key, hint in hints.items() if dataclasses.is_dataclass(hint)]
+    if name not in hints:
+        raise ConfigError(f"--help {arguments[place]}: there is no such section.{did_you_mean(name, sections)}")
+    return name if name in sections else ""
+
+
+def _print_indented(console: Console, text: str, indent: int = 6) -> None:
+    """Wraps by hand: rich would fill each line up to the right edge with spaces."""
+    for line in textwrap.wrap(text, max(console.width - indent, 20)):
+        console.print(" " * indent + line, markup=False, soft_wrap=True)
+
+
+def _names_for(key: str) -> str:
+    """What may be given for an option that is a name in a table of ours."""
+    from sppo.engines import ENGINES
+    from sppo.tasks import TASKS
+    from sppo.tasks.chain_arithmetic import Options
+    from sppo.verifiers import VERIFIERS
+
+    if key == "data.options":
+        return f" chain_arithmetic takes {', '.join(option.name for option in dataclasses.fields(Options))}."
+    tables: dict[str, Collection[str]] = {
+        "data.task": TASKS,
+        "data.verifier": VERIFIERS,
+        "engine.name": ENGINES,
+        "algorithm.name": _names_in_source("sppo.algorithms", "Algorithm"),
+    }
+    return f" Known: {', '.join(tables[key])}." if tables.get(key) else ""
+
+
+def _names_in_source(module: str, kind: str) -> list[str]:
+    """Returns the first arguments of all `kind("name", ...)` in a module, which would take torch to import."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"{module} is ours"
+    assert spec.origin is not None, f"{module} has a file"
+    calls = [node for node in ast.walk(ast.parse(Path(spec.origin).read_text("utf-8"))) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == kind and call.args]
+    return [str(call.args[0].value) for call in named if isinstance(call.args[0], ast.Constant)]
 
 
 def _sections(config: type) -> Iterator[tuple[str, type, str]]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from sppo.cli.options import parse, print_help, wants_help
 
-USAGE = "sppo sft RECIPE [--key value ...] [--resume]"
+USAGE = "sppo sft RECIPE [--key value ...] [--resume] [--print_config]"
 FLAGS = {
     "RECIPE": "Name of a built-in recipe, or a file that ends in .yaml; its sft.phases say what is done.",
     "--resume": "Go on from the last checkpoint in the run folder.",
+    "--print_config": "Print the recipe with the overrides in it, as YAML that can be run again.",
 }
 
 
@@ -18,10 +19,13 @@ def run(arguments: Sequence[str]) -> int:
     if wants_help(arguments):
         print_help(USAGE, "Fine-tunes a model on demonstrations.", FLAGS, arguments)
         return 0
-    given = parse(arguments, USAGE, positional="RECIPE", switches=("resume",))
-    from sppo.recipes import load_recipe
+    given = parse(arguments, USAGE, positional="RECIPE", switches=("resume", "print_config"))
+    from sppo.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
+    if "print_config" in given.switches:
+        print(to_yaml(config), end="")
+        return 0
     from rich.console import Console
 
     from sppo.cli.progress import make_progress

@@ -59,6 +59,9 @@ def print_evaluation(console: Console, result: Summary) -> None:
     error = result.get("accuracy_stderr")
     table.add_row("[bold]all[/]", f"{prompts:,}", f"[bold]{_percent(accuracy)}[/]", _percent(error), _bar(accuracy))
     console.print(table)
+    if result.get("critic"):
+        console.print("\n[bold]How well the critic foresees success, from the prompt alone[/]")
+        console.print(_indented(Text.from_markup(_critic_line(result["critic"]))))
 
 
 def accuracy_table(summary: Summary) -> Table:
@@ -74,7 +77,7 @@ def accuracy_table(summary: Summary) -> Table:
         before, after = before_groups.get(label, {}).get("accuracy"), group["accuracy"]
         table.add_row(escape(str(label)), f"{group['prompts']:,}", *_change(before, after))
     before, after = summary.get("accuracy_before"), summary["accuracy_after"]
-    prompts = sum(group["prompts"] for group in after_groups.values())
+    prompts = summary.get("prompts") or sum(group["prompts"] for group in after_groups.values())
     table.add_row("[bold]all[/]", f"{prompts:,}" if prompts else "", *_change(before, after))
     errors = [_percent(summary.get(f"accuracy_{when}_stderr")) for when in ("before", "after")]
     table.add_row("[dim]± standard error[/]", "", *[f"[dim]{error}[/]" for error in errors])

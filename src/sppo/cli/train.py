@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     if "dry_run" in given.switches:
-        print_plan(config)
+        print_plan(config, resume="resume" in given.switches)
         return 0
     from rich.console import Console
 
@@ -57,8 +57,8 @@ def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, An
     return summary
 
 
-def print_plan(config: Config) -> None:
-    """Prints what a run would do."""
+def print_plan(config: Config, *, resume: bool = False) -> None:
+    """Prints what a run would do, or what is left of one that goes on."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -66,7 +66,7 @@ def print_plan(config: Config) -> None:
     from sppo.plan import plan
 
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
-    for label, value in plan(config):
+    for label, value in plan(config, resume=resume):
         table.add_row(f"[dim]{escape(label)}[/]", escape(value))
     console = Console(highlight=False)
     console.print(table)

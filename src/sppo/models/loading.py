@@ -75,8 +75,12 @@ def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
         raise ModelError(f"{key} makes no {model_type!r} model: {_first_line(error)}") from error
 
 
-def load_model_config(config: ModelConfig) -> PretrainedConfig:
-    """Reads the policy's architecture without its weights.
+def load_model_config(config: ModelConfig, key: str = "model.path") -> PretrainedConfig:
+    """Reads a model's architecture without its weights.
+
+    Args:
+        config: where the model is.
+        key: the option that the path came from, for error messages.
 
     Raises:
         ModelError: the path or the settings can't be used.
@@ -87,7 +91,7 @@ def load_model_config(config: ModelConfig) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
     except LOAD_FAILURES as error:
-        raise ModelError(cannot_load("model.path", config.path, error)) from error
+        raise ModelError(cannot_load(key, config.path, error)) from error
 
 
 def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
@@ -234,11 +238,18 @@ def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def cannot_load(key: str, name: str, error: Exception) -> str:
     """The message for something that transformers could not load."""
-    where = (
-        "a folder" if Path(name).exists() else "neither a folder here nor a model that could be fetched from the hub"
-    )
+    path = Path(name)
+    if path.is_dir():
+        where = "a folder" if (path / "config.json").is_file() else "a folder without config.json"
+    elif path.exists():
+        where = "a file, not a folder"
+    else:
+        where = "neither a folder here nor a model that could be fetched from the hub"
     return f"{key} {name!r} can't be loaded ({where}): {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line, with those that it announces or lists."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    last = next((number for number, line in enumerate(lines) if not line.endswith((":", ","))), len(lines))
+    return " ".join(lines[: last + 1]) or type(error).__name__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS, read_run, summarise
 from sppo.report.comparison_text import as_markdown
-from sppo.report.plots import _STYLE
+from sppo.report.plots import STYLE
 from sppo.run import write_atomically
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _write_pictures(output: Path, found: Mapping[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for unit in UNITS:
             figure = _figure(unit, found)
             temporary = output / f".accuracy_against_{unit}.tmp.png"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -52,7 +52,7 @@ def write_curves(folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
     metrics, summary = read_metrics(folder), read_summary(folder)
-    with plt.rc_context(_STYLE):  # type: ignore[arg-type]
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
         figure, axes = plt.subplots(2, 3, figsize=(14, 7.6))
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, hspace=0.04, wspace=0.03)
         figure.suptitle(_title(folder, metrics, summary), x=0.012, ha="left", fontsize=13, fontweight="bold")
@@ -153,10 +153,12 @@ def _policy(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
 
 
 def _length(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    _line(axis, metrics, "response/length_mean", "mean length (left axis)", BLUE)
-    axis.margins(y=0.15)
+    if _line(axis, metrics, "response/length_mean", "mean length (left axis)", BLUE):
+        # From 0, so that a change by a token doesn't look like a landslide.
+        axis.set_ylim(0, 1.15 * max(_series(metrics, "response/length_mean")[1]) or 1)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     steps, clipped = _series(metrics, "response/clipped_share")
     if clipped:
         right = axis.twinx()
@@ -169,7 +171,7 @@ def _length(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
 
 
 def _reliability(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
-    """Solve rate against V in bins; a dot's size and number say how many responses or prompts are in it."""
+    """Solve rate against V in bins; a dot's size says how many are in it, and for the first series its number too."""
     kinds = (
         ("calibration_in_training", "training, V before each update", BLUE),
         ("calibration", "held-out, after", GREEN),
@@ -191,16 +193,20 @@ def _reliability(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> No
             alpha=0.6,
             clip_on=False,
         )
-        for entry in bins:
+        # Both series' numbers would run into one another where both have their dots.
+        for entry in bins if not axis.texts else ():
             value, rate = entry["mean_value"], entry["solve_rate"]
             # On the far side of the diagonal, so that the number stays clear of it, and inside the panel.
             side, level = (1, "top") if rate < value else (-1, "bottom")
-            level = level if 0.06 < rate < 0.94 else "center"
-            offset = (side * (9 if level == "center" else 6), 0 if level == "center" else -side * 5)
-            where: dict[str, Any] = {"ha": "left" if side == 1 else "right", "va": level}
-            axis.annotate(f"{entry['count']:,}", (value, rate), offset, textcoords="offset points", **_COUNT, **where)
+            offset, align = (side * 6, -side * 5), "left" if side == 1 else "right"
+            if not 0.06 < rate < 0.94:
+                offset, align, level = (0, 11 if rate < 0.5 else -11), "center", "bottom" if rate < 0.5 else "top"
+            where: dict[str, Any] = {"ha": align, "va": level, "textcoords": "offset points"}
+            axis.annotate(f"{entry['count']:,}", (value, rate), offset, **_COUNT, **where)
         axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), ylabel="share solved")
     critic = summary.get("critic") or {}
     names = (("pearson", "Pearson"), ("spearman", "Spearman"), ("brier", "Brier"), ("ece", "ECE"))
     scores = "  ".join(f"{name} {critic[key]:.3f}" for key, name in names if critic.get(key) is not None)
-    _finish(axis, "Calibration of V", xlabel=f"V     (held-out: {scores})" if scores else "V")
+    _finish(axis, "Calibration of V", xlabel=f"V\nheld-out: {scores}" if scores else "V")
+    # Wider than the panel at the common size, and the picture ends where the panel does.
+    axis.xaxis.label.set_fontsize(7.5)

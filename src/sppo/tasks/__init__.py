@@ -31,14 +31,14 @@ TASKS: dict[str, Task] = {
 """Every task by its name, the value of data.task."""
 
 
-def get_task(name: str) -> Task:
-    """Returns a task by its name.
+def get_task(name: str, key: str = "data") -> Task:
+    """Returns a task by its name; `key` is the section that errors name.
 
     Raises:
         ConfigError: no such task; names the nearest.
     """
     if name not in TASKS:
-        raise ConfigError(f"data.task {name!r} is not known.{did_you_mean(name, TASKS)}")
+        raise ConfigError(f"{key}.task {name!r} is not known.{did_you_mean(name, TASKS)}")
     return TASKS[name]
 
 
@@ -49,6 +49,7 @@ def load_prompts(
     rows: Iterable[Mapping[str, Any]] | None = None,
     require_gold: bool = True,
     pool: RunsItems | None = None,
+    key: str = "data",
 ) -> LoadedPrompts:
     """Loads the prompts that a config names.
 
@@ -62,6 +63,7 @@ def load_prompts(
         rows: Rows to read instead of a file, as dicts of columns.
         require_gold: Whether each row needs a gold answer that verifies; never needed where data.reward is set.
         pool: Verifier processes for gold answers that need sympy; without them such answers count as fine.
+        key: The section that the config came from, as errors and notes name it: data or evaluation.data.
 
     Returns:
         The prompts in the order of the rows, and notes for people.
@@ -71,7 +73,7 @@ def load_prompts(
         DataError: a file that is missing or broken, missing columns, no rows, no usable row, or bad rows under
             data.bad_rows refuse.
     """
-    return loading.load(get_task(config.task), config, seed, rows, require_gold, pool)
+    return loading.load(get_task(config.task, key), config, seed, rows, require_gold, pool, key)
 
 
 def demonstrations(

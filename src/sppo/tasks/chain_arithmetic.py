@@ -53,35 +53,44 @@ class Options:
     """Seed of the prompts; default: the run's for train, 0 for held_out, so that runs of all seeds compare."""
 
 
-def read_options(config: DataConfig) -> Options:
-    """Returns the checked options.
+def read_options(config: DataConfig, key: str = "data") -> Options:
+    """Returns the checked options; `key` is the section that they came from, as errors name it.
 
     Raises:
         ConfigError: an unknown option, split or kind, or a value out of range.
     """
     if config.split not in SPLITS:
-        raise ConfigError(f"data.split is {config.split!r}.{did_you_mean(config.split, SPLITS)}")
+        raise ConfigError(f"{key}.split is {config.split!r}.{did_you_mean(config.split, SPLITS)}")
+    here = f"{key}.options"
     known = [field.name for field in fields(Options)]
     for name in config.options:
         if name not in known:
-            raise ConfigError(f"data.options.{name}: chain_arithmetic has no such option.{did_you_mean(name, known)}")
+            raise ConfigError(f"{here}.{name}: chain_arithmetic has no such option.{did_you_mean(name, known)}")
     options = Options(**{"prompts": 20000 if config.split == "train" else 1000, **config.options})
     for name in ("prompts", "min_operations", "max_operations"):
-        _require(name, getattr(options, name), _is_integer(getattr(options, name)), "a whole number of at least 1")
-    _require("max_operations", options.max_operations, options.max_operations <= 100, "at most 100")
+        _require(
+            f"{here}.{name}",
+            getattr(options, name),
+            _is_integer(getattr(options, name)),
+            "a whole number of at least 1",
+        )
+    _require(f"{here}.max_operations", options.max_operations, options.max_operations <= 100, "at most 100")
     if options.min_operations > options.max_operations:
         raise ConfigError(
-            f"data.options.min_operations is {options.min_operations}, more than max_operations "
-            f"{options.max_operations}."
+            f"{here}.min_operations is {options.min_operations}, more than max_operations {options.max_operations}."
         )
     probability = options.p_leave_out
     is_number = isinstance(probability, (int, float)) and not isinstance(probability, bool)
-    _require("p_leave_out", probability, is_number and 0 <= probability <= 1, "a number from 0 to 1")
-    _require("seed", options.seed, options.seed is None or _is_integer(options.seed, 0), "a whole number of 0 or more")
+    _require(f"{here}.p_leave_out", probability, is_number and 0 <= probability <= 1, "a number from 0 to 1")
+    _require(
+        f"{here}.seed",
+        options.seed,
+        options.seed is None or _is_integer(options.seed, 0),
+        "a whole number of 0 or more",
+    )
     if options.demonstrations not in KINDS:
         raise ConfigError(
-            f"data.options.demonstrations is {options.demonstrations!r}."
-            f"{did_you_mean(str(options.demonstrations), KINDS)}"
+            f"{here}.demonstrations is {options.demonstrations!r}.{did_you_mean(str(options.demonstrations), KINDS)}"
         )
     return options
 
@@ -92,7 +101,7 @@ def _is_integer(value: Any, least: int = 1) -> bool:
 
 def _require(name: str, value: Any, holds: bool, wanted: str) -> None:
     if not holds:
-        raise ConfigError(f"data.options.{name} is {value!r}, but must be {wanted}.")
+        raise ConfigError(f"{name} is {value!r}, but must be {wanted}.")
 
 
 def running_values(prompt_text: str) -> tuple[list[str], list[int]]:
@@ -140,16 +149,16 @@ def is_held_out(prompt_text: str) -> bool:
     return int.from_bytes(digest, "big") % 10 == 0
 
 
-def make_rows(config: DataConfig, seed: int) -> Iterator[Row]:
+def make_rows(config: DataConfig, seed: int, key: str = "data") -> Iterator[Row]:
     """Makes the rows: id, prompt, answer, operations (a count) and demonstration.
 
     The prompts depend on the split, the seed and the range of operations, not on the kind of demonstration.
     """
-    options = read_options(config)
+    options = read_options(config, key)
     if options.seed is None:
         options = replace(options, seed=seed if config.split == "train" else 0)
     rng = random.Random(f"chain_arithmetic prompts {config.split} {options.seed}")
-    texts = _train_texts(options, rng) if config.split == "train" else _held_out_texts(options, rng)
+    texts = _train_texts(options, rng) if config.split == "train" else _held_out_texts(options, rng, key)
     step_rng = random.Random(f"chain_arithmetic demonstrations {config.split} {options.seed}")
     for number, text in enumerate(texts, start=1):
         operations, values = running_values(text)
@@ -176,7 +185,7 @@ def _train_texts(options: Options, rng: random.Random) -> Iterator[str]:
         yield text
 
 
-def _held_out_texts(options: Options, rng: random.Random) -> Iterator[str]:
+def _held_out_texts(options: Options, rng: random.Random, key: str) -> Iterator[str]:
     """Goes round the numbers of operations, each distinct prompt once: every beginning of it is as even as can be."""
     sources = [_distinct_held_out(k, rng) for k in range(options.min_operations, options.max_operations + 1)]
     given = 0
@@ -191,7 +200,7 @@ def _held_out_texts(options: Options, rng: random.Random) -> Iterator[str]:
                 return
         sources = [source for source, text in one_each if text is not None]
     raise ConfigError(
-        f"data.options.prompts is {options.prompts}, but with {options.min_operations} to {options.max_operations} "
+        f"{key}.options.prompts is {options.prompts}, but with {options.min_operations} to {options.max_operations} "
         f"operations there are only {given} held-out prompts. Ask for at most {given}, or raise max_operations."
     )
 

@@ -10,7 +10,18 @@ from __future__ import annotations
 import re
 
 from sppo.config import DataConfig
-from sppo.tasks.problem import BOXED_INSTRUCTION, Problem, Row, Task, optional, required, row_id, user_message, without
+from sppo.tasks.problem import (
+    BOXED_INSTRUCTION,
+    Problem,
+    Row,
+    Task,
+    optional,
+    required,
+    row_id,
+    user_message,
+    why_no_gold,
+    without,
+)
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
@@ -24,6 +35,7 @@ def load(row: Row, config: DataConfig) -> Problem:
     return Problem(
         content=user_message(required(row, "question")),
         gold=gold or None,
+        why_no_gold=why_no_gold(row, "answer") if solution is None else "the gold answer is missing behind ####",
         id=row_id(row, config.task),
         demonstration=demonstration.lstrip() if gold else None,
         columns=without(row, "question"),

@@ -52,46 +52,48 @@ def load(
     rows: Iterable[Row] | None,
     require_gold: bool = True,
     pool: RunsItems | None = None,
+    key: str = "data",
 ) -> LoadedPrompts:
     """Loads the prompts of one task; see `sppo.tasks.load_prompts`."""
-    _check_config(task, config, rows)
+    _check_config(task, config, rows, key)
     verifier = config.verifier or task.verifier
     needs_gold = require_gold and config.reward is None
     if needs_gold:
-        from sppo.verifiers import get_verifier
+        from sppo.verifiers import VERIFIERS
 
-        get_verifier(verifier)
+        if verifier not in VERIFIERS:
+            raise ConfigError(f"{key}.verifier is {verifier!r}.{did_you_mean(verifier, VERIFIERS)}")
     notes: list[str] = []
     if rows is None:
-        rows = task.make_rows(config, seed) if task.make_rows else rows_of(task, config, notes)
+        rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key)
     reading = _read(task, config, rows)
     if needs_gold:
         _check_golds(reading, verifier, pool, trusted=task.built_in)
-    _refuse_or_report(task, config, reading, notes)
+    _refuse_or_report(task, config, reading, notes, key)
     if reading.copies:
         notes.append(f"{task.name}: {reading.copies} rows left out, exact copies of earlier rows")
     if not task.built_in:
         notes.extend(_repeat_notes(task.name, reading.problems))
-    return LoadedPrompts(tuple(_prompts(task, config, reading.problems, verifier)), tuple(notes))
+    return LoadedPrompts(tuple(_prompts(task, config, reading.problems, verifier, key)), tuple(notes))
 
 
-def _check_config(task: Task, config: DataConfig, rows: Iterable[Row] | None) -> None:
+def _check_config(task: Task, config: DataConfig, rows: Iterable[Row] | None, key: str) -> None:
     if config.limit is not None and config.limit < 1:
-        raise ConfigError(f"data.limit is {config.limit}, but must be at least 1 (or null for all rows).")
+        raise ConfigError(f"{key}.limit is {config.limit}, but must be at least 1 (or null for all rows).")
     if not task.built_in:
         if config.options:
             raise ConfigError(
-                f"data.options: task {task.name} takes none, but was given {', '.join(sorted(config.options))}."
+                f"{key}.options: task {task.name} takes none, but was given {', '.join(sorted(config.options))}."
             )
         if rows is not None and config.path is not None:
-            raise ConfigError(f"data.path is {config.path!r}, but rows were given too: give one of the two.")
+            raise ConfigError(f"{key}.path is {config.path!r}, but rows were given too: give one of the two.")
         return
     if rows is not None:
-        raise ConfigError(f"task {task.name} makes its own prompts: rows are for --data.task rows.")
+        raise ConfigError(f"task {task.name} makes its own prompts: rows are for --{key}.task rows.")
     for name in ("path", "instruction", "system_prompt"):
         value = getattr(config, name)
         if value is not None:
-            raise ConfigError(f"data.{name} is {value!r}, but task {task.name} makes its own prompts: leave it unset.")
+            raise ConfigError(f"{key}.{name} is {value!r}, but task {task.name} makes its own prompts: leave it unset.")
 
 
 def _read(task: Task, config: DataConfig, rows: Iterable[Row]) -> _Reading:
@@ -124,7 +126,7 @@ def _check_golds(reading: _Reading, verifier: str, pool: RunsItems | None, trust
     """Moves problems without a usable gold answer to the bad rows."""
     for number, problem in list(reading.problems.items()):
         if problem.gold is None:
-            reading.bad[number] = "the gold answer is missing"
+            reading.bad[number] = problem.why_no_gold
             del reading.problems[number]
     if trusted:
         assert not reading.bad, f"a built-in task made bad rows: {reading.bad}"
@@ -140,19 +142,19 @@ def _check_golds(reading: _Reading, verifier: str, pool: RunsItems | None, trust
             del reading.problems[number]
 
 
-def _refuse_or_report(task: Task, config: DataConfig, reading: _Reading, notes: list[str]) -> None:
+def _refuse_or_report(task: Task, config: DataConfig, reading: _Reading, notes: list[str], key: str) -> None:
     bad = dict(sorted(reading.bad.items()))
     if not bad:
         return
     columns = f"Columns present: {', '.join(reading.columns)}."
     if task.name == "rows":
-        columns += f" data.prompt_column is {config.prompt_column!r}, data.answer_column {config.answer_column!r}."
+        columns += f" {key}.prompt_column is {config.prompt_column!r}, {key}.answer_column {config.answer_column!r}."
     if not reading.problems:
         raise DataError(f"{task.name}: none of the {len(bad)} rows can be used: {_reasons(bad)}. {columns}")
     if config.bad_rows == "refuse":
         raise DataError(
             f"{task.name}: {_count(len(bad))} cannot be used: {_listing(bad)} ({_reasons(bad)}). {columns} Mend them, "
-            "or set data.bad_rows to filter, which leaves them out."
+            f"or set {key}.bad_rows to filter, which leaves them out."
         )
     only_golds = all("gold answer" in reason for reason in bad.values())
     why = "gold answer missing or does not verify" if only_golds else "prompt or gold answer cannot be used"
@@ -205,7 +207,9 @@ def _repeat_notes(name: str, problems: Mapping[int, Problem]) -> Iterator[str]:
     yield note
 
 
-def _prompts(task: Task, config: DataConfig, problems: Mapping[int, Problem], verifier: str) -> Iterator[Prompt]:
+def _prompts(
+    task: Task, config: DataConfig, problems: Mapping[int, Problem], verifier: str, key: str
+) -> Iterator[Prompt]:
     taken: set[str] = set()
     for number, problem in problems.items():
         identifier = name = problem.id or f"{task.name}/{number}"
@@ -216,7 +220,7 @@ def _prompts(task: Task, config: DataConfig, problems: Mapping[int, Problem], ve
         taken.add(identifier)
         yield Prompt(
             id=identifier,
-            content=_with_system(_with_instruction(problem, task, config), config, task.name, number),
+            content=_with_system(_with_instruction(problem, task, config), config, f"{task.name}: row {number}", key),
             gold=problem.gold,
             verifier=verifier,
             columns=problem.columns,
@@ -238,7 +242,7 @@ def _with_instruction(problem: Problem, task: Task, config: DataConfig) -> str |
 
 
 def _with_system(
-    content: str | tuple[Message, ...], config: DataConfig, name: str, number: int
+    content: str | tuple[Message, ...], config: DataConfig, row: str, key: str
 ) -> str | tuple[Message, ...]:
     if not config.system_prompt:
         return content
@@ -247,8 +251,8 @@ def _with_system(
         return (system, {"role": "user", "content": content})
     if content[0]["role"] == "system":
         raise DataError(
-            f"{name}: row {number} begins with a system message of its own, and data.system_prompt is set. Leave "
-            "data.system_prompt unset, or take the system messages out of the rows."
+            f"{row} begins with a system message of its own, and {key}.system_prompt is set. Leave "
+            f"{key}.system_prompt unset, or take the system messages out of the rows."
         )
     return (system, *content)
 

@@ -18,6 +18,7 @@ from sppo.tasks.problem import (
     prompt_content,
     row_id,
     user_message,
+    why_no_gold,
     without,
 )
 
@@ -37,6 +38,7 @@ def load_math_row(row: Row, config: DataConfig) -> Problem:
     return Problem(
         content=content,
         gold=answer_text(optional(row, answer)),
+        why_no_gold=why_no_gold(row, answer),
         id=row_id(row, config.task),
         has_instruction=prompt_column == "prompt",
         difficulty=difficulty_label(row),

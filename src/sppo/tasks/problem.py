@@ -30,6 +30,8 @@ class Problem:
     """Plain text, or chat messages."""
     gold: str | None
     """The answer as text; None where the row has none."""
+    why_no_gold: str = "the gold answer is missing"
+    """What is said of the row where gold is None and a verifier needs it; see `why_no_gold`."""
     id: str | None = None
     """The data's own identifier, where it has one."""
     has_instruction: bool = False
@@ -62,8 +64,8 @@ class Task:
     """The one split of that hub data set, taken where data.split is left at its default."""
     instruction: str | None = None
     """Text added after each problem that does not carry one of its own."""
-    make_rows: Callable[[DataConfig, int], Iterator[Row]] | None = None
-    """Built-in tasks: makes the rows from the options and a seed."""
+    make_rows: Callable[[DataConfig, int, str], Iterator[Row]] | None = None
+    """Built-in tasks: makes the rows from the options, a seed, and the section's key for error messages."""
     demonstrations: tuple[str, ...] = ()
     """Kinds of demonstrations that the task gives."""
     drop_copies: bool = False
@@ -97,6 +99,15 @@ def optional(row: Row, path: str) -> Any:
         return required(row, path)
     except RowError:
         return None
+
+
+def why_no_gold(row: Row, path: str) -> str:
+    """Returns what to say of a row without a gold answer in the column `path`: no such column, or nothing in it."""
+    try:
+        required(row, path)
+    except RowError as error:
+        return f"{error}, so the gold answer is missing"
+    return "the gold answer is missing"
 
 
 def without(row: Row, path: str) -> dict[str, Any]:

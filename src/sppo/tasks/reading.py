@@ -20,8 +20,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH_ROWS = 1000
 
 
-def rows_of(task: Task, config: DataConfig, notes: list[str]) -> Iterator[Row]:
+def rows_of(task: Task, config: DataConfig, notes: list[str], key: str = "data") -> Iterator[Row]:
     """Opens the source that the config names; appends to `notes` what a person should know of it.
+
+    `key` is the section that the config came from, as errors name it.
 
     Raises:
         ConfigError: no path for a task that needs one.
@@ -30,15 +32,15 @@ def rows_of(task: Task, config: DataConfig, notes: list[str]) -> Iterator[Row]:
     path = config.path or task.hub_name
     if path is None:
         raise ConfigError(
-            f"data.path is not set, and task {task.name} has no data set of its own. Give --data.path a file "
+            f"{key}.path is not set, and task {task.name} has no data set of its own. Give --{key}.path a file "
             "(.parquet, .jsonl, .json, .csv) or a hub name."
         )
     kind = file_kind(path)
     if kind or Path(path).expanduser().exists() or not _HUB_NAME.fullmatch(path) or path.startswith("."):
         if config.split != DataConfig.split:
-            notes.append(f"{task.name}: data.split {config.split!r} does not apply to a file; all of {path} is read")
-        return read_file(Path(path).expanduser())
-    return _hub_rows(task, path, config.split, notes)
+            notes.append(f"{task.name}: {key}.split {config.split!r} does not apply to a file; all of {path} is read")
+        return read_file(Path(path).expanduser(), key)
+    return _hub_rows(task, path, config.split, notes, key)
 
 
 def file_kind(path: str) -> str | None:
@@ -47,19 +49,19 @@ def file_kind(path: str) -> str | None:
     return next((ending for ending in _READERS if name.endswith(ending)), None)
 
 
-def read_file(path: Path) -> Iterator[Row]:
+def read_file(path: Path, key: str = "data") -> Iterator[Row]:
     """Yields the rows of a file; the missing file is reported at once, a broken line when it is reached.
 
     Raises:
         DataError: names the path, and the line where there is one.
     """
     if path.is_dir():
-        raise DataError(f"data.path {path} is a folder: give a file. {_data_files(path)}")
+        raise DataError(f"{key}.path {path} is a folder: give a file. {_data_files(path)}")
     if not path.exists():
-        raise DataError(f"data.path {path} does not exist. {_near_files(path)}")
+        raise DataError(f"{key}.path {path} does not exist. {_near_files(path)}")
     kind = file_kind(path.name)
     if kind is None:
-        raise DataError(f"data.path {path} is of no kind that can be read. Known endings: {', '.join(_READERS)}.")
+        raise DataError(f"{key}.path {path} is of no kind that can be read. Known endings: {', '.join(_READERS)}.")
     return _READERS[kind](path)
 
 
@@ -161,7 +163,7 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def _hub_rows(task: Task, name: str, split: str, notes: list[str]) -> Iterator[Row]:
+def _hub_rows(task: Task, name: str, split: str, notes: list[str], key: str) -> Iterator[Row]:
     is_own = name == task.hub_name
     if is_own and task.only_split and split == DataConfig.split != task.only_split:
         notes.append(f"{task.name}: the hub has only the split {task.only_split!r}, which is used")
@@ -173,8 +175,8 @@ def _hub_rows(task: Task, name: str, split: str, notes: list[str]) -> Iterator[R
     # The hub's client, its HTTP library and the data set's builder raise errors with no common base.
     except Exception as error:
         raise DataError(
-            f"{name} (split {split!r}) cannot be loaded from the hub: {error}. Mend data.split or the name, or give "
-            "--data.path a local file (.parquet, .jsonl, .json, .csv)."
+            f"{name} (split {split!r}) cannot be loaded from the hub: {error}. Mend {key}.split or the name, or give "
+            f"--{key}.path a local file (.parquet, .jsonl, .json, .csv)."
         ) from error
     return _arrow_rows(dataset)
 

@@ -21,6 +21,7 @@ from sppo.tasks.problem import (
     prompt_content,
     required,
     row_id,
+    why_no_gold,
     without,
 )
 
@@ -30,6 +31,7 @@ def load(row: Row, config: DataConfig) -> Problem:
     return Problem(
         content=prompt_content(required(row, config.prompt_column)),
         gold=answer_text(optional(row, config.answer_column)),
+        why_no_gold=why_no_gold(row, config.answer_column),
         id=row_id(row, config.task),
         difficulty=difficulty_label(row),
         demonstration=_demonstration(row),
