@@ -19,12 +19,13 @@ from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, loa
 from sppo.config import Config, ModelConfig, validate
 from sppo.critics import Critic, PromptModelCritic, TokenModelCritic, TrackerCritic, value_clip_of
 from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
-from sppo.errors import ConfigError, DataError, did_you_mean
+from sppo.errors import ConfigError, DataError, ModelError, RunFolderError, did_you_mean
 from sppo.grading import Grader, load_reward_function
 from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.critic import Model, PromptCritic, TokenCritic, make_value_model
 from sppo.models.loading import (
     context_length,
+    embedded_tokens,
     load_model_config,
     load_policy,
     load_tokenizer,
@@ -194,6 +195,22 @@ def require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
             )
 
 
+@torch.no_grad()
+def require_causal(critic: TokenCritic) -> None:
+    """Refuses trunks that read ahead: V before a token would know the tokens after it.
+
+    Raises:
+        ModelError: the trunk's first state depends on its last token.
+    """
+    first = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=critic.device) % embedded_tokens(critic.trunk)
+    states = critic.trunk(input_ids=first).last_hidden_state[:, 0]
+    if not torch.allclose(states[0].float(), states[1].float(), rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"The critic's trunk, {critic.trunk.config.model_type}, reads a response in both directions, so that the "
+            "value of a token would know what comes after it. Choose a causal model for a token critic."
+        )
+
+
 def load_data(
     config: Config, given: Given, tokenizer: Tokenizer, *, has_reward_function: bool
 ) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], tuple[str, ...]]:
@@ -234,9 +251,18 @@ def load_held_out(
     return kept, (*loaded.notes, *overlong)
 
 
-def load_reference(config: Config, parts: Parts, folder: Path) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at the start, read again on resuming."""
+def load_reference(config: Config, parts: Parts, folder: Path, step: int) -> PreTrainedModel:
+    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming.
+
+    Raises:
+        RunFolderError: the run is past step 0 and its reference is gone.
+    """
     if not folder.is_dir():
+        if step:
+            raise RunFolderError(
+                f"{folder} is missing: the policy that the run started from, which the KL term or the joint ratio "
+                f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
+            )
         temporary = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         parts.policy.save_pretrained(temporary)
@@ -281,8 +307,11 @@ def _critic(
             tracker.load(saved)
         return tracker
     if algorithm.critic == "token":
+        model = _value_model(TokenCritic, config, policy, tokenizer, saved)
+        require_context(config, context_length(model.trunk.config), "the critic")
+        require_causal(model)
         return TokenModelCritic(
-            _value_model(TokenCritic, config, policy, tokenizer, saved),
+            model,
             config.critic,
             probability=algorithm.value_loss == "bce",
             value_clip=value_clip_of(algorithm, options),

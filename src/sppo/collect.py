@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sppo.algorithms import resolve_options, uses_dynamic_sampling
+from sppo.batch import LengthRules
 from sppo.build import Parts
 from sppo.config import Config
 from sppo.engines import SamplingParameters
@@ -109,6 +110,13 @@ def _sample_groups(parts: Parts, config: Config, step: int, clock: Clock) -> tup
     return kept, discarded
 
 
+def length_rules(config: Config) -> LengthRules:
+    """What becomes of responses at or near the length limit."""
+    return LengthRules(
+        config.algorithm.truncated, config.sampling.max_response_tokens, config.algorithm.overlong_penalty_tokens
+    )
+
+
 def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
     """Refuses rewards outside [0, 1], which a critic that is a probability cannot learn.
 
@@ -161,7 +169,13 @@ def _greedy_rewards(
         return None, []
     greedy = replace(parts.training_sampling, temperature=0.0)
     rollouts, verdicts = _sample(parts, config, prompts, greedy, 1, "greedy", step, clock)
-    return [math.nan if verdict.reward is None else verdict.reward for verdict in verdicts], rollouts
+    # The baseline is of the same reward as what it is taken from: with its overlong penalty.
+    rules = length_rules(config)
+    rewards = [
+        math.nan if verdict.reward is None else verdict.reward + rules.penalty(rollout)
+        for rollout, verdict in zip(rollouts, verdicts, strict=True)
+    ]
+    return rewards, rollouts
 
 
 def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[Rollout]:

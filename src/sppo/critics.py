@@ -24,7 +24,7 @@ from sppo.batch import Batch, Credit, Estimates, Options, microbatches
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.distributed import sum_over_ranks
 from sppo.models.critic import PromptCritic, TokenCritic
-from sppo.types import Prompt, Rollout
+from sppo.types import Prompt
 from sppo.update import StepGuard, make_optimizer, mean_of_finite, minibatches, row_logprobs
 
 Metrics = dict[str, float]
@@ -255,7 +255,9 @@ class TrackerCritic:
         drift = self._drift(batch)
         for row, rollout in enumerate(batch.rollouts):
             self.tracker.update(rollout.prompt.id, float(batch.rewards[row]), drift[rollout.prompt.id], self.options)
-            self.last[rollout.prompt.id] = _remember(rollout)
+            # Not the sampler's log-probabilities: with top_p or top_k those are of another distribution.
+            old = before.old_logprobs[row][batch.mask[row]].tolist()
+            self.last[rollout.prompt.id] = (list(rollout.prompt_token_ids), list(rollout.completion.token_ids), old)
         return {"critic/drift_mean": sum(drift.values()) / len(drift), "critic/prompts": len(self.tracker.counts)}
 
     @torch.no_grad()
@@ -290,8 +292,3 @@ class TrackerCritic:
 def value_clip_of(algorithm: Algorithm, options: Options) -> float | None:
     """Width of the value clip, for algorithms whose critic learns by squares."""
     return options["value_clip"] if algorithm.value_loss == "squared" else None
-
-
-def _remember(rollout: Rollout) -> tuple[list[int], list[int], list[float]]:
-    completion = rollout.completion
-    return list(rollout.prompt_token_ids), list(completion.token_ids), list(completion.logprobs)

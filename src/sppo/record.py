@@ -79,13 +79,12 @@ def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def credit_metrics(batch: Batch, before: Estimates, credit: Credit) -> dict[str, float]:
+def credit_metrics(batch: Batch, before: Estimates, credit: Credit, *, values_the_prompt: bool) -> dict[str, float]:
     """Advantages, and how well V predicts this batch, before its update."""
-    metrics = {
-        "advantage/mean": float(credit.advantages.mean()),
-        "advantage/std": float(credit.advantages.std(correction=0)),
-    }
-    if before.values is not None and before.values.shape == (len(batch), 1):
+    by_token = credit.advantages.shape == batch.mask.shape
+    given = credit.advantages[batch.mask] if by_token else credit.advantages  # padding has no advantage
+    metrics = {"advantage/mean": float(given.mean()), "advantage/std": float(given.std(correction=0))}
+    if before.values is not None and values_the_prompt:
         values, rewards = before.values.flatten().tolist(), batch.rewards.tolist()
         metrics["critic/value_mean"] = sum(values) / len(values)
         metrics |= {f"critic/{name}": value for name, value in calibration_metrics(values, rewards).items()}

@@ -17,11 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from sppo.algorithms import get_algorithm, needs_reference, resolve_loss, resolve_options
-from sppo.batch import Batch, Credit, Estimates, LengthRules, collate
+from sppo.batch import Batch, Credit, Estimates, collate
 from sppo.build import Given, Parts, build, check, load_reference, restore, resume_point
 from sppo.calibration import add_reliability, reliability_rows
 from sppo.checkpoint import TrainingState, count_checkpoints, save_checkpoint
-from sppo.collect import Collected, collect, require_unit_rewards
+from sppo.collect import Collected, collect, length_rules, require_unit_rewards
 from sppo.config import Config
 from sppo.errors import ConfigError, TrainingError
 from sppo.evaluation import Evaluation, evaluate
@@ -140,7 +140,7 @@ class _Session:
                 self.progress.message("Stopped before the first checkpoint: the same command starts over.")
                 raise
         if needs_reference(self.parts.algorithm, self.config.algorithm) and not self.fine_tuning:
-            self.reference = load_reference(self.config, self.parts, self.run.path / "reference")
+            self.reference = load_reference(self.config, self.parts, self.run.path / "reference", self.state.step)
 
     def _restore(self, checkpoint: Path) -> None:
         loaded = self.state.seconds.get("load", 0.0)
@@ -202,7 +202,9 @@ class _Session:
             )
         credit = parts.algorithm.assign_credit(batch, before, self.options)
         metrics |= measures | response_metrics(rollouts) | grading_metrics(verdicts)
-        metrics |= credit_metrics(batch, before, credit)
+        if collected.discarded_groups:
+            metrics["sampling/discarded_groups"] = collected.discarded_groups
+        metrics |= credit_metrics(batch, before, credit, values_the_prompt=parts.algorithm.values_the_prompt)
         metrics |= self._update_critic(step, batch, before, credit, metrics)
         metrics |= self._update_policy(step, batch, before, credit, metrics)
         parts.engine.load_weights(parts.policy, step)
@@ -386,13 +388,6 @@ class _Session:
         self.newest = {name: value for name, value in known.items() if name != "step"}
         self.run.append_metrics(known)
         self.sinks.log(known)
-
-
-def length_rules(config: Config) -> LengthRules:
-    """What becomes of responses at or near the length limit."""
-    return LengthRules(
-        config.algorithm.truncated, config.sampling.max_response_tokens, config.algorithm.overlong_penalty_tokens
-    )
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -99,6 +100,11 @@ ALGORITHMS = {
 }  # fmt: skip
 JOINT_OPTIONS = {"joint_band": 0.0}
 """Own option of the joint ratio: c of the band abs(sum) <= c sqrt(T); 0: the clip range."""
+OPTION_RANGES = {
+    "gamma": (0.0, 1.0), "gae_lambda": (0.0, 1.0), "value_clip": (1e-6, math.inf), "half_life": (1e-9, math.inf),
+    "rho_min": (0.0, 1.0), "rho_max": (0.0, 1.0), "offline_samples": (0, 1000), "joint_band": (0.0, math.inf),
+}  # fmt: skip
+"""Least and greatest value of each own option."""
 
 
 def get_algorithm(name: str) -> Algorithm:
@@ -123,7 +129,18 @@ def resolve_options(algorithm: Algorithm, config: AlgorithmConfig) -> Options:
         if name not in known:
             accepted = ", ".join(f"{key} (default {value:g})" for key, value in known.items()) or "none"
             raise ConfigError(f"algorithm.options.{name} is no option of {algorithm.name}, which accepts: {accepted}.")
-    return {**known, **config.options}
+    options = {**known, **config.options}
+    for name, value in options.items():
+        low, high = OPTION_RANGES[name]
+        if not low <= value <= high:
+            raise ConfigError(f"algorithm.options.{name} is {value:g}, but must be from {low:g} to {high:g}.")
+    if options.get("rho_min", 0.0) > options.get("rho_max", 1.0):
+        raise ConfigError(
+            f"algorithm.options.rho_min is {options['rho_min']:g}, more than rho_max, {options['rho_max']:g}."
+        )
+    if options.get("offline_samples", 0) % 1:
+        raise ConfigError(f"algorithm.options.offline_samples is {options['offline_samples']:g}, not a whole number.")
+    return options
 
 
 def resolve_loss(algorithm: Algorithm, config: AlgorithmConfig) -> LossOptions:
