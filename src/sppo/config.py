@@ -173,8 +173,8 @@ class OptimizerConfig:
     """Tokens (prompt and response) in one forward and backward pass; changes memory and speed, not the result."""
     layout: Literal["sorted", "packed"] = "sorted"
     """Micro-batches of rows of like length, or rows laid end to end; changes speed, not the result."""
-    logprob_chunk_tokens: int = 1024
-    """Tokens whose vocabulary-wide logits exist at one time."""
+    logprob_chunk_tokens: int = 256
+    """Tokens whose vocabulary-wide logits exist at one time; changes memory and speed, not the result."""
     max_skipped_steps: int = 5
     """Optimiser steps in a row with a non-finite loss or gradient after which the run stops."""
 

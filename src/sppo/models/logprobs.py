@@ -105,7 +105,7 @@ def response_logprobs(
     *,
     width: int,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int = 256,
     layout: Literal["sorted", "packed"] = "sorted",
 ) -> TokenLogprobs:
     """Runs the model on one micro-batch and returns what it says of each response token.
