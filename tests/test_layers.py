@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sppo"
 LAYERS = [
-    {"types", "config", "errors", "run", "calibration"},
+    {"types", "config", "errors", "validation", "run", "calibration"},
     {"verifiers"},
     {"tasks"},
     {"batch"},

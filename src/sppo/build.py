@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms import Algorithm, check_algorithm, get_algorithm, resolve_options
 from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
-from sppo.config import Config, ModelConfig, validate
+from sppo.config import Config, ModelConfig
 from sppo.critics import Critic, PromptModelCritic, TokenModelCritic, TrackerCritic, value_clip_of
 from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
 from sppo.errors import ConfigError, DataError, ModelError, RunFolderError, did_you_mean
@@ -42,6 +42,7 @@ from sppo.tasks import demonstrations, load_prompts, prompt_key
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
 from sppo.update import make_optimizer
+from sppo.validation import validate
 from sppo.verifiers.verify import shared_pool
 
 

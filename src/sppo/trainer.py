@@ -53,19 +53,19 @@ def train(
         SppoError: bad options, data or models before any long work; or training that cannot go on.
         KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
     """
-    session = _Session(config, given or Given(), resume, progress or NoProgress())
-    with session.closing(), enough_memory():
-        session.start()
-        if session.state.step >= config.steps:
-            session.progress.message(
-                f"The run is at step {session.state.step} of {config.steps} already; more --steps go on from there."
+    training = _Training(config, given or Given(), resume, progress or NoProgress())
+    with training.closing(), enough_memory():
+        training.start()
+        if training.state.step >= config.steps:
+            training.progress.message(
+                f"The run is at step {training.state.step} of {config.steps} already; more --steps go on from there."
             )
-        with StopRequest(session.progress) as stop:
-            session.progress.phase("training", config.steps)
-            session.progress.update(session.state.step, session.newest)
-            for step in range(session.state.step + 1, config.steps + 1):
-                session.take_step(step, stop)
-        return session.finish()
+        with StopRequest(training.progress) as stop:
+            training.progress.phase("training", config.steps)
+            training.progress.update(training.state.step, training.newest)
+            for step in range(training.state.step + 1, config.steps + 1):
+                training.take_step(step, stop)
+        return training.finish()
 
 
 def fine_tune(
@@ -75,10 +75,10 @@ def fine_tune(
 
     Arguments, result and exceptions as for `train`.
     """
-    session = _Session(config, given or Given(), resume, progress or NoProgress(), fine_tuning=True)
-    with session.closing(), enough_memory():
-        session.start()
-        return session.finish()
+    training = _Training(config, given or Given(), resume, progress or NoProgress(), fine_tuning=True)
+    with training.closing(), enough_memory():
+        training.start()
+        return training.finish()
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def enough_memory() -> Iterator[None]:
         ) from error
 
 
-class _Session:
+class _Training:
     """One run of the program on one run folder."""
 
     def __init__(

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from sppo.config import Config, to_dict, validate
+from sppo.config import Config, to_dict
 from sppo.errors import ConfigError, did_you_mean
 from sppo.recipes.options import CommandLineText, build, merge, read_yaml, set_option, split_arguments
+from sppo.validation import validate
 
 _ENDINGS = (".yaml", ".yml")
 

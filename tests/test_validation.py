@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sppo.config import AlgorithmConfig, Config, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig, validate
+from sppo.config import AlgorithmConfig, Config, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
 from sppo.errors import ConfigError
+from sppo.validation import validate
 
 GOOD = Config(model=ModelConfig(path="some/model"))
 
