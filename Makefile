@@ -5,9 +5,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Small CPU operations crawl when idle threads spin.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo test check lock clean
 
 demo: .venv/installed

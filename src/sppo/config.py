@@ -60,7 +60,7 @@ class DataConfig:
     """Where prompts and gold answers come from."""
 
     task: str = "rows"
-    """Loader in the task table, such as chain_arithmetic, dapo_math, math500, gsm8k, deepscaler, rows."""
+    """Name in the table of tasks."""
     path: str | None = None
     """File (.parquet, .jsonl, .jsonl.gz, .json, .csv) or hub name; default: the task's own hub name."""
     split: str = "train"
@@ -112,7 +112,7 @@ class AlgorithmConfig:
     """What turns rewards into a policy gradient. Where a default is null, it is the algorithm's own."""
 
     name: str = "sppo"
-    """Name in the table of algorithms, such as sppo, ppo, grpo, dapo, rloo, remax, gspo, spo."""
+    """Name in the table of algorithms."""
     options: dict[str, float] = field(default_factory=dict)
     """Options of this algorithm alone, such as gae_lambda of ppo; an unknown one is refused with the list."""
     clip_low: float | None = None

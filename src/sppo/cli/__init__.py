@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; default: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch starts its threads. Threads that spin while they wait slow small CPU operations down many times
+    # over as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A bar that the terminal's encoding lacks must not end a run of hours.
