@@ -84,7 +84,7 @@ def _figure(unit: str, found: Mapping[str, Any]) -> Any:
     )
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08, wspace=0.03)
     seeds = len(settings["seeds"])
-    over = f" (median of {seeds} seeds, and their range)" if seeds > 1 else ""
+    over = f"\nmedian of {seeds} seeds, and their range" if seeds > 1 else ""
     title = f"{settings['recipe']}: held-out accuracy against {UNITS[unit]}{over}"
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
     labels = list(dict.fromkeys(run["label"] for run in found["runs"]))
@@ -103,7 +103,7 @@ def _figure(unit: str, found: Mapping[str, Any]) -> Any:
         _scale(axis, unit, left)
     axes.flat[0].set_ylabel("held-out accuracy")
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=2.6)
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", handlelength=2.6)
     return figure
 
 
