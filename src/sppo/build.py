@@ -18,8 +18,8 @@ from sppo.algorithms import Algorithm, check_algorithm, get_algorithm, resolve_o
 from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
 from sppo.config import Config, ModelConfig
 from sppo.critics import Critic, PromptModelCritic, TokenModelCritic, TrackerCritic, value_clip_of
-from sppo.engines import ENGINES, Engine, SamplingParameters, build_engine
-from sppo.errors import ConfigError, DataError, ModelError, RunFolderError, did_you_mean
+from sppo.engines import Engine, SamplingParameters, build_engine, require_engine
+from sppo.errors import DataError, ModelError, RunFolderError
 from sppo.grading import Grader, load_reward_function
 from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.critic import Model, PromptCritic, TokenCritic, make_value_model
@@ -33,9 +33,10 @@ from sppo.models.loading import (
     prepare_policy,
     require_end_token,
 )
+from sppo.models.packing import TokenRow
 from sppo.rollout import filter_overlong, require_context, sampling_parameters
 from sppo.run import derive_seed
-from sppo.sft import TokenRow, encode_demonstrations
+from sppo.sft import encode_demonstrations
 from sppo.sinks import require_sinks
 from sppo.stream import PromptStream, hold_out
 from sppo.tasks import demonstrations, load_prompts, prompt_key
@@ -97,10 +98,7 @@ def check(config: Config, given: Given) -> Config:
     validate(config)
     check_algorithm(config.algorithm, config.sampling.samples_per_prompt)
     require_sinks(config)
-    if config.engine.name not in ENGINES:
-        raise ConfigError(
-            f"engine.name is {config.engine.name!r}, which is no engine.{did_you_mean(config.engine.name, ENGINES)}"
-        )
+    require_engine(config.engine.name)
     return config
 
 

@@ -7,7 +7,7 @@ past (SPO). Shapes: B sequences, T response tokens, U distinct prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from sppo.config import CriticConfig, OptimizerConfig
 from sppo.distributed import sum_over_ranks
 from sppo.models.critic import PromptCritic, TokenCritic
 from sppo.types import Prompt
-from sppo.update import StepGuard, make_optimizer, mean_of_finite, minibatches, row_logprobs
+from sppo.update import StepGuard, make_optimizer, mean_of_finite, minibatches, row_logprobs, token_rows
 
 Metrics = dict[str, float]
 
@@ -76,6 +76,27 @@ class _ModelCritic:
         """Never called, as no prompt is unseen."""
         raise AssertionError("a model needs no start")
 
+    def _learn(
+        self,
+        model: PromptCritic | TokenCritic,
+        losses: Callable[[list[int]], Iterator[Tensor]],
+        total: int,
+        expected_rows: int,
+        seed: int,
+        guard: StepGuard,
+    ) -> Metrics:
+        """One optimiser step a mini-batch; `losses` yields the loss of each micro-batch of some rows."""
+        sums: list[float] = []
+        norms: list[float] = []
+        for rows in minibatches(total, expected_rows, self.config.minibatch_size, self.config.epochs, seed):
+            loss = 0.0
+            for part_loss in losses(rows):
+                part_loss.backward()
+                loss += float(part_loss.detach())
+            norms.append(guard.step("critic", self.adam, model, loss, self.config.max_grad_norm))
+            sums.append(loss)
+        return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}
+
 
 class PromptModelCritic(_ModelCritic):
     """V(prompt) by a model that reads the prompt's text (SPPO)."""
@@ -105,28 +126,22 @@ class PromptModelCritic(_ModelCritic):
     ) -> Metrics:
         """BCE of V(prompt) against R; equal prompts are computed once."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
-        token_rows, inverse = self.model.distinct(batch.prompts)
-        losses: list[float] = []
-        norms: list[float] = []
-        for rows in minibatches(len(batch), expected_rows, self.config.minibatch_size, self.config.epochs, seed):
+        goals = credit.value_targets
+        distinct, inverse = self.model.distinct(batch.prompts)
+
+        def losses(rows: list[int]) -> Iterator[Tensor]:
             used, local = inverse[rows].unique(return_inverse=True)  # [U], [b]
-            targets = credit.value_targets[rows]
+            targets = goals[rows]
             weights = torch.full_like(targets, 1.0 / float(sum_over_ranks(torch.tensor(float(len(rows))))))
-            loss = 0.0
-            for part in microbatches([len(token_rows[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
-                logits = self.model.logits([token_rows[u] for u in used[part].tolist()])  # [U', 1]
+            for part in microbatches([len(distinct[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
+                logits = self.model.logits([distinct[u] for u in used[part].tolist()])  # [U', 1]
                 place = torch.full((len(used),), -1)
                 place[part] = torch.arange(len(part))
                 members = place[local] >= 0
                 chosen = logits[place[local][members].to(logits.device)]
-                part_loss = bce_value_loss(
-                    chosen, targets[members].to(logits.device), weights[members].to(logits.device)
-                )
-                part_loss.backward()
-                loss += float(part_loss.detach())
-            norms.append(guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
-            losses.append(loss)
-        return {"critic/loss": mean_of_finite(losses), "critic/grad_norm": mean_of_finite(norms)}
+                yield bce_value_loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
+
+        return self._learn(self.model, losses, len(batch), expected_rows, seed, guard)
 
 
 class TokenModelCritic(_ModelCritic):
@@ -177,31 +192,23 @@ class TokenModelCritic(_ModelCritic):
         """The value loss, token mean over each mini-batch."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
         assert before.values is not None, "values are read before they are updated"
-        losses: list[float] = []
-        norms: list[float] = []
-        lengths = batch.lengths
-        for rows in minibatches(len(batch), expected_rows, self.config.minibatch_size, self.config.epochs, seed):
+        values, targets, lengths = before.values, credit.value_targets, batch.lengths
+
+        def losses(rows: list[int]) -> Iterator[Tensor]:
             tokens = float(sum_over_ranks(batch.mask[rows].sum().float()))
-            loss = 0.0
             for part in microbatches([lengths[row] for row in rows], self.model.tokens_per_microbatch):
-                members = [rows[index] for index in part]
-                part_loss = self._loss(batch, before.values, credit.value_targets, members, tokens)
-                part_loss.backward()
-                loss += float(part_loss.detach())
-            norms.append(guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
-            losses.append(loss)
-        gap = (credit.value_targets - before.values).abs()
+                yield self._loss(batch, values, targets, [rows[index] for index in part], tokens)
+
+        metrics = self._learn(self.model, losses, len(batch), expected_rows, seed, guard)
+        gap = (targets - values).abs()
         return {
-            "critic/loss": mean_of_finite(losses),
-            "critic/grad_norm": mean_of_finite(norms),
-            "critic/value_mean": masked_mean(before.values, batch.mask),
+            **metrics,
+            "critic/value_mean": masked_mean(values, batch.mask),
             "critic/error_mean": masked_mean(gap, batch.mask),
         }
 
     def _outputs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
-        chosen = [batch.rollouts[row] for row in rows]
-        pairs = [(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
-        return self.model.response_values(pairs, batch.mask.shape[1])
+        return self.model.response_values(token_rows(batch, rows), batch.mask.shape[1])
 
     def _loss(self, batch: Batch, old: Tensor, targets: Tensor, rows: Sequence[int], tokens: float) -> Tensor:
         outputs = self._outputs(batch, rows)

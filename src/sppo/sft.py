@@ -15,11 +15,10 @@ from sppo.config import OptimizerConfig, SftConfig, SftPhase
 from sppo.errors import DataError
 from sppo.models.chat import encode_many
 from sppo.models.logprobs import response_logprobs
+from sppo.models.packing import TokenRow
 from sppo.run import Progress
 from sppo.types import Prompt
 from sppo.update import StepGuard, make_optimizer
-
-TokenRow = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,16 @@ ENGINES: dict[str, Callable[[nn.Module, EngineConfig], Engine]] = {"hf": _hf}
 """Name -> factory (policy, config); each imports its engine only when called."""
 
 
+def require_engine(name: str) -> None:
+    """Refuses a name that is not in the table.
+
+    Raises:
+        ConfigError: names the near ones.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine.name is {name!r}, which is no engine.{did_you_mean(name, ENGINES)}")
+
+
 def build_engine(model: nn.Module, config: EngineConfig) -> Engine:
     """Returns the engine that `config.name` asks for, sampling from `model`.
 
@@ -96,6 +106,5 @@ def build_engine(model: nn.Module, config: EngineConfig) -> Engine:
         ConfigError: no engine has this name.
         ModelError: the engine cannot sample from this model.
     """
-    if config.name not in ENGINES:
-        raise ConfigError(f"engine.name is {config.name!r}, which is no engine.{did_you_mean(config.name, ENGINES)}")
+    require_engine(config.name)
     return ENGINES[config.name](model, config)

@@ -24,6 +24,7 @@ from sppo.engines import SamplingParameters
 from sppo.engines.cache import RoomyCache
 from sppo.engines.draw import draw, row_uniforms
 from sppo.errors import ConfigError, ModelError
+from sppo.models.loading import arithmetic
 from sppo.types import Completion
 
 # A drop moves no more rows than it drops, so it pays early. Measured on one CPU core where lengths varied widely: 1/4
@@ -105,7 +106,8 @@ class HFEngine:
         # that a lack of memory shows at once.
         order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
         completions: dict[int, Completion] = {}
-        with torch.no_grad(), _eval_mode(self._model), self._autocast():
+        # One context around the whole call, so that the bfloat16 copies of the weights are made once.
+        with torch.no_grad(), _eval_mode(self._model), arithmetic(self._device):
             for rows in self._chunks(order, prompts):
                 sampled = self._sample_chunk([prompts[row] for row in rows], rows, sampling, seed)
                 completions.update(zip(rows, sampled, strict=True))
@@ -140,10 +142,6 @@ class HFEngine:
             chunk.append(row)
         if chunk:
             yield chunk
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        # One context around the whole call, so that the bfloat16 copies of the weights are made once.
-        return torch.autocast("cuda", torch.bfloat16) if self._device.type == "cuda" else contextlib.nullcontext()
 
     def _sample_chunk(
         self, prompts: list[Sequence[int]], rows: list[int], sampling: SamplingParameters, seed: int
