@@ -40,7 +40,7 @@ from sppo.rollout import sampling_parameters
 from sppo.run import NoProgress
 from sppo.tasks import load_prompts
 from sppo.trainer import train
-from sppo.verifiers.table import get_verifier
+from sppo.verifiers.exact import final_answer
 
 RESPONSES, SAMPLES, MINIBATCH, RESPONSE_TOKENS, LEARNING_RATE = 512, 8, 128, 37, 3e-4
 HELD_OUT = 512
@@ -193,11 +193,10 @@ def run_trl(arguments: argparse.Namespace, folder: str) -> None:
 
 def final_answer_reward(end: int) -> Callable[..., list[float]]:
     """The task's own verifier in TRL's signature."""
-    verify = get_verifier("final_answer").fast
 
     def reward(completions: list[str], completion_ids: list[list[int]], gold: list[str], **_: Any) -> list[float]:
         verdicts = [
-            verify(text, answer, bool(ids) and ids[-1] == end)
+            final_answer(text, answer, bool(ids) and ids[-1] == end)
             for text, ids, answer in zip(completions, completion_ids, gold, strict=True)
         ]
         return [float(verdict.reward) for verdict in verdicts if verdict is not None and verdict.reward is not None]

@@ -7,10 +7,11 @@ import math
 
 import pytest
 
+from sppo.config import VerificationConfig
 from sppo.errors import ConfigError, RewardError
 from sppo.grading import Grader, function_name, grading_metrics, load_reward_function
 from sppo.types import Completion, Prompt, Rollout, Verdict
-from sppo.verifiers.pool import VerifierPool
+from sppo.verifiers.tools import Tools
 
 
 def rollout(text: str, gold: str | None = "5", finish: str = "stop", **fields: object) -> Rollout:
@@ -19,17 +20,16 @@ def rollout(text: str, gold: str | None = "5", finish: str = "stop", **fields: o
 
 
 def test_each_prompt_goes_to_the_verifier_it_names():
-    with VerifierPool(workers=1, time_limit=10) as pool:
-        verdicts = Grader(pool=pool).grade(
-            [
-                rollout(r"\boxed{5}"),
-                rollout(r"\boxed{\sqrt{8}}", r"2\sqrt2"),
-                rollout("2+3#5", verifier="final_answer"),
-                rollout("2+3#5", verifier="final_answer", finish="length"),
-                rollout("5", verifier="exact"),
-                rollout(r"\boxed{\sqrt{8}+1}", r"2\sqrt2"),
-            ]
-        )
+    verdicts = Grader(tools=Tools(VerificationConfig(time_limit=10))).grade(
+        [
+            rollout(r"\boxed{5}"),
+            rollout(r"\boxed{\sqrt{8}}", r"2\sqrt2"),
+            rollout("2+3#5", verifier="final_answer"),
+            rollout("2+3#5", verifier="final_answer", finish="length"),
+            rollout("5", verifier="exact"),
+            rollout(r"\boxed{\sqrt{8}+1}", r"2\sqrt2"),
+        ]
+    )
     assert [verdict.reward for verdict in verdicts] == [1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
     assert Grader().grade([]) == []
 

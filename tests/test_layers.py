@@ -30,7 +30,7 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 WITHOUT_TORCH = [
     "types", "config", "errors", "run", "calibration", "verifiers", "verifiers.verify", "verifiers.pool",
-    "tasks", "stream", "grading", "recipes", "report", "cli",
+    "verifiers.tools",     "tasks", "stream", "grading", "recipes", "report", "cli",
 ]  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sppo.types import Verdict
-from sppo.verifiers import VERIFIERS, check_golds
+from sppo.types import Submission, Verdict
+from sppo.verifiers import VERIFIERS, Tools, check_golds
 from sppo.verifiers.latex import find_answer, list_boxes, normalise
-from sppo.verifiers.math import MAX_ANSWER, fast
+from sppo.verifiers.math import MAX_ANSWER, fast, slow
 from sppo.verifiers.pool import VerifierPool
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -227,7 +227,7 @@ def pool() -> Iterator[VerifierPool]:
 def grade(pool: VerifierPool, rows: list[tuple[str, str]]) -> list[Verdict]:
     verdicts = [fast(response, gold, True) for response, gold in rows]
     undecided = [i for i, verdict in enumerate(verdicts) if verdict is None]
-    for i, verdict in zip(undecided, pool.run([("math", *rows[i]) for i in undecided]), strict=True):
+    for i, verdict in zip(undecided, pool.run([(slow, *rows[i]) for i in undecided]), strict=True):
         verdicts[i] = verdict
     return [verdict for verdict in verdicts if verdict is not None]
 
@@ -323,7 +323,7 @@ def load_golds(name: str) -> list[str]:
 def test_every_published_gold_verifies_against_itself(name, rows, verifier):
     golds = load_golds(name)
     assert len(golds) == rows
-    assert check_golds([(gold, verifier) for gold in golds]) == {}
+    assert check_golds([(verifier, Submission("", gold)) for gold in golds], Tools()) == {}
 
 
 def test_math_500_golds_are_only_equal_to_themselves_by_sympy_too(pool):
@@ -335,7 +335,7 @@ def test_math_500_golds_are_only_equal_to_themselves_by_sympy_too(pool):
 
 def test_golds_that_cannot_be_used_are_listed():
     golds = [("5", "math"), ("", "math"), (None, "math"), (r"\frac{1}{2", "math"), ("  ", "exact"), ("a", "exact")]
-    unusable = check_golds(golds)
+    unusable = check_golds([(verifier, Submission("", gold)) for gold, verifier in golds], Tools())
     assert sorted(unusable) == [1, 2, 3, 4]
     assert "missing" in unusable[1]
     assert "does not verify against itself" in unusable[3]

@@ -15,15 +15,16 @@ import pytest
 from sppo.errors import ConfigError
 from sppo.types import Verdict
 from sppo.verifiers import get_verifier
-from sppo.verifiers.pool import VerifierPool
+from sppo.verifiers.math import slow
+from sppo.verifiers.pool import Item, VerifierPool
 from sppo.verifiers.verify import verify
 
-GOOD = ("math", r"\boxed{\sqrt{8}}", r"2\sqrt{2}")
-WRONG = ("math", r"\boxed{\sqrt{9}+x}", r"2\sqrt{2}")
+GOOD = (slow, r"\boxed{\sqrt{8}}", r"2\sqrt{2}")
+WRONG = (slow, r"\boxed{\sqrt{9}+x}", r"2\sqrt{2}")
 
 
-def boxed(answer: str) -> tuple[str, str, str]:
-    return ("math", rf"\boxed{{{answer}}}", r"2\sqrt{2}")
+def boxed(answer: str) -> Item:
+    return (slow, rf"\boxed{{{answer}}}", r"2\sqrt{2}")
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
 from sppo.update import make_optimizer
 from sppo.validation import validate
-from sppo.verifiers.verify import shared_pool
+from sppo.verifiers.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
         critic=critic,
         optimizers=optimizers,
         engine=build_engine(policy, config.engine),
-        grader=Grader(reward_function, prompt_opens_thinking=opens_thinking(training[0], tokenizer)),
+        grader=Grader(reward_function, Tools(config.verification, str(device)), opens_thinking(training[0], tokenizer)),
         stream=PromptStream(training, derive_seed(config.seed, "data")),
         held_out=held_out,
         training_sampling=sampling_parameters(config.sampling, tokenizer, policy),
@@ -219,7 +219,8 @@ def load_data(
         DataError: see the loaders; also where no training prompts are left.
     """
     require_gold = not has_reward_function
-    loaded = load_prompts(config.data, seed=config.seed, rows=given.rows, require_gold=require_gold, pool=shared_pool())
+    tools = Tools(config.verification)
+    loaded = load_prompts(config.data, seed=config.seed, rows=given.rows, require_gold=require_gold, tools=tools)
     kept, overlong = filter_overlong(loaded.prompts, tokenizer, config.data)
     notes = (*loaded.notes, *overlong)
     if given.held_out_rows is None and config.evaluation.data is None:
@@ -240,8 +241,9 @@ def load_held_out(
     data = config.evaluation.data
     if data is None or rows is not None:
         data = replace(config.data, task="rows", path=None, limit=None, options={})
+    tools = Tools(config.verification)
     loaded = load_prompts(
-        data, seed=config.seed, rows=rows, require_gold=require_gold, pool=shared_pool(), key="evaluation.data"
+        data, seed=config.seed, rows=rows, require_gold=require_gold, tools=tools, key="evaluation.data"
     )
     kept, overlong = filter_overlong(loaded.prompts, tokenizer, data, key="evaluation.data")
     if len(kept) > config.evaluation.prompts:

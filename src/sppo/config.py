@@ -176,6 +176,18 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class VerificationConfig:
+    """How responses are judged, whatever the verifier; and each verifier's own options."""
+
+    workers: int = 2
+    """Processes that verify at the same time."""
+    time_limit: float = 3.0
+    """Seconds after which the verification of one response is killed and counts as an error."""
+    memory_limit_mb: int = 1024
+    """Address space of one verifying process, in MiB."""
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Where responses come from."""
 
@@ -283,6 +295,7 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    verification: VerificationConfig = field(default_factory=VerificationConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sppo.errors import ConfigError, RewardError
-from sppo.types import Prompt, Rollout, Verdict
-from sppo.verifiers.pool import VerifierPool
+from sppo.types import Prompt, Rollout, Submission, Verdict
 from sppo.verifiers.table import get_verifier
-from sppo.verifiers.verify import shared_pool
+from sppo.verifiers.tools import Tools
 
 RewardFunction = Callable[..., "Sequence[float | None]"]
 """TRL's signature: f(prompts=[...], completions=[...], **columns) -> list of float or None."""
@@ -28,7 +27,7 @@ class Grader:
 
     Args:
         reward_function: the user's, called once a batch; default: each prompt's own verifier.
-        pool: processes for what the verifiers cannot decide at once; default: the shared one.
+        tools: what verifiers run with; default: their default options.
         prompt_opens_thinking: the chat template ends in an open `<think>`, so that a response without `</think>`
             never left its thinking block. Only verifiers are told; a reward function sees the response as it is.
     """
@@ -36,11 +35,11 @@ class Grader:
     def __init__(
         self,
         reward_function: RewardFunction | None = None,
-        pool: VerifierPool | None = None,
+        tools: Tools | None = None,
         prompt_opens_thinking: bool = False,
     ):
         self.reward_function = reward_function
-        self.pool = pool
+        self.tools = tools or Tools()
         self.prompt_opens_thinking = prompt_opens_thinking
 
     def describe(self, prompt: Prompt) -> dict[str, str]:
@@ -63,29 +62,33 @@ class Grader:
         return self._verify(rollouts)
 
     def _verify(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
-        verdicts: list[Verdict | None] = []
-        items: dict[int, tuple[str, str, str]] = {}
+        by_verifier: dict[str, list[int]] = {}
         for index, rollout in enumerate(rollouts):
             prompt = rollout.prompt
-            verifier = get_verifier(prompt.verifier)
-            if prompt.gold is None:
+            if prompt.gold is None and get_verifier(prompt.verifier).needs_gold:
                 raise ConfigError(
                     f"Prompt {prompt.id!r} has no gold answer, which the verifier {prompt.verifier!r} needs: "
                     "name the column in data.answer_column, or set data.reward to your own reward function."
                 )
-            response = rollout.text
-            if self.prompt_opens_thinking and not response.lstrip().startswith("<think>"):
-                response = "<think>" + response
-            verdict = verifier.fast(response, prompt.gold, rollout.finished)
-            verdicts.append(verdict)
-            if verdict is None:
-                items[index] = (prompt.verifier, response, prompt.gold)
-        if items:
-            pool = self.pool or shared_pool()
-            for index, verdict in zip(items, pool.run(list(items.values())), strict=True):
-                verdicts[index] = verdict
-        assert all(verdict is not None for verdict in verdicts), "every rollout has a verdict"
-        return [verdict for verdict in verdicts if verdict is not None]
+            by_verifier.setdefault(prompt.verifier, []).append(index)
+        verdicts: dict[int, Verdict] = {}
+        for name, indices in by_verifier.items():
+            given = [self._submission(rollouts[index]) for index in indices]
+            verdicts.update(zip(indices, get_verifier(name).grade(given, self.tools), strict=True))
+        return [verdicts[index] for index in range(len(rollouts))]
+
+    def _submission(self, rollout: Rollout) -> Submission:
+        response, prompt = rollout.text, rollout.prompt
+        if self.prompt_opens_thinking and not response.lstrip().startswith("<think>"):
+            response = "<think>" + response
+        return Submission(
+            response,
+            prompt.gold,
+            rollout.finished,
+            tokens=len(rollout.completion.token_ids),
+            prompt=prompt.text,
+            columns=prompt.columns,
+        )
 
 
 _REWARD_FILES: dict[str, str] = {}

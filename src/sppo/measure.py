@@ -28,6 +28,7 @@ from sppo.rollout import sampling_parameters
 from sppo.run import NoProgress, Progress, derive_seed
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
+from sppo.verifiers.tools import Tools
 
 
 def evaluate_run(
@@ -119,7 +120,7 @@ def _measure(
             prompts,
             engine,
             tokenizer,
-            Grader(reward_function, prompt_opens_thinking=opens_thinking(prompts[0], tokenizer)),
+            Grader(reward_function, Tools(config.verification, str(device)), opens_thinking(prompts[0], tokenizer)),
             sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
             samples_per_prompt=samples_per_prompt,
             seed=derive_seed(config.seed, "evaluation"),

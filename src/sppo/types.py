@@ -73,6 +73,23 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Submission:
+    """One response as a verifier is given it."""
+
+    response: str
+    """The whole response as decoded, with the `<think>` that the chat template may have opened for it."""
+    gold: str | None
+    finished: bool = True
+    """Whether the response ended by itself rather than at the length limit."""
+    tokens: int | None = None
+    """Length in tokens, the stop token included; None where nobody counted."""
+    prompt: str = ""
+    """The prompt's text."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The other columns of the prompt's row."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a verifier says of one response. An error of the verifier is not a wrong answer."""
 
@@ -84,6 +101,8 @@ class Verdict:
     """Why, in a few words: "integers equal", "no boxed answer", "timed out after 3 s"."""
     error: str | None = None
     """Set where the verifier itself failed; then `reward` is None."""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    """Where a reward is made of several: each one by name; None for one that was not asked for."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ _AT_LEAST_ONE = (
     "sampling.max_response_tokens", "sampling.samples_per_prompt", "optimizer.minibatch_size", "optimizer.epochs",
     "optimizer.tokens_per_microbatch", "optimizer.logprob_chunk_tokens", "optimizer.max_skipped_steps",
     "engine.max_rows", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.final_samples_per_prompt",
-    "checkpoint.keep", "algorithm.dynamic_sampling_rounds",
+    "checkpoint.keep", "algorithm.dynamic_sampling_rounds", "verification.workers",
 )  # fmt: skip
 _POSITIVE = (
     "critic.learning_rate", "critic.max_grad_norm", "optimizer.learning_rate", "optimizer.max_grad_norm",
-    "sampling.temperature", "sft.max_grad_norm",
+    "sampling.temperature", "sft.max_grad_norm", "verification.time_limit",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "critic.warmup_steps", "critic.weight_decay", "optimizer.weight_decay", "sampling.top_k", "evaluation.every",
@@ -56,6 +56,7 @@ def _check_ranges(config: Config) -> None:
     require(_POSITIVE, lambda value: value > 0, "greater than 0")
     require(_NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     require(("sampling.top_p",), lambda value: 0 < value <= 1, "in (0, 1]")
+    require(("verification.memory_limit_mb",), lambda value: value >= 256, "at least 256")
     if config.algorithm.clip_low is not None:
         require(("algorithm.clip_low",), lambda value: 0 < value <= 1, "in (0, 1]")
     if config.algorithm.clip_high is not None:

@@ -15,7 +15,7 @@ from sppo.tasks.problem import Task, prompt_key
 from sppo.types import Prompt
 
 if TYPE_CHECKING:
-    from sppo.verifiers.table import RunsItems
+    from sppo.verifiers.tools import Tools
 
 __all__ = ["TASKS", "LoadedPrompts", "Task", "demonstrations", "get_task", "load_prompts", "prompt_key"]
 
@@ -48,7 +48,7 @@ def load_prompts(
     seed: int,
     rows: Iterable[Mapping[str, Any]] | None = None,
     require_gold: bool = True,
-    pool: RunsItems | None = None,
+    tools: Tools | None = None,
     key: str = "data",
 ) -> LoadedPrompts:
     """Loads the prompts that a config names.
@@ -62,7 +62,7 @@ def load_prompts(
         seed: Seed of a built-in task's prompts; other tasks keep the order of their rows.
         rows: Rows to read instead of a file, as dicts of columns.
         require_gold: Whether each row needs a gold answer that verifies; never needed where data.reward is set.
-        pool: Verifier processes for gold answers that need sympy; without them such answers count as fine.
+        tools: What verifiers run with, for the check of gold answers; default: their default options.
         key: The section that the config came from, as errors and notes name it: data or evaluation.data.
 
     Returns:
@@ -73,7 +73,7 @@ def load_prompts(
         DataError: a file that is missing or broken, missing columns, no rows, no usable row, or bad rows under
             data.bad_rows refuse.
     """
-    return loading.load(get_task(config.task, key), config, seed, rows, require_gold, pool, key)
+    return loading.load(get_task(config.task, key), config, seed, rows, require_gold, tools, key)
 
 
 def demonstrations(

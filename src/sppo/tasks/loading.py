@@ -11,10 +11,10 @@ from sppo.config import DataConfig
 from sppo.errors import ConfigError, DataError, did_you_mean
 from sppo.tasks.problem import Problem, Row, RowError, Task, prompt_key
 from sppo.tasks.reading import rows_of
-from sppo.types import Message, Prompt
+from sppo.types import Message, Prompt, Submission
 
 if TYPE_CHECKING:
-    from sppo.verifiers.table import RunsItems
+    from sppo.verifiers.tools import Tools
 
 _ROWS_NAMED = 20
 _REASONS_NAMED = 3
@@ -51,7 +51,7 @@ def load(
     seed: int,
     rows: Iterable[Row] | None,
     require_gold: bool = True,
-    pool: RunsItems | None = None,
+    tools: Tools | None = None,
     key: str = "data",
 ) -> LoadedPrompts:
     """Loads the prompts of one task; see `sppo.tasks.load_prompts`."""
@@ -68,7 +68,7 @@ def load(
         rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key)
     reading = _read(task, config, rows)
     if needs_gold:
-        _check_golds(reading, verifier, pool, trusted=task.built_in)
+        _check_golds(reading, verifier, tools, trusted=task.built_in)
     _refuse_or_report(task, config, reading, notes, key)
     if reading.copies:
         notes.append(f"{task.name}: {reading.copies} rows left out, exact copies of earlier rows")
@@ -122,8 +122,12 @@ def _read(task: Task, config: DataConfig, rows: Iterable[Row]) -> _Reading:
     return reading
 
 
-def _check_golds(reading: _Reading, verifier: str, pool: RunsItems | None, trusted: bool) -> None:
+def _check_golds(reading: _Reading, verifier: str, tools: Tools | None, trusted: bool) -> None:
     """Moves problems without a usable gold answer to the bad rows."""
+    from sppo.verifiers import Tools, check_golds, get_verifier
+
+    if not get_verifier(verifier).needs_gold:
+        return
     for number, problem in list(reading.problems.items()):
         if problem.gold is None:
             reading.bad[number] = problem.why_no_gold
@@ -131,15 +135,15 @@ def _check_golds(reading: _Reading, verifier: str, pool: RunsItems | None, trust
     if trusted:
         assert not reading.bad, f"a built-in task made bad rows: {reading.bad}"
         return
-    from sppo.verifiers import check_golds
+    numbers = list(reading.problems)
+    golds = [(verifier, _as_submission(reading.problems[number])) for number in numbers]
+    for index, reason in check_golds(golds, tools or Tools()).items():
+        reading.bad[numbers[index]] = reason
+        del reading.problems[numbers[index]]
 
-    golds = list(dict.fromkeys(str(problem.gold) for problem in reading.problems.values()))
-    unusable = check_golds([(gold, verifier) for gold in golds], pool)
-    reasons = {golds[index]: reason for index, reason in unusable.items()}
-    for number, problem in list(reading.problems.items()):
-        if problem.gold in reasons:
-            reading.bad[number] = reasons[problem.gold]
-            del reading.problems[number]
+
+def _as_submission(problem: Problem) -> Submission:
+    return Submission("", problem.gold, prompt=_text(problem.content), columns=problem.columns)
 
 
 def _refuse_or_report(task: Task, config: DataConfig, reading: _Reading, notes: list[str], key: str) -> None:

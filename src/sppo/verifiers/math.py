@@ -57,7 +57,7 @@ def fast(response: str, gold: str, finished: bool) -> Verdict | None:
     return _verdict(equal, answer, "equal" if equal else "not equal")
 
 
-def slow(response: str, gold: str) -> Verdict | None:
+def slow(response: str, gold: str) -> Verdict:
     """Decides with sympy what `fast` left open. May take forever or crash on hostile input: run it in the pool."""
     decided = fast(response, gold, True)
     if decided is not None:

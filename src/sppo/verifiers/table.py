@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import replace
 
 from sppo.errors import ConfigError, did_you_mean
-from sppo.types import Verdict
+from sppo.types import Submission
 from sppo.verifiers import exact, math
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """One way to hold a response against a gold answer."""
-
-    name: str
-    """Key in `VERIFIERS`, and the value of a prompt's `verifier` field."""
-    summary: str
-    """One line for people."""
-    version: str
-    """Changes whenever a verdict could; written to the audit record."""
-    fast: Callable[[str, str, bool], Verdict | None]
-    """(response, gold, finished) -> verdict, at once and in the caller; None leaves it to `slow`."""
-    slow: Callable[[str, str], Verdict | None] | None
-    """(response, gold) -> verdict, in a process that can be killed; a module-level function, or None if not needed."""
-    wrap: Callable[[str], str]
-    """gold -> a response that gives the gold as its answer, for `check_golds`."""
+from sppo.verifiers.text import text_verifier
+from sppo.verifiers.tools import Tools
+from sppo.verifiers.verifier import Verifier
 
 
 def _boxed(gold: str) -> str:
@@ -38,13 +22,16 @@ def _marked(gold: str) -> str:
 
 
 VERIFIERS: dict[str, Verifier] = {
-    "math": Verifier(
-        "math", "last boxed answer, equal as mathematics to the gold answer", "1", math.fast, math.slow, _boxed
-    ),
-    "exact": Verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
-    "final_answer": Verifier(
-        "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
-    ),
+    verifier.name: verifier
+    for verifier in (
+        text_verifier(
+            "math", "last boxed answer, equal as mathematics to the gold answer", "1", math.fast, math.slow, _boxed
+        ),
+        text_verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
+        text_verifier(
+            "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
+        ),
+    )
 }
 
 
@@ -59,19 +46,12 @@ def get_verifier(name: str) -> Verifier:
     return VERIFIERS[name]
 
 
-class RunsItems(Protocol):
-    """The part of `VerifierPool` that is needed here."""
-
-    def run(self, items: Sequence[tuple[str, str, str]]) -> list[Verdict]:
-        """Runs (verifier name, response, gold) items."""
-
-
-def check_golds(golds: Sequence[tuple[str | None, str]], pool: RunsItems | None = None) -> dict[int, str]:
+def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> dict[int, str]:
     """Finds gold answers that are missing or would not be marked right if a response gave them.
 
     Args:
-        golds: (gold, verifier name) of each row.
-        pool: runs what needs sympy; without one, such golds count as fine.
+        submissions: (verifier name, gold answer and columns) of each row; the response is not looked at.
+        tools: what verifiers run with.
 
     Returns:
         {index: reason} of the unusable ones, in order.
@@ -80,23 +60,26 @@ def check_golds(golds: Sequence[tuple[str | None, str]], pool: RunsItems | None 
         ConfigError: for an unknown verifier's name.
     """
     unusable: dict[int, str] = {}
-    open_items: dict[int, tuple[str, str, str]] = {}
-    for index, (gold, name) in enumerate(golds):
+    asked: dict[str, dict[tuple[str, str | None], list[int]]] = {}
+    for index, (name, given) in enumerate(submissions):
         verifier = get_verifier(name)
-        if gold is None or not str(gold).strip():
+        if not verifier.needs_gold:
+            continue
+        if given.gold is None or not str(given.gold).strip():
             unusable[index] = "the gold answer is missing"
-            continue
-        if not isinstance(gold, str):
-            unusable[index] = f"the gold answer is a {type(gold).__name__}, not text: {gold!r}"
-            continue
-        verdict = verifier.fast(verifier.wrap(gold), gold, True)
-        if verdict is None:
-            open_items[index] = (name, verifier.wrap(gold), gold)
-        elif verdict.reward != 1.0:
-            unusable[index] = f"the gold answer {gold!r} does not verify against itself: {verdict.reason}"
-    if open_items and pool is not None:
-        for (index, item), verdict in zip(open_items.items(), pool.run(list(open_items.values())), strict=True):
+        elif not isinstance(given.gold, str):
+            unusable[index] = f"the gold answer is a {type(given.gold).__name__}, not text: {given.gold!r}"
+        else:
+            response = verifier.reference(given)
+            if response is not None:
+                # Equal golds are checked once: many data sets hold each number hundreds of times.
+                asked.setdefault(name, {}).setdefault((response, given.gold), []).append(index)
+    for name, groups in asked.items():
+        first = [replace(submissions[rows[0]][1], response=key[0]) for key, rows in groups.items()]
+        verdicts = get_verifier(name).grade(first, tools)
+        for (_, gold), rows, verdict in zip(groups, groups.values(), verdicts, strict=True):
             if verdict.reward != 1.0:
                 why = verdict.error or verdict.reason
-                unusable[index] = f"the gold answer {item[2]!r} does not verify against itself: {why}"
+                for index in rows:
+                    unusable[index] = f"the gold answer {gold!r} does not verify against itself: {why}"
     return dict(sorted(unusable.items()))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from sppo.types import Verdict
-from sppo.verifiers.pool import VerifierPool
+from sppo.config import VerificationConfig
+from sppo.types import Submission, Verdict
 from sppo.verifiers.table import get_verifier
-
-_lock = threading.Lock()
-_shared: VerifierPool | None = None
-
-
-def shared_pool() -> VerifierPool:
-    """Returns the pool that everything in this process may share; its workers start when first needed."""
-    global _shared
-    with _lock:
-        if _shared is None:
-            _shared = VerifierPool()
-        return _shared
+from sppo.verifiers.tools import Tools
 
 
 def verify(
-    response: str, gold: str, verifier: str = "math", *, finished: bool = True, time_limit: float = 3.0
+    response: str,
+    gold: str | None,
+    verifier: str = "math",
+    *,
+    finished: bool = True,
+    columns: Mapping[str, Any] | None = None,
+    time_limit: float | None = None,
+    options: VerificationConfig | None = None,
 ) -> Verdict:
     r"""Holds one response against its gold answer.
 
@@ -31,7 +29,10 @@ def verify(
         gold: the gold answer, such as "73", r"\frac{1}{2}" or "(1, 2)".
         verifier: name in `sppo.verifiers.VERIFIERS`.
         finished: whether the response ended by itself rather than at a length limit.
-        time_limit: seconds after which sympy is killed; plain numbers and strings never get that far.
+        columns: the other columns of the prompt's row, for verifiers that read some.
+        time_limit: seconds after which a process of the verifier is killed; plain numbers and strings never get
+            that far. Default: that of the options.
+        options: as under `verification` in a recipe.
 
     Returns:
         The verdict; its `reward` is None, and `error` says why, where the verifier itself failed.
@@ -39,7 +40,8 @@ def verify(
     Raises:
         ConfigError: for an unknown verifier.
     """
-    verdict = get_verifier(verifier).fast(response, gold, finished)
-    if verdict is not None:
-        return verdict
-    return shared_pool().run([(verifier, response, gold)], time_limit)[0]
+    options = options or VerificationConfig()
+    if time_limit is not None:
+        options = replace(options, time_limit=time_limit)
+    submission = Submission(response, gold, finished, columns=columns or {})
+    return get_verifier(verifier).grade([submission], Tools(options))[0]

@@ -1,0 +1,32 @@
+"""What verifiers run with: their options, the processes that can be killed, and the device for models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from sppo.config import VerificationConfig
+from sppo.verifiers.pool import VerifierPool
+
+
+@cache
+def shared_pool(workers: int, time_limit: float, memory_limit_mb: int) -> VerifierPool:
+    """Returns the one pool of that size in this process; its workers start when first needed."""
+    return VerifierPool(workers, time_limit, memory_limit_mb)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Made once a run and handed to every verifier; usable from any thread."""
+
+    options: VerificationConfig = field(default_factory=VerificationConfig)
+    device: str = "cpu"
+    """Where verifiers that are models run."""
+    loaded: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What a verifier loads once and keeps, such as a model, by the verifier's name."""
+
+    @property
+    def pool(self) -> VerifierPool:
+        """Killable processes, shared by everything in this process that asks for the same limits."""
+        return shared_pool(self.options.workers, self.options.time_limit, self.options.memory_limit_mb)
