@@ -24,22 +24,37 @@ import torch
 from common import machine, medians, parse, parser, peak_bytes, print_machine, take_turns, write_json
 from torch import Tensor
 
-from sppo.models.logprobs import chunked_logprobs
+from sppo.models.logprobs import chunked_logprobs, chunked_loss
 
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(hidden [N, H], weight [V, H], targets [N], gradient [N] of each log-probability) -> scalar loss."""
 
 
-def full(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return (hidden @ weight.T).log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)
+def full(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
+    return ((hidden @ weight.T).log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1) * upstream).sum()
 
 
 def ways(chunks: list[int]) -> dict[str, Way]:
-    def chunked(chunk: int) -> Way:
-        return lambda hidden, weight, targets: chunked_logprobs(
-            hidden, weight, None, targets, temperature=1.0, chunk=chunk
-        )[0]
+    def any_loss(chunk: int) -> Way:
+        def way(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
+            said, _ = chunked_logprobs(hidden, weight, None, targets, temperature=1.0, chunk=chunk)
+            return (said * upstream).sum()
 
-    return {"full": full, **{f"chunk {chunk}": chunked(chunk) for chunk in chunks}}
+        return way
+
+    def token_loss(chunk: int) -> Way:
+        def way(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor) -> Tensor:
+            def loss(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
+                return (logprobs * upstream[part]).sum()
+
+            return chunked_loss(hidden, weight, None, targets, loss, temperature=1.0, chunk=chunk)
+
+        return way
+
+    named: dict[str, Way] = {"full": full}
+    for chunk in chunks:
+        named |= {f"token loss, {chunk}": token_loss(chunk), f"any loss, {chunk}": any_loss(chunk)}
+    return named
 
 
 def make_inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -54,7 +69,7 @@ def make_inputs(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, 
 def run(way: Way, inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     hidden, weight, targets, upstream = inputs
     hidden.grad = weight.grad = None
-    way(hidden, weight, targets).backward(upstream)
+    way(hidden, weight, targets, upstream).backward()
 
 
 def extra_memory(arguments: argparse.Namespace) -> int:
@@ -120,9 +135,9 @@ def main() -> None:
     options = parser(__doc__, repeats=3)
     options.add_argument("--vocabulary", type=int, default=152_000, help="V (default: %(default)s)")
     options.add_argument("--hidden", type=int, default=896, help="H (default: %(default)s)")
-    options.add_argument("--tokens", type=int, default=2048, help="N response tokens (default: %(default)s)")
+    options.add_argument("--tokens", type=int, default=4096, help="N response tokens (default: %(default)s)")
     options.add_argument(
-        "--chunks", type=int, nargs="+", default=[64, 1024], help="tokens a chunk (default: 64, and sppo's 1024)"
+        "--chunks", type=int, nargs="+", default=[128, 256], help="tokens a chunk (default: 128, and sppo's 256)"
     )
     options.add_argument("--measure-memory", help=argparse.SUPPRESS)
     options.add_argument("--frozen", action="store_true", help=argparse.SUPPRESS)
@@ -132,11 +147,11 @@ def main() -> None:
         return
     described = machine(arguments.threads)
     print_machine(described)
-    print(f"{'way':<12}{'extra MB':>10}{'less':>8}{'frozen MB':>11}{'less':>8}{'seconds':>9}{'time':>8}")
+    print(f"{'way':<18}{'extra MB':>10}{'less':>8}{'frozen MB':>11}{'less':>8}{'seconds':>9}{'time':>8}")
     results = compare(arguments)
     for result in results:
         print(
-            f"{result['way']:<12}{result['extra_peak_bytes'] / 1e6:>10.0f}{result['memory_ratio']:>7.1f}x"
+            f"{result['way']:<18}{result['extra_peak_bytes'] / 1e6:>10.0f}{result['memory_ratio']:>7.1f}x"
             f"{result['extra_peak_bytes_frozen'] / 1e6:>11.0f}{result['memory_ratio_frozen']:>7.1f}x"
             f"{result['median_seconds']:>9.2f}{result['time_ratio']:>7.2f}x"
         )

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from sppo.batch import microbatches
 from sppo.config import OptimizerConfig
 from sppo.models.loading import load_policy, load_tokenizer
-from sppo.models.logprobs import response_logprobs
+from sppo.models.logprobs import TokenLoss, response_loss
 from sppo.sft import encode_demonstrations
 from sppo.tasks import demonstrations
 from sppo.tasks.chain_arithmetic import ALPHABET
@@ -40,6 +40,13 @@ def clipped_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
     return (loss * mask).sum() / tokens
 
 
+def token_loss(advantages: Tensor, tokens: int) -> TokenLoss:
+    def loss(said: Tensor, entropy: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return clipped_loss(said, said.detach(), advantages[row, 0], torch.ones_like(said, dtype=torch.bool), tokens)
+
+    return loss
+
+
 def update_ours(
     model: PreTrainedModel, rows: Sequence[TokenRow], advantages: Tensor, optimizer: OptimizerConfig, layout: Any
 ) -> None:
@@ -48,13 +55,9 @@ def update_ours(
         tokens = sum(len(response) for _, response in members)
         lengths = [len(prompt) + len(response) for prompt, response in members]
         for part in microbatches(lengths, optimizer.tokens_per_microbatch, layout):
+            loss = token_loss(member_advantages[part], tokens)
             chosen = [members[row] for row in part]
-            width = max(len(response) for _, response in chosen)
-            said = response_logprobs(
-                model, chosen, width=width, chunk=optimizer.logprob_chunk_tokens, layout=layout
-            ).logprobs
-            mask = torch.arange(width) < torch.tensor([len(response) for _, response in chosen])[:, None]
-            clipped_loss(said, said.detach(), member_advantages[part], mask, tokens).backward()
+            response_loss(model, chosen, loss, chunk=optimizer.logprob_chunk_tokens, layout=layout).backward()
 
 
 def update_usual(model: PreTrainedModel, rows: Sequence[TokenRow], advantages: Tensor, pad: int) -> None:

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sppo.build import Given
 from sppo.engines.hf import HFEngine
-from sppo.evaluation import evaluate
+from sppo.evaluation.held_out import evaluate
 from sppo.grading import Grader
 from sppo.rollout import sampling_parameters
 from sppo.run import NoProgress

@@ -267,3 +267,14 @@ def test_result_counts_prompts_without_difficulty() -> None:
     console = Console(file=io.StringIO(), width=80)
     print_result(console, {"accuracy_before": 0.25, "accuracy_after": 0.5, "prompts": 64})
     assert re.search(r"all +64 +25\.0% +50\.0%", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_errors_of_a_verifier_are_shown_once_there_are_any() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    progress = PlainProgress(console)
+    progress.phase("training", 2)
+    progress.update(1, {"reward/mean": 0.5, "reward/error_share": 0.0})
+    progress.update(2, {"reward/mean": 0.5, "reward/error_share": 0.125})
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "verifier errors 12.5%" in lines[-1]
+    assert not any("verifier errors" in line for line in lines[:-1])

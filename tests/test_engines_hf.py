@@ -144,6 +144,16 @@ def test_a_token_without_probability_is_never_drawn(edge: float) -> None:
     assert logprobs.isfinite().all()
 
 
+def test_one_seed_a_row_frees_a_response_of_the_rows_beside_it() -> None:
+    engine, seeds = HFEngine(tiny(), max_rows=3), [11 * row for row in range(len(PROMPTS))]
+    together = ids_of(engine.generate(PROMPTS, sampling(temperature=2.0), seed=seeds))
+    turned = ids_of(engine.generate(PROMPTS[::-1], sampling(temperature=2.0), seed=seeds[::-1]))
+    assert turned[::-1] == together
+    assert ids_of(engine.generate(PROMPTS[2:3], sampling(temperature=2.0), seed=seeds[2:3])) == together[2:3]
+    again = ids_of(engine.generate([PROMPTS[0]] * 3, sampling(temperature=2.0), seed=[5, 6, 5]))
+    assert again[0] == again[2] != again[1]
+
+
 def test_row_uniforms_depend_on_seed_row_and_position_alone() -> None:
     table = row_uniforms(3, torch.arange(100), 50)
     assert torch.equal(row_uniforms(3, torch.tensor([70, 4]), 20), table[:20, [70, 4]])

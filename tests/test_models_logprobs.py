@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sppo.models.logprobs import _project_apart, chunked_logprobs, response_logprobs
+from sppo.models.logprobs import _project_apart, chunked_logprobs, chunked_loss, response_logprobs, response_loss
 from sppo.models.packing import lay_out
 from tests.conftest import make_rollouts, tiny_qwen2
 
@@ -57,6 +57,56 @@ def test_gradients_equal_those_of_the_whole_computation(tied):
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("layout", ["sorted", "packed"])
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loss_of_single_tokens_is_the_loss_of_the_log_probabilities(tied, chunk, layout):
+    """A curved loss of both numbers, so that its gradient at each token depends on what the token was given."""
+    aims = torch.randn(len(ROWS), WIDTH, generator=torch.Generator().manual_seed(1))
+    found = []
+    for at_once in (True, False):
+        model = tiny_qwen2(tie_word_embeddings=tied)
+        if at_once:
+            loss = response_loss(
+                model,
+                ROWS,
+                lambda logprobs, entropy, row, column: (aims[row, column] * (logprobs**2 + entropy * logprobs)).sum(),
+                temperature=0.6,
+                chunk=chunk,
+                layout=layout,
+            )
+        else:
+            said = response_logprobs(model, ROWS, width=WIDTH, temperature=0.6)
+            loss = (aims * (said.logprobs**2 + said.entropy * said.logprobs)).sum()
+        (3 * loss).backward()
+        found.append((loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in found[1][1].values())
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], atol=1e-6 * largest, rtol=1e-4, msg=name)
+
+
+def test_each_response_token_is_given_to_the_loss_once():
+    seen: list[tuple[int, int]] = []
+
+    def count(logprobs, entropy, row, column):
+        seen.extend(zip(row.tolist(), column.tolist(), strict=True))
+        return logprobs.sum()
+
+    response_loss(tiny_qwen2(), ROWS, count, chunk=7)
+    assert sorted(seen) == [(row, place) for row, (_, response) in enumerate(ROWS) for place in range(len(response))]
+
+
+def test_a_frozen_projection_gets_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, 3, generator=generator, requires_grad=True)
+    weight, targets = torch.randn(6, 3, generator=generator), torch.tensor([0, 5, 2, 2])
+    loss = chunked_loss(hidden, weight, None, targets, lambda said, *_: said.sum(), temperature=1.0, chunk=3)
+    (found,) = torch.autograd.grad(loss, hidden)
+    whole = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(whole, hidden)[0])
+
+
 def test_chunked_gradient_passes_a_numerical_check_with_bias_and_temperature():
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((5, 3), (7, 3), (7,)))
@@ -99,6 +149,8 @@ def test_any_architecture_agrees_with_its_own_forward(model_type):
             parameter.mul_(4.0)
         found = response_logprobs(model, ROWS, width=WIDTH).logprobs
         torch.testing.assert_close(found, one_by_one(model), atol=1e-4, rtol=1e-4)
+        loss = response_loss(model, ROWS, lambda logprobs, *_: logprobs.sum())
+        torch.testing.assert_close(loss, found.sum(), atol=1e-3, rtol=1e-4)
     assert _project_apart(model) == (model_type not in {"gemma2", "cohere"})
 
 

@@ -141,7 +141,7 @@ def test_dapo_rows_that_are_copies_in_everything_are_read_once():
     assert [p.id for p in loaded.prompts] == ["x", "y", "z"]
     assert loaded.notes[0] == "dapo_math: 1 rows left out, exact copies of earlier rows"
     # Other tasks keep every row: AIME files repeat problems on purpose.
-    assert len(load(rows, task="aime").prompts) == 4
+    assert len(load(rows, task="aime24").prompts) == 4
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further():
@@ -161,7 +161,7 @@ def test_notes_count_repeated_prompts_and_conflicting_answers():
     assert len(loaded.prompts) == 5
     assert loaded.notes == (
         "rows: 2 of 5 rows repeat an earlier prompt, 3 are distinct (letters, digits and operators compared); "
-        "1 repeated prompt has conflicting answers, as in rows 1, 2",
+        "1 repeated prompt has conflicting answers as text, as in rows 1, 2; sppo verify says more",
     )
 
 

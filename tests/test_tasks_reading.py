@@ -194,7 +194,7 @@ def test_dapo_math():
     assert all(p.text.endswith("Please output the final answer within \\boxed{}.") for p in prompts)
     assert loaded.notes == (
         "dapo_math: 1046 of 17398 rows repeat an earlier prompt, 16352 are distinct (letters, digits and operators "
-        "compared); 20 repeated prompts have conflicting answers, as in rows 272, 7261",
+        "compared); 20 repeated prompts have conflicting answers as text, as in rows 272, 7261; sppo verify says more",
     )
 
 
@@ -209,13 +209,13 @@ def test_math500():
 
 
 @needs_data
-def test_aime():
-    loaded = load(DATA / "aime24_repeated_8x.parquet", task="aime")
+def test_aime24():
+    loaded = load(DATA / "aime24_repeated_8x.parquet", task="aime24")
     assert len(loaded.prompts) == len({p.id for p in loaded.prompts}) == 240
     assert len({p.text for p in loaded.prompts}) == 30
     assert all(0 <= int(p.gold) <= 999 for p in loaded.prompts)
     assert loaded.notes == (
-        "aime: 210 of 240 rows repeat an earlier prompt, 30 are distinct (letters, digits and operators compared)",
+        "aime24: 210 of 240 rows repeat an earlier prompt, 30 are distinct (letters, digits and operators compared)",
     )
 
 

@@ -16,11 +16,23 @@ from sppo.batch import Estimates, collate
 from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics import PromptModelCritic
 from sppo.errors import TrainingError
-from sppo.models.critic import PromptCritic
+from sppo.models.chat import encode_many
+from sppo.models.critic import PromptCritic, distinct
 from sppo.models.tokenizers import character_tokenizer
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Verdict
-from sppo.update import StepGuard, estimate, make_optimizer, minibatches, update_policy
+from sppo.update import (
+    StepGuard,
+    _Losing,
+    _part_loss,
+    batch_logprobs,
+    estimate,
+    make_optimizer,
+    minibatches,
+    row_logprobs,
+    token_rows,
+    update_policy,
+)
 from tests.conftest import make_rollout, make_rollouts, tiny_qwen2
 
 ALGORITHM = AlgorithmConfig(dual_clip=3.0)
@@ -135,7 +147,7 @@ def test_equal_prompts_are_computed_once():
     prompts = [
         make_rollout(name, [3], [5], text=text).prompt for name, text in (("a", "1+1="), ("b", "2+2="), ("c", "1+1="))
     ]
-    token_rows, inverse = made.distinct(prompts)
+    token_rows, inverse = distinct(encode_many(prompts, made.tokenizer))
     assert len(token_rows) == 2
     assert inverse.tolist() == [0, 1, 0]
     assert made.values(prompts)[0] == made.values(prompts)[2]
@@ -210,3 +222,35 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)
     change = (after.old_logprobs - before.old_logprobs).sum(dim=1)
     assert change[0] > 0 > change[1]
+
+
+@pytest.mark.parametrize("surrogate", ["ppo", "cispo"])
+def test_a_loss_made_token_by_token_equals_that_of_whole_rows(surrogate):
+    """Advantages of single tokens, KL, entropy, importance weights and tokens left out, on an off-policy batch."""
+    batch, generator = collate(*make_rollouts(6)), torch.Generator().manual_seed(3)
+
+    def noise(scale: float) -> torch.Tensor:
+        return torch.where(batch.mask, scale * torch.randn(batch.mask.shape, generator=generator), 0.0)
+
+    weights = token_weights(batch.mask, "token_mean", int(batch.mask.sum()), len(batch))
+    weights[2] = 0.0
+    base = batch_logprobs(tiny_qwen2(), batch, OPTIMIZER, 0.8)
+    before = Estimates(base + noise(0.3), None, base + noise(0.2), None, 1 + noise(0.1).abs())
+    options = LossOptions(surrogate=surrogate, dual_clip=3.0, kl_coefficient=0.1, entropy_coefficient=0.05)
+    advantages, rows, found = noise(1.0), list(range(len(batch))), []
+    for at_once in (True, False):
+        policy = tiny_qwen2()
+        losing = _Losing.of(before, advantages, weights, rows, options, torch.device("cpu"))
+        if at_once:
+            loss = _part_loss(policy, losing, token_rows(batch, rows), OPTIMIZER, 0.8)
+        else:
+            said = row_logprobs(policy, token_rows(batch, rows), batch.mask.shape[1], OPTIMIZER, 0.8)
+            loss = losing.loss(said.logprobs, said.entropy, ...)
+        loss.backward()
+        found.append((float(loss.detach()), [p.grad for p in policy.parameters()], losing.seen))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in found[1][1])
+    for ours, whole in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, whole, atol=1e-6 * largest, rtol=1e-4)
+    for name, values in found[0][2].items():
+        torch.testing.assert_close(values[batch.mask], found[1][2][name][batch.mask], atol=1e-6, rtol=1e-5, msg=name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sppo.api import evaluate, train
+    from sppo.api import compare_models, evaluate, train
     from sppo.cli.progress import make_progress
     from sppo.config import Config
     from sppo.errors import SppoError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "train": "sppo.api",
     "evaluate": "sppo.api",
+    "compare_models": "sppo.api",
     "make_progress": "sppo.cli.progress",
     "verify": "sppo.verifiers.verify",
     "load_recipe": "sppo.recipes",
@@ -37,8 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "evaluate", "load_recipe", "make_progress",
-    "train", "verify",
+    "Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "compare_models", "evaluate", "load_recipe",
+    "make_progress", "train", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sppo.build import Given
 from sppo.config import Config
 from sppo.errors import ConfigError
-from sppo.grading import RewardFunction, load_reward_function
-from sppo.measure import evaluate_run
+from sppo.evaluation.benchmarks import parse_benchmarks
+from sppo.evaluation.paired import Comparison
+from sppo.evaluation.scores import EvaluationResult
+from sppo.measure import evaluate_on_benchmarks, evaluate_pair, evaluate_run
 from sppo.recipes import load_recipe
-from sppo.recipes.evaluation import evaluation_config
+from sppo.recipes.evaluation import BENCHMARK_NAMES, SHORT_NAMES, benchmark_config, evaluation_config
 from sppo.report import write_curves
 from sppo.run import NoProgress, Progress
 from sppo.trainer import train as run_training
+from sppo.verifiers.functions import RewardFunction, load_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Benchmarks = str | Sequence[str] | Mapping[str, str | None]
+"""Names of benchmarks, as `sppo.evaluation.benchmarks.parse_benchmarks` takes them."""
 
 
 def train(
@@ -43,8 +49,9 @@ def train(
         tokenizer: folder, hub name, or a loaded tokenizer; default: the model's own.
         rows: dicts with a prompt (text or chat messages) and, unless a reward function is given, an answer.
         held_out_rows: rows to measure accuracy on; default: some of `rows`, which are then not trained on.
-        reward: f(prompts, completions, **columns) -> list of float or None, as in TRL; None leaves a sample out. Or
-            where that function is: "package.module:function" or "path/to/file.py:function".
+        reward: f(prompts, completions, **columns) -> list of float or None, as in TRL, or compute_score(data_source,
+            solution_str, ground_truth, extra_info) -> float or {"score": float}, as in verl; None leaves a sample out.
+            Or where that function is: "package.module:function" or "path/to/file.py:function".
         resume: go on from the last checkpoint in the run folder.
         progress: told how far it is, and closed at the end; `sppo.make_progress()` is the display of the command
             line. Default: says nothing.
@@ -86,6 +93,7 @@ def train(
     return summary
 
 
+@overload
 def evaluate(
     path: str | PathLike[str],
     recipe: str | Path | Config | None = None,
@@ -96,31 +104,80 @@ def evaluate(
     checkpoint: str = "last",
     progress: Progress | None = None,
     **options: Any,
-) -> dict[str, Any]:
-    """Measures the held-out accuracy of a run or of any model.
+) -> dict[str, Any]: ...
+
+
+@overload
+def evaluate(
+    path: str | PathLike[str],
+    *,
+    benchmarks: Benchmarks,
+    samples_per_prompt: int | None = None,
+    limit: int | None = None,
+    output: str | PathLike[str] | None = None,
+    checkpoint: str = "last",
+    progress: Progress | None = None,
+    **options: Any,
+) -> EvaluationResult: ...
+
+
+def evaluate(
+    path: str | PathLike[str],
+    recipe: str | Path | Config | None = None,
+    *,
+    benchmarks: Benchmarks | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    reward: str | RewardFunction | None = None,
+    samples_per_prompt: int | None = None,
+    limit: int | None = None,
+    output: str | PathLike[str] | None = None,
+    checkpoint: str = "last",
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any] | EvaluationResult:
+    """Measures the held-out accuracy of a run or of any model, or its scores on benchmarks.
 
     Args:
         path: run folder, or a model's folder or hub name.
         recipe: built-in recipe, YAML file or Config that data and sampling come from; default: the run's own, and for
-            a model with `rows` the defaults of every option.
+            a model with `rows` the defaults of every option. Not for benchmarks, which bring their own.
+        benchmarks: names in `sppo.evaluation.benchmarks.BENCHMARKS`, as "aime24" or "math500=FILE", or {name: file or
+            None}.
         rows: dicts to measure on, all of them, instead of the held-out prompts; columns as for `train`.
         reward: as for `train`; default: that of the recipe, else the verifier.
-        samples_per_prompt: responses to each prompt; default: the recipe's evaluation.final_samples_per_prompt.
+        samples_per_prompt: responses to each prompt; default: the recipe's evaluation.final_samples_per_prompt, and 4
+            on benchmarks.
+        limit: only the first so many problems of each benchmark.
+        output: folder for the responses and scores of benchmarks, and to go on with after a stop; default:
+            evaluations/CHECKPOINT in a run's folder, evals/MODEL for a model.
         checkpoint: "best", "last" or "step_N" of a run.
         progress: as for `train`.
-        **options: any option, with a double underscore for the dot: sampling__temperature=0.6.
+        **options: any option, with a double underscore for the dot: engine__max_rows=64; and temperature, top_p,
+            top_k and max_response_tokens (on benchmarks 0.6, 1, 0 and 8192 where they are not given), instruction and
+            system_prompt (benchmarks only).
 
     Returns:
         accuracy, accuracy_stderr, accuracy_by_difficulty, prompts, samples_per_prompt, clipped_share, error_share, and
-        calibration of the critic where the run has one.
+        calibration of the critic where the run has one. On benchmarks an `EvaluationResult`: avg@n, pass@k and maj@k
+        of each with intervals.
 
     Raises:
         SppoError: no such run, checkpoint or model, or options, data or rewards that can't work.
+
+    Example:
+        >>> result = sppo.evaluate("runs/demo", benchmarks=["aime24", "math500=FILE"], samples_per_prompt=16)
+        >>> result.benchmarks["aime24"].accuracy.value, result.benchmarks["aime24"].accuracy.interval
     """
-    function = load_reward_function(reward) if isinstance(reward, str) else _function(reward)
+    if benchmarks is not None:
+        if recipe is not None or rows is not None or reward is not None:
+            raise ConfigError("recipe, rows and reward are for held-out prompts; benchmarks bring their own.")
+        return _on_benchmarks(path, benchmarks, samples_per_prompt, limit, output, checkpoint, progress, options)
+    if limit is not None or output is not None:
+        raise ConfigError("limit and output are for benchmarks: name some, as in benchmarks=['math500'].")
+    function = load_function(reward) if isinstance(reward, str) else _function(reward)
     if recipe is None and rows is not None and not (Path(path) / "config.yaml").is_file():
         recipe = Config()
-    config, notes = evaluation_config(str(path), recipe, _overrides(options))
+    config, notes = evaluation_config(str(path), recipe, _overrides(options, SHORT_NAMES))
     progress = progress or NoProgress()
     try:
         for note in notes:
@@ -138,8 +195,88 @@ def evaluate(
         progress.close()
 
 
-def _overrides(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("__", "."): value for name, value in options.items()}
+def _on_benchmarks(
+    path: str | PathLike[str],
+    benchmarks: Benchmarks,
+    samples_per_prompt: int | None,
+    limit: int | None,
+    output: str | PathLike[str] | None,
+    checkpoint: str,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> EvaluationResult:
+    config, notes = benchmark_config(str(path), _overrides(options, BENCHMARK_NAMES))
+    progress = progress or NoProgress()
+    try:
+        for note in notes:
+            progress.message(note)
+        return evaluate_on_benchmarks(
+            str(path),
+            parse_benchmarks(benchmarks),
+            config,
+            checkpoint=checkpoint,
+            samples_per_prompt=samples_per_prompt,
+            limit=limit,
+            output=None if output is None else Path(output),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+
+
+def compare_models(
+    a: str | PathLike[str],
+    b: str | PathLike[str],
+    benchmarks: Benchmarks | None = None,
+    *,
+    samples_per_prompt: int | None = None,
+    limit: int | None = None,
+    output: str | PathLike[str] | None = None,
+    checkpoint: str = "last",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compares two models problem by problem: the difference of avg@n with its interval, and a p-value.
+
+    Args:
+        a: run folder, model folder or hub name, or the folder of an evaluation that was made before.
+        b: another.
+        benchmarks: as for `evaluate`; default: those that two finished evaluations both have, or the held-out prompts
+            of two runs, where they are the same.
+        samples_per_prompt: as for `evaluate`.
+        limit: as for `evaluate`.
+        output: folder for both evaluations; default: each one's own, as for `evaluate`.
+        checkpoint: as for `evaluate`.
+        progress: as for `evaluate`.
+        **options: as for `evaluate`.
+
+    Returns:
+        The paired difference on each benchmark, and their average.
+
+    Raises:
+        SppoError: as `evaluate`, and where the problems are not the same.
+    """
+    names = SHORT_NAMES if benchmarks is None else BENCHMARK_NAMES
+    progress = progress or NoProgress()
+    try:
+        return evaluate_pair(
+            str(a),
+            str(b),
+            None if benchmarks is None else parse_benchmarks(benchmarks),
+            _overrides(options, names),
+            checkpoint=checkpoint,
+            samples_per_prompt=samples_per_prompt,
+            limit=limit,
+            output=None if output is None else Path(output),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+
+
+def _overrides(options: Mapping[str, Any], short: Mapping[str, str] | None = None) -> dict[str, Any]:
+    names = short or {}
+    return {names.get(name, name.replace("__", ".")): value for name, value in options.items()}
 
 
 def _is_path(name: str, value: Any, attribute: str, wanted: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sppo.errors import TrainingError
+from sppo.shaping import potential_differences
 from sppo.types import Prompt, Rollout, Verdict
 
 Options = Mapping[str, float]
@@ -57,6 +58,8 @@ class Batch:
     """[B] bool, False on rows that count for baselines but not in the loss (truncated responses, where masked)."""
     greedy_rewards: Tensor | None = None
     """[B] float32 reward of the greedy response to the same prompt, nan where unknown; None where none was sampled."""
+    shaping: Tensor | None = None
+    """[B, T] float32 process rewards as potential differences, of sum 0 over a response; None where there are none."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -97,6 +100,12 @@ class Estimates:
         """[B] rewards, less the KL penalty of the whole response where there is one."""
         return batch.rewards if self.kl_penalty is None else batch.rewards - self.kl_penalty.sum(dim=1)
 
+    def token_rewards(self, batch: Batch) -> Tensor | None:
+        """[B, T] what single tokens earn beside the response's reward: process rewards, less the KL penalty."""
+        if self.kl_penalty is None:
+            return batch.shaping
+        return -self.kl_penalty if batch.shaping is None else batch.shaping - self.kl_penalty
+
 
 @dataclass(frozen=True)
 class Credit:
@@ -115,6 +124,7 @@ def collate(
     groups: Sequence[int] | None = None,
     greedy_rewards: Sequence[float] | None = None,
     rules: LengthRules | None = None,
+    process_weight: float = 0.0,
 ) -> Batch:
     """Puts the rollouts that have a reward into tensors; those without one are left out.
 
@@ -124,6 +134,7 @@ def collate(
         groups: B' numbers, equal for samples of one prompt; default: by the prompts' ids.
         greedy_rewards: B' rewards of greedy responses to the same prompts, nan where unknown.
         rules: what becomes of responses that reach or near the length limit; default: nothing.
+        process_weight: of the verdicts' step scores, see `sppo.shaping`; 0: they count for nothing.
 
     Raises:
         TrainingError: no rollout has a reward.
@@ -145,16 +156,18 @@ def collate(
     responses = [torch.tensor(r.completion.token_ids, dtype=torch.int64) for r in rows]
     logprobs = [torch.tensor(r.completion.logprobs, dtype=torch.float32) for r in rows]
     lengths = torch.tensor([len(response) for response in responses])
-    width = int(lengths.max())
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    steps = [verdicts[index].step_scores for index in kept]
     return Batch(
         rollouts=tuple(rows),
         response_ids=torch.nn.utils.rnn.pad_sequence(responses, batch_first=True),
-        mask=torch.arange(width) < lengths[:, None],
+        mask=mask,
         sampler_logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
         rewards=torch.tensor(rewards, dtype=torch.float32),
         groups=torch.tensor([number.setdefault(key, len(number)) for key in keys]),
         trained=torch.tensor([row.finished or rules.truncated == "keep" for row in rows]),
         greedy_rewards=None if greedy_rewards is None else torch.tensor([greedy_rewards[index] for index in kept]),
+        shaping=potential_differences(steps, mask, process_weight) if process_weight else None,
     )
 
 

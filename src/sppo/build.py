@@ -14,13 +14,13 @@ import transformers
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms import Algorithm, check_algorithm, get_algorithm, resolve_options
+from sppo.algorithms import Algorithm, check_algorithm, choose_algorithm, resolve_options
 from sppo.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
 from sppo.config import Config, ModelConfig
 from sppo.critics import Critic, PromptModelCritic, TokenModelCritic, TrackerCritic, value_clip_of
 from sppo.engines import Engine, SamplingParameters, build_engine, require_engine
-from sppo.errors import DataError, ModelError, RunFolderError
-from sppo.grading import Grader, load_reward_function
+from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
+from sppo.grading import Grader
 from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.critic import Model, PromptCritic, TokenCritic, make_value_model
 from sppo.models.loading import (
@@ -34,6 +34,8 @@ from sppo.models.loading import (
     require_end_token,
 )
 from sppo.models.packing import TokenRow
+from sppo.process import ProcessRewards, load_process_rewards
+from sppo.reward_rules import check_rewards
 from sppo.rollout import filter_overlong, require_context, sampling_parameters
 from sppo.run import derive_seed
 from sppo.sft import encode_demonstrations
@@ -44,6 +46,7 @@ from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
 from sppo.update import make_optimizer
 from sppo.validation import validate
+from sppo.verifiers.functions import load_function
 from sppo.verifiers.tools import Tools
 
 
@@ -70,6 +73,8 @@ class Parts:
     """AdamW by name: "policy", and "critic" where there is one."""
     engine: Engine
     grader: Grader
+    process: ProcessRewards | None
+    """Scores single steps of training's responses, where asked for."""
     stream: PromptStream
     held_out: tuple[Prompt, ...]
     training_sampling: SamplingParameters
@@ -96,7 +101,13 @@ def check(config: Config, given: Given) -> Config:
             evaluation=replace(config.evaluation, data=None),
         )
     validate(config)
-    check_algorithm(config.algorithm, config.sampling.samples_per_prompt)
+    check_algorithm(
+        config.algorithm,
+        config.sampling.samples_per_prompt,
+        critic_loss=config.critic.loss,
+        process_rewards=config.verification.process.used,
+    )
+    check_rewards(config, has_reward_function=given.reward_function is not None)
     require_sinks(config)
     require_engine(config.engine.name)
     return config
@@ -114,7 +125,7 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
     Raises:
         SppoError: whatever is missing or doesn't fit together.
     """
-    algorithm = get_algorithm(config.algorithm.name)
+    algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
     device = pick_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -125,10 +136,11 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
     require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")
     architecture = load_model_config(config.model) if given.model is None else given.model.config
     require_context(config, context_length(architecture), "the model")
-    reward_function = given.reward_function or (
-        load_reward_function(config.data.reward) if config.data.reward else None
-    )
+    reward_function = given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
     training, held_out, notes = load_data(config, given, tokenizer, has_reward_function=reward_function is not None)
+    grader = Grader(reward_function, Tools(config.verification, str(device)), opens_thinking(training[0], tokenizer))
+    grader.prepare([*training, *held_out])
+    process = None if fine_tuning else load_process_rewards(config.verification.process, tokenizer, str(device))
     shown = () if checkpoint is not None else load_demonstrations(config, given, tokenizer, held_out)
     policy = _policy(config, given, tokenizer, device, checkpoint)
     critic = None
@@ -149,7 +161,8 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
         critic=critic,
         optimizers=optimizers,
         engine=build_engine(policy, config.engine),
-        grader=Grader(reward_function, Tools(config.verification, str(device)), opens_thinking(training[0], tokenizer)),
+        grader=grader,
+        process=process,
         stream=PromptStream(training, derive_seed(config.seed, "data")),
         held_out=held_out,
         training_sampling=sampling_parameters(config.sampling, tokenizer, policy),
@@ -252,6 +265,22 @@ def load_held_out(
     return kept, (*loaded.notes, *overlong)
 
 
+def require_data(folder: Path, config: Config) -> None:
+    """Refuses a run whose rows came from Python: its folder doesn't hold them.
+
+    Raises:
+        ConfigError: says how to hand them over again.
+    """
+    key = "data" if config.evaluation.data is None else "evaluation.data"
+    data = config.evaluation.data or config.data
+    if data.task == "rows" and data.path is None:
+        raise ConfigError(
+            f"{folder} was made from rows that a Python program handed over, and the run folder doesn't hold them. "
+            f"Save them as a .jsonl file and give --{key}.path FILE; sppo.evaluate({str(folder)!r}, rows=rows) takes "
+            "them again as they are."
+        )
+
+
 def load_reference(config: Config, parts: Parts, folder: Path, step: int) -> PreTrainedModel:
     """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming.
 
@@ -317,7 +346,7 @@ def _critic(
             probability=algorithm.value_loss == "bce",
             value_clip=value_clip_of(algorithm, options),
         )
-    return PromptModelCritic(_value_model(PromptCritic, config, policy, tokenizer, saved), config.critic)
+    return PromptModelCritic(_value_model(PromptCritic, config, policy, tokenizer, saved), config.critic, tokenizer)
 
 
 def _value_model(

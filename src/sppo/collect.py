@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sppo.algorithms import resolve_options, uses_dynamic_sampling
-from sppo.batch import LengthRules
+from sppo.batch import Batch, LengthRules, collate
 from sppo.build import Parts
 from sppo.config import Config
 from sppo.engines import SamplingParameters
@@ -69,6 +69,10 @@ def collect(parts: Parts, config: Config, step: int) -> Collected:
     extra = [rollout for group in discarded for rollout in group[0]]
     rollouts = [rollout for group in kept for rollout in group[0]]
     verdicts = [verdict for group in kept for verdict in group[1]]
+    if parts.process is not None:
+        with clock.running():
+            submissions = [parts.grader.submission(rollout) for rollout in rollouts]
+            verdicts = parts.process.add(rollouts, submissions, verdicts)
     prompts = [group[0][0].prompt for group in kept]
     greedy, more = _greedy_rewards(parts, config, prompts, step, clock)
     extra += more + _start_critic(parts, config, prompts, step, clock)
@@ -110,6 +114,23 @@ def _sample_groups(parts: Parts, config: Config, step: int, clock: Clock) -> tup
     return kept, discarded
 
 
+def batch_of(collected: Collected, config: Config) -> Batch:
+    """The responses that have a reward, as tensors.
+
+    Raises:
+        TrainingError: none has.
+    """
+    process = config.verification.process
+    return collate(
+        collected.rollouts,
+        collected.verdicts,
+        groups=collected.groups,
+        greedy_rewards=collected.greedy_rewards,
+        rules=length_rules(config),
+        process_weight=process.weight if process.used else 0.0,
+    )
+
+
 def length_rules(config: Config) -> LengthRules:
     """What becomes of responses at or near the length limit."""
     return LengthRules(
@@ -128,7 +149,8 @@ def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict
             raise RewardError(
                 f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but the critic predicts a "
                 "probability, so rewards must lie in [0, 1]. Rescale them in the reward function, for example "
-                "(reward - lowest) / (highest - lowest), or use an algorithm without such a critic, such as grpo."
+                "(reward - lowest) / (highest - lowest); or set critic.loss to mse, where the algorithm has a prompt "
+                "critic; or use an algorithm without a critic, such as grpo."
             )
 
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sppo.code_options import CodeOptions
+from sppo.reward_options import CompositeOptions, ProcessOptions, RewardModelOptions
+from sppo.text_options import FormatOptions, LengthOptions
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -37,6 +41,9 @@ class CriticConfig:
     """Sizes of a new, randomly initialised trunk, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None
     """Folder or hub name of the critic's tokenizer; default: that of its path, else the policy's."""
+    loss: Literal["bce", "mse"] = "bce"
+    """How a prompt critic learns: bce makes V a probability, for rewards in [0, 1]; mse makes V any number, for any
+    rewards."""
     learning_rate: float = 5e-6
     """AdamW learning rate, constant. Published: 5e-6 (1.5B), 1e-5 (7B)."""
     weight_decay: float = 0.01
@@ -48,7 +55,7 @@ class CriticConfig:
     warmup_steps: int = 0
     """First steps in which the critic alone learns and the policy does not move."""
     prior: float | None = None
-    """Solve rate the critic starts from, in (0, 1); default: the first batch's mean reward."""
+    """Solve rate (with loss mse: reward) that the critic starts from; default: the first batch's mean reward."""
     max_grad_norm: float = 1.0
     """Gradient norm above which the critic's gradient is scaled down."""
     gradient_checkpointing: bool = False
@@ -72,7 +79,9 @@ class DataConfig:
     verifier: str | None = None
     """Name of the verifier; default: the task's own."""
     reward: str | None = None
-    """Your reward function instead of a verifier, as package.module:function or path/to/file.py:function."""
+    """Your reward function instead of a verifier, as package.module:function or path/to/file.py:function; in TRL's
+    signature f(prompts, completions, **columns), or verl's compute_score(data_source, solution_str, ground_truth,
+    extra_info)."""
     instruction: str | None = None
     """Text added after each problem, such as a request to box the answer; default: the task's own."""
     system_prompt: str | None = None
@@ -185,6 +194,15 @@ class VerificationConfig:
     """Seconds after which the verification of one response is killed and counts as an error."""
     memory_limit_mb: int = 1024
     """Address space of one verifying process, in MiB."""
+    max_error_share: float = 0.1
+    """Share of responses whose verification failed (errors and timeouts, not wrong answers) above which the run stops;
+    judged over a step's responses, at least 100."""
+    format: FormatOptions = field(default_factory=FormatOptions)
+    length: LengthOptions = field(default_factory=LengthOptions)
+    code: CodeOptions = field(default_factory=CodeOptions)
+    reward_model: RewardModelOptions = field(default_factory=RewardModelOptions)
+    composite: CompositeOptions = field(default_factory=CompositeOptions)
+    process: ProcessOptions = field(default_factory=ProcessOptions)
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms import Algorithm
 from sppo.algorithms.masked import masked_mean
 from sppo.algorithms.spo import SolveTracker
-from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
+from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss, squared_value_loss
 from sppo.batch import Batch, Credit, Estimates, Options, microbatches
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.distributed import sum_over_ranks
-from sppo.models.critic import PromptCritic, TokenCritic
+from sppo.models.chat import encode_many
+from sppo.models.critic import PromptCritic, TokenCritic, distinct
 from sppo.types import Prompt
 from sppo.update import StepGuard, make_optimizer, mean_of_finite, minibatches, row_logprobs, token_rows
 
@@ -101,21 +103,33 @@ class _ModelCritic:
 class PromptModelCritic(_ModelCritic):
     """V(prompt) by a model that reads the prompt's text (SPPO)."""
 
-    def __init__(self, model: PromptCritic, config: CriticConfig) -> None:
+    def __init__(self, model: PromptCritic, config: CriticConfig, policy_tokenizer: Tokenizer | None = None) -> None:
         super().__init__(model, config)
         self.model = model
+        # Then the rollouts' prompt ids are the ones that this critic would make.
+        self.reads_policy_ids = model.tokenizer is policy_tokenizer
 
     def values(self, batch: Batch) -> Tensor:
-        """[B, 1] probabilities."""
-        return self.model.values(batch.prompts)
+        """[B, 1] probabilities; of a critic that learns by squares, rewards."""
+        return self.model.row_values(self._token_rows(batch))
+
+    def _token_rows(self, batch: Batch) -> list[tuple[int, ...]]:
+        if self.reads_policy_ids:
+            return [rollout.prompt_token_ids for rollout in batch.rollouts]
+        return encode_many(batch.prompts, self.model.tokenizer)
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
-        """V of each prompt."""
+        """V of each prompt where it is a probability; None of a critic that learns by squares."""
+        if not self.model.probability:
+            return [None] * len(prompts)
         return list(self.model.values(prompts).flatten().tolist())
 
     def set_prior(self, solve_rate: float) -> None:
-        """V of every prompt becomes the solve rate."""
-        self.model.set_prior(solve_rate)
+        """V of every prompt becomes the solve rate, or the mean reward."""
+        if self.model.probability:
+            self.model.set_prior(solve_rate)
+        else:
+            self.model.set_bias(solve_rate)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes trunk, tokenizer and head."""
@@ -124,22 +138,23 @@ class PromptModelCritic(_ModelCritic):
     def update(
         self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
     ) -> Metrics:
-        """BCE of V(prompt) against R; equal prompts are computed once."""
+        """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
         goals = credit.value_targets
-        distinct, inverse = self.model.distinct(batch.prompts)
+        loss = bce_value_loss if self.model.probability else squared_value_loss
+        prompts, inverse = distinct(self._token_rows(batch))
 
         def losses(rows: list[int]) -> Iterator[Tensor]:
             used, local = inverse[rows].unique(return_inverse=True)  # [U], [b]
             targets = goals[rows]
             weights = torch.full_like(targets, 1.0 / float(sum_over_ranks(torch.tensor(float(len(rows))))))
-            for part in microbatches([len(distinct[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
-                logits = self.model.logits([distinct[u] for u in used[part].tolist()])  # [U', 1]
+            for part in microbatches([len(prompts[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
+                logits = self.model.logits([prompts[u] for u in used[part].tolist()])  # [U', 1]
                 place = torch.full((len(used),), -1)
                 place[part] = torch.arange(len(part))
                 members = place[local] >= 0
                 chosen = logits[place[local][members].to(logits.device)]
-                yield bce_value_loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
+                yield loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
 
         return self._learn(self.model, losses, len(batch), expected_rows, seed, guard)
 

@@ -29,6 +29,10 @@ class RewardError(SppoError):
     """A reward function that raised, or returned the wrong length or a value that is no reward; names the sample."""
 
 
+class VerifierError(SppoError):
+    """A verifier that fails on too many responses: errors and timeouts, not wrong answers."""
+
+
 class RunFolderError(SppoError):
     """A run folder that exists, is missing, is not writable, or was made with another config."""
 

@@ -11,7 +11,6 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from sppo.algorithms import get_algorithm
 from sppo.build import Given, check, load_data
 from sppo.config import Config, ModelConfig
-from sppo.grading import load_reward_function
 from sppo.models.loading import (
     build_config,
     context_length,
@@ -23,6 +22,7 @@ from sppo.models.loading import (
 from sppo.rollout import require_context
 from sppo.run import RunFolder, gigabytes
 from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.verifiers.functions import load_function
 
 BYTES_TRAINED = 16
 """Bytes a parameter in training: float32 weight, gradient and AdamW's two moments."""
@@ -41,7 +41,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     check(config, Given())
     (RunFolder.require_resumable if resume else RunFolder.require_new)(config)
     if config.data.reward is not None:
-        load_reward_function(config.data.reward)
+        load_function(config.data.reward)
     tokenizer = load_tokenizer(config.model, ALPHABET)
     architecture = _sized(load_model_config(config.model), config.model.config, len(tokenizer))
     require_context(config, context_length(architecture), "the model")

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from sppo.algorithms import Algorithm
 from sppo.batch import Batch, Credit, Estimates
-from sppo.calibration import calibration_metrics
+from sppo.calibration import calibration_metrics, regression_metrics
 from sppo.checkpoint import TrainingState
 from sppo.config import Config
-from sppo.evaluation import Evaluation
+from sppo.evaluation.held_out import Evaluation
 from sppo.grading import Grader
 from sppo.types import Rollout, Verdict
 
@@ -79,21 +80,23 @@ def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def credit_metrics(batch: Batch, before: Estimates, credit: Credit, *, values_the_prompt: bool) -> dict[str, float]:
+def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: Algorithm) -> dict[str, float]:
     """Advantages, and how well V predicts this batch, before its update."""
     by_token = credit.advantages.shape == batch.mask.shape
     given = credit.advantages[batch.mask] if by_token else credit.advantages  # padding has no advantage
     metrics = {"advantage/mean": float(given.mean()), "advantage/std": float(given.std(correction=0))}
-    if before.values is not None and values_the_prompt:
+    if before.values is not None and algorithm.values_the_prompt:
         values, rewards = before.values.flatten().tolist(), batch.rewards.tolist()
         metrics["critic/value_mean"] = sum(values) / len(values)
-        metrics |= {f"critic/{name}": value for name, value in calibration_metrics(values, rewards).items()}
+        measure = calibration_metrics if algorithm.needs_unit_rewards else regression_metrics
+        metrics |= {f"critic/{name}": value for name, value in measure(values, rewards).items()}
     return metrics
 
 
 def story(when: str, measured: Evaluation) -> dict[str, Any]:
     """The summary's keys of one evaluation, `when` being "before" or "after"."""
     return {
+        "measure": measured.measure,
         f"accuracy_{when}": measured.accuracy,
         f"accuracy_{when}_stderr": measured.accuracy_stderr,
         f"accuracy_{when}_by_difficulty": measured.by_difficulty(),

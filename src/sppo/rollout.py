@@ -41,9 +41,9 @@ def sample(
     parameters: SamplingParameters,
     *,
     samples_per_prompt: int,
-    seed: int,
+    seed: int | Sequence[int],
 ) -> list[Rollout]:
-    """Samples G responses to each of P prompts.
+    """Samples G responses to each of P prompts; `seed` is as the engine takes it, one for all or one a response.
 
     Returns:
         B = P * G rollouts; the G of one prompt stand together, in the prompts' order.

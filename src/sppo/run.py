@@ -34,10 +34,12 @@ from sppo.errors import RunFolderError
 RESUMABLE_CHANGES = (
     "steps", "output", "description", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
     "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.logprob_chunk_tokens",
-    "model.gradient_checkpointing", "critic.gradient_checkpointing",
+    "model.gradient_checkpointing", "critic.gradient_checkpointing", "verification.workers", "verification.time_limit",
+    "verification.memory_limit_mb", "verification.max_error_share", "verification.reward_model.tokens_per_microbatch",
+    "verification.process.tokens_per_microbatch",
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
-rounding."""
+rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on."""
 
 
 class Progress(Protocol):

@@ -9,12 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.masked import token_weights
 from sppo.batch import microbatches
 from sppo.config import OptimizerConfig, SftConfig, SftPhase
 from sppo.errors import DataError
 from sppo.models.chat import encode_many
-from sppo.models.logprobs import response_logprobs
+from sppo.models.logprobs import response_loss
 from sppo.models.packing import TokenRow
 from sppo.run import Progress
 from sppo.types import Prompt
@@ -106,13 +105,13 @@ def _backward(policy: PreTrainedModel, rows: Sequence[TokenRow], optimizer: Opti
     loss = 0.0
     for part in microbatches(lengths, optimizer.tokens_per_microbatch, optimizer.layout):
         members = [rows[row] for row in part]
-        width = max(len(response) for _, response in members)
-        said = response_logprobs(
-            policy, members, width=width, chunk=optimizer.logprob_chunk_tokens, layout=optimizer.layout
+        part_loss = response_loss(
+            policy,
+            members,
+            lambda logprobs, entropy, row, column: -logprobs.sum() / total,
+            chunk=optimizer.logprob_chunk_tokens,
+            layout=optimizer.layout,
         )
-        responses = torch.tensor([len(response) for _, response in members])
-        weights = token_weights(torch.arange(width) < responses[:, None], "token_mean", total, len(rows))
-        part_loss = -(said.logprobs * weights.to(said.logprobs.device)).sum()
         part_loss.backward()
         loss += float(part_loss.detach())
     return loss

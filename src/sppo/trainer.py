@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sppo.algorithms import get_algorithm, needs_reference, resolve_loss, resolve_options
-from sppo.batch import Batch, Credit, Estimates, collate
+from sppo.algorithms import assign_credit, get_algorithm, needs_reference, resolve_loss, resolve_options
+from sppo.batch import Batch, Credit, Estimates
 from sppo.build import Given, Parts, build, check, load_reference, restore, resume_point
 from sppo.calibration import add_reliability, reliability_rows
 from sppo.checkpoint import TrainingState, count_checkpoints, save_checkpoint
-from sppo.collect import Collected, collect, length_rules, require_unit_rewards
+from sppo.collect import Collected, batch_of, collect, require_unit_rewards
 from sppo.config import Config
 from sppo.errors import ConfigError, TrainingError
-from sppo.evaluation import Evaluation, evaluate
+from sppo.evaluation.held_out import Evaluation, evaluate
 from sppo.grading import grading_metrics
 from sppo.record import audit_records, credit_metrics, response_metrics, story, summarise
 from sppo.run import NoProgress, Progress, RunFolder, StopRequest, derive_seed
@@ -181,13 +181,7 @@ class _Training:
         self.state.seconds["rollout"] -= collected.grading_seconds
         self.state.seconds["grade"] = self.state.seconds.get("grade", 0.0) + collected.grading_seconds
         rollouts, verdicts = collected.rollouts, collected.verdicts  # B = P * G
-        batch = collate(
-            rollouts,
-            verdicts,
-            groups=collected.groups,
-            greedy_rewards=collected.greedy_rewards,
-            rules=length_rules(config),
-        )
+        batch = batch_of(collected, config)
         with self.timed("estimate", metrics):
             self._set_prior(batch)
             values = None if parts.critic is None else parts.critic.values(batch)
@@ -200,11 +194,11 @@ class _Training:
                 config.optimizer,
                 config.sampling.temperature,
             )
-        credit = parts.algorithm.assign_credit(batch, before, self.options)
+        credit = assign_credit(parts.algorithm, batch, before, self.options)
         metrics |= measures | response_metrics(rollouts) | grading_metrics(verdicts)
         if collected.discarded_groups:
             metrics["sampling/discarded_groups"] = collected.discarded_groups
-        metrics |= credit_metrics(batch, before, credit, values_the_prompt=parts.algorithm.values_the_prompt)
+        metrics |= credit_metrics(batch, before, credit, parts.algorithm)
         metrics |= self._update_critic(step, batch, before, credit, metrics)
         metrics |= self._update_policy(step, batch, before, credit, metrics)
         parts.engine.load_weights(parts.policy, step)
@@ -374,7 +368,8 @@ class _Training:
         self.state.tokens_sampled += collected.extra_tokens
         self.state.tokens_sampled += sum(len(rollout.completion.token_ids) for rollout in collected.rollouts)
         self.state.left_out += len(collected.verdicts) - len(batch)
-        if before.values is not None and self.parts.algorithm.values_the_prompt:
+        algorithm = self.parts.algorithm
+        if before.values is not None and algorithm.values_the_prompt and algorithm.needs_unit_rewards:
             seen = reliability_rows(before.values[:, 0], batch.rewards)
             self.state.reliability = add_reliability(self.state.reliability, seen)
 

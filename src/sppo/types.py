@@ -87,6 +87,27 @@ class Submission:
     """The prompt's text."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The other columns of the prompt's row."""
+    messages: tuple[Message, ...] = ()
+    """The prompt's chat turns; none where it is plain text."""
+    prompt_id: str = ""
+    """The prompt's id, for messages."""
+    opening: str = ""
+    """What the chat template wrote of the response before the first sampled token: "<think>", or nothing."""
+
+    @property
+    def sampled(self) -> str:
+        """The response without what the chat template wrote of it."""
+        return self.response.removeprefix(self.opening)
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """What a process reward says of the steps of one response."""
+
+    ends: tuple[int, ...]
+    """Place in the response of each step's last token, counted from 0; rising."""
+    scores: tuple[float, ...]
+    """Score of each step, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,8 @@ class Verdict:
     """Set where the verifier itself failed; then `reward` is None."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Where a reward is made of several: each one by name; None for one that was not asked for."""
+    step_scores: StepScores | None = None
+    """What the process reward says of the steps, where there is one; it is no part of `reward`."""
 
 
 @dataclass(frozen=True)

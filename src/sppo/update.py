@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from sppo.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
 from sppo.distributed import sum_over_ranks
 from sppo.errors import TrainingError
 from sppo.models.loading import trainable_parameters
-from sppo.models.logprobs import TokenLogprobs, response_logprobs
+from sppo.models.logprobs import TokenLogprobs, response_logprobs, response_loss
 from sppo.models.packing import TokenRow
 
 
@@ -159,7 +160,7 @@ def update_policy(
     Returns:
         Metrics, each a mean over the tokens or optimiser steps of the whole step.
     """
-    advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening)
+    advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening).expand_as(batch.mask)
     losses: list[float] = []
     norms: list[float] = []
     seen = {name: torch.zeros_like(batch.sampler_logprobs) for name in ("clipfrac", "approx_kl", "entropy")}
@@ -169,29 +170,93 @@ def update_policy(
         loss = 0.0
         for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
             members = [rows[index] for index in part]
-            said = row_logprobs(
-                policy, token_rows(batch, members), batch.mask.shape[1], optimizer, sampling.temperature
-            )
-            device = said.logprobs.device
-            result = policy_loss(
-                said.logprobs,
-                before.old_logprobs[members].to(device),
-                advantages[members].to(device),
-                weights[part].to(device),
-                loss_options,
-                entropy=said.entropy,
-                ref_logprobs=_rows_of(before.ref_logprobs, members, device),
-                importance_weights=_rows_of(before.importance_weights, members, device),
-            )
-            result.loss.backward()
-            loss += float(result.loss.detach())
-            seen["clipfrac"][members] = result.clipped.float().cpu()
-            seen["approx_kl"][members] = result.approx_kl.cpu()
-            seen["entropy"][members] = said.entropy.detach().cpu()
+            losing = _Losing.of(before, advantages, weights[part], members, loss_options, policy.device)
+            part_loss = _part_loss(policy, losing, token_rows(batch, members), optimizer, sampling.temperature)
+            part_loss.backward()
+            loss += float(part_loss.detach())
+            for name, values in losing.seen.items():
+                seen[name][members] = values.cpu()
         norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
         losses.append(loss)
     means = {f"policy/{name}": masked_mean(values, batch.mask) for name, values in seen.items()}
     return {"policy/loss": mean_of_finite(losses), "policy/grad_norm": mean_of_finite(norms), **means}
+
+
+Place = Any
+"""Index into [b, T]: everything, or the rows and columns of some tokens, each [n, 1]."""
+
+
+@dataclass(frozen=True)
+class _Losing:
+    """What the loss of one micro-batch is made of, [b, T] each, and what is noted on the way."""
+
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    ref_logprobs: Tensor | None
+    importance_weights: Tensor | None
+    options: LossOptions
+    seen: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        before: Estimates,
+        advantages: Tensor,
+        weights: Tensor,
+        rows: Sequence[int],
+        options: LossOptions,
+        device: torch.device,
+    ) -> _Losing:
+        old = before.old_logprobs[rows].to(device)
+        return cls(
+            old_logprobs=old,
+            advantages=advantages[rows].to(device),
+            weights=weights.to(device),
+            ref_logprobs=None if before.ref_logprobs is None else before.ref_logprobs[rows].to(device),
+            importance_weights=None
+            if before.importance_weights is None
+            else before.importance_weights[rows].to(device),
+            options=options,
+            seen={name: torch.zeros_like(old) for name in ("clipfrac", "approx_kl", "entropy")},
+        )
+
+    def loss(self, logprobs: Tensor, entropy: Tensor, place: Place) -> Tensor:
+        """The loss of the tokens at `place`, whose log-probabilities and entropies have that place's shape."""
+        result = policy_loss(
+            logprobs,
+            self.old_logprobs[place],
+            self.advantages[place],
+            self.weights[place],
+            self.options,
+            entropy=entropy,
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[place],
+            importance_weights=None if self.importance_weights is None else self.importance_weights[place],
+        )
+        self.seen["clipfrac"][place] = result.clipped.float()
+        self.seen["approx_kl"][place] = result.approx_kl
+        self.seen["entropy"][place] = entropy.detach()
+        return result.loss
+
+
+def _part_loss(
+    policy: PreTrainedModel, losing: _Losing, rows: Sequence[TokenRow], optimizer: OptimizerConfig, temperature: float
+) -> Tensor:
+    """The loss of one micro-batch, with gradient."""
+    if losing.options.ratio != "token":
+        said = row_logprobs(policy, rows, losing.weights.shape[1], optimizer, temperature)
+        return losing.loss(said.logprobs, said.entropy, ...)
+    # No token's loss looks at another's, so that each may pass for a sequence of its own.
+    return response_loss(
+        policy,
+        rows,
+        lambda logprobs, entropy, row, column: losing.loss(
+            logprobs[:, None], entropy[:, None], (row[:, None], column[:, None])
+        ),
+        temperature=temperature,
+        chunk=optimizer.logprob_chunk_tokens,
+        layout=optimizer.layout,
+    )
 
 
 def minibatches(total: int, expected: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
@@ -249,7 +314,3 @@ def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, lon
     counts = sum_over_ranks(torch.tensor([mask.sum(), mask.any(dim=1).sum()], dtype=torch.float64))
     tokens, sequences = counts.tolist()
     return token_weights(mask, loss.aggregation, tokens, max(sequences, 1.0), longest)
-
-
-def _rows_of(tensor: Tensor | None, rows: Sequence[int], device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor[rows].to(device)

@@ -32,10 +32,12 @@ _AT_LEAST_ONE = (
     "optimizer.tokens_per_microbatch", "optimizer.logprob_chunk_tokens", "optimizer.max_skipped_steps",
     "engine.max_rows", "evaluation.prompts", "evaluation.samples_per_prompt", "evaluation.final_samples_per_prompt",
     "checkpoint.keep", "algorithm.dynamic_sampling_rounds", "verification.workers",
+    "verification.reward_model.tokens_per_microbatch", "verification.process.tokens_per_microbatch",
 )  # fmt: skip
 _POSITIVE = (
     "critic.learning_rate", "critic.max_grad_norm", "optimizer.learning_rate", "optimizer.max_grad_norm",
     "sampling.temperature", "sft.max_grad_norm", "verification.time_limit",
+    "verification.reward_model.scale", "verification.process.weight",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "critic.warmup_steps", "critic.weight_decay", "optimizer.weight_decay", "sampling.top_k", "evaluation.every",
@@ -56,12 +58,13 @@ def _check_ranges(config: Config) -> None:
     require(_POSITIVE, lambda value: value > 0, "greater than 0")
     require(_NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     require(("sampling.top_p",), lambda value: 0 < value <= 1, "in (0, 1]")
+    require(("verification.max_error_share",), lambda value: 0 <= value <= 1, "in [0, 1]")
     require(("verification.memory_limit_mb",), lambda value: value >= 256, "at least 256")
     if config.algorithm.clip_low is not None:
         require(("algorithm.clip_low",), lambda value: 0 < value <= 1, "in (0, 1]")
     if config.algorithm.clip_high is not None:
         require(("algorithm.clip_high",), lambda value: value > 0, "greater than 0")
-    if config.critic.prior is not None and not 0 < config.critic.prior < 1:
+    if config.critic.loss == "bce" and config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
     if config.algorithm.dual_clip is not None and config.algorithm.dual_clip <= 1:
         raise ConfigError(f"algorithm.dual_clip is {config.algorithm.dual_clip}, but must be greater than 1 (or null).")

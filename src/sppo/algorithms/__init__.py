@@ -18,6 +18,7 @@ from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Batch, Credit, Estimates, Options
 from sppo.config import AlgorithmConfig
 from sppo.errors import ConfigError, did_you_mean
+from sppo.shaping import rewards_to_go
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Algorithm:
     """The paper's loss; options of the config take precedence."""
     options: Mapping[str, float] = field(default_factory=dict)
     """The algorithm's own options and their published values."""
+    places_token_rewards: bool = False
+    """Whether `assign_credit` looks at what single tokens earn; else process rewards are added to what it returns."""
 
     @property
     def values_the_prompt(self) -> bool:
@@ -64,10 +67,11 @@ ALGORITHMS = {
         Algorithm(
             "ppo", "GAE from a token critic, squared error (1707.06347)", ppo_credit, critic="token",
             value_loss="squared", loss=LossOptions(whitening="token"), options={**_GAE, "value_clip": 0.5},
+            places_token_rewards=True,
         ),
         Algorithm(
             "ppo_bce", "PPO with a token critic trained by cross-entropy on R (SPPO's ablation)", ppo_bce_credit,
-            critic="token", loss=LossOptions(whitening="token"), options=_GAE,
+            critic="token", loss=LossOptions(whitening="token"), options=_GAE, places_token_rewards=True,
         ),
         Algorithm("grpo", "A = (R - mean) / std of the group (2402.03300)", grpo_credit, min_samples=2, loss=_GRPO),
         Algorithm(
@@ -82,7 +86,7 @@ ALGORITHMS = {
         Algorithm("remax", "A = R - R(greedy response) (2310.10505)", remax_credit, greedy_baseline=True),
         Algorithm(
             "reinforce_pp", "R less KL, whitened over the batch (2501.03262)", reinforce_pp_credit,
-            loss=LossOptions(whitening="token"),
+            loss=LossOptions(whitening="token"), places_token_rewards=True,
         ),
         Algorithm(
             "gspo", "GRPO with the sequence's ratio, clip 3e-4/4e-4 (2507.18071)", grpo_credit, min_samples=2,
@@ -116,6 +120,29 @@ def get_algorithm(name: str) -> Algorithm:
     if name not in ALGORITHMS:
         raise ConfigError(f"algorithm.name is {name!r}, which is no algorithm here.{did_you_mean(name, ALGORITHMS)}")
     return ALGORITHMS[name]
+
+
+def choose_algorithm(name: str, critic_loss: Literal["bce", "mse"]) -> Algorithm:
+    """Returns the algorithm of that name as a run uses it: with a prompt critic of this loss where it has one.
+
+    Raises:
+        ConfigError: there is no such algorithm, or its critic has a loss of its own.
+    """
+    algorithm = get_algorithm(name)
+    if critic_loss == "bce":
+        return algorithm
+    if algorithm.critic != "prompt":
+        has = "no critic" if algorithm.critic is None else f"a {algorithm.critic} critic, which learns in its own way"
+        raise ConfigError(f"critic.loss is mse, but that is for prompt critics, and {name} has {has}. Leave it out.")
+    return replace(algorithm, value_loss="squared")
+
+
+def assign_credit(algorithm: Algorithm, batch: Batch, before: Estimates, options: Options) -> Credit:
+    """The algorithm's advantages; where it gives one a sequence, with the process rewards to come at each token."""
+    credit = algorithm.assign_credit(batch, before, options)
+    if batch.shaping is None or algorithm.places_token_rewards:
+        return credit
+    return replace(credit, advantages=credit.advantages + rewards_to_go(batch.shaping))  # [B, T]
 
 
 def resolve_options(algorithm: Algorithm, config: AlgorithmConfig) -> Options:
@@ -170,13 +197,19 @@ def uses_dynamic_sampling(algorithm: Algorithm, config: AlgorithmConfig) -> bool
     return algorithm.dynamic_sampling if config.dynamic_sampling is None else config.dynamic_sampling
 
 
-def check_algorithm(config: AlgorithmConfig, samples_per_prompt: int) -> None:
+def check_algorithm(
+    config: AlgorithmConfig,
+    samples_per_prompt: int,
+    *,
+    critic_loss: Literal["bce", "mse"] = "bce",
+    process_rewards: bool = False,
+) -> None:
     """Refuses combinations that cannot mean what they say.
 
     Raises:
         ConfigError: gives the reason and the way out.
     """
-    algorithm = get_algorithm(config.name)
+    algorithm = choose_algorithm(config.name, critic_loss)
     resolve_options(algorithm, config)
     name, loss = algorithm.name, resolve_loss(algorithm, config)
     if samples_per_prompt < algorithm.min_samples:
@@ -190,6 +223,8 @@ def check_algorithm(config: AlgorithmConfig, samples_per_prompt: int) -> None:
             "algorithm.dynamic_sampling drops groups that are all right or all wrong, which a single sample always "
             "is. Set sampling.samples_per_prompt to 8, or algorithm.dynamic_sampling to false."
         )
+    if process_rewards:
+        _check_process_rewards(algorithm, config)
     if algorithm.needs_unit_rewards:
         if config.overlong_penalty_tokens:
             raise ConfigError(
@@ -205,3 +240,29 @@ def check_algorithm(config: AlgorithmConfig, samples_per_prompt: int) -> None:
         raise ConfigError("algorithm.dual_clip bounds PPO's surrogate; cispo's weights are clipped already. Unset it.")
     if loss.surrogate == "cispo" and loss.ratio != "token":
         raise ConfigError(f"algorithm.ratio is {loss.ratio}, but cispo weighs each token's log-probability: use token.")
+
+
+def _check_process_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> None:
+    """Refuses what would keep process rewards from cancelling, so that they would move the optimum."""
+    loss, options = resolve_loss(algorithm, config), resolve_options(algorithm, config)
+    start = "verification.process adds rewards of single steps, but "
+    if loss.ratio != "token":
+        raise ConfigError(
+            f"{start}with algorithm.ratio {loss.ratio} all tokens of a response share one ratio, which leaves no place "
+            f"for them. Set algorithm.ratio to token, or use another algorithm than {algorithm.name}."
+        )
+    if loss.aggregation == "sequence_mean":
+        raise ConfigError(
+            f"{start}algorithm.aggregation sequence_mean weighs each token by 1 / length, which is not known before "
+            "the response ends, so they would not cancel. Set algorithm.aggregation to token_mean or sequence_sum."
+        )
+    if options.get("gamma", 1.0) != 1.0:
+        raise ConfigError(
+            f"{start}algorithm.options.gamma is {options['gamma']:g}, and potential differences keep the optimum for "
+            "gamma 1. Set it to 1."
+        )
+    if algorithm.critic == "token" and algorithm.value_loss == "bce" and options["gae_lambda"] != 1.0:
+        raise ConfigError(
+            f"{start}{algorithm.name}'s critic learns the reward alone, so that with gae_lambda "
+            f"{options['gae_lambda']:g} they would not cancel. Set algorithm.options.gae_lambda to 1, or use ppo."
+        )

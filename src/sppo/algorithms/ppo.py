@@ -1,6 +1,7 @@
 """PPO with a token critic (Schulman et al., arXiv 1707.06347), and the SPPO paper's ablation PPO + BCE.
 
-    r_t = R at the last token, 0 before; minus beta k_t at each token where a KL penalty is in the reward
+    r_t = R at the last token, 0 before; plus process rewards at the last token of each step (sppo.shaping), minus
+          beta k_t at each token, where there are such
     delta_t = r_t + gamma V_{t+1} - V_t, V after the last token 0
     A_t = sum over l of (gamma lambda)^l delta_{t+l}          (GAE, arXiv 1506.02438)
 
@@ -52,9 +53,8 @@ def ppo_bce_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
 
 def _advantages(batch: Batch, before: Estimates, options: Options) -> tuple[Tensor, Tensor]:
     assert before.values is not None, "PPO needs the critic's values"
-    rewards = torch.zeros_like(before.values)
-    if before.kl_penalty is not None:
-        rewards -= before.kl_penalty
+    extra = before.token_rewards(batch)
+    rewards = torch.zeros_like(before.values) if extra is None else extra.clone()
     last = batch.mask.sum(dim=1) - 1
     rewards[torch.arange(len(batch)), last] += batch.rewards
     advantages = generalized_advantages(rewards, before.values, batch.mask, options["gamma"], options["gae_lambda"])

@@ -13,13 +13,12 @@ import torch
 
 from sppo.algorithms.groups import group_statistics
 from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.shaping import rewards_to_go
 
 
 def reinforce_pp_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
-    """Returns [B, 1], or [B, T] with a KL penalty in the reward; whitening is the loss option of that name."""
+    """Returns [B, 1], or [B, T] where single tokens earn something; whitening is the loss option of that name."""
     group = group_statistics(batch.rewards, batch.groups)
     outcome = torch.where(group.count > 1, batch.rewards - group.mean, batch.rewards).float()[:, None]  # [B, 1]
-    if before.kl_penalty is None:
-        return Credit(outcome)
-    to_go = before.kl_penalty.flip(1).cumsum(1).flip(1)  # [B, T] what is still to come, this token included
-    return Credit(outcome - to_go)
+    extra = before.token_rewards(batch)
+    return Credit(outcome if extra is None else outcome + rewards_to_go(extra))

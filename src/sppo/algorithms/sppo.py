@@ -17,6 +17,6 @@ from sppo.batch import Batch, Credit, Estimates, Options
 def sppo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
     """Returns A = R - V(prompt) [B, 1] and R as the critic's target [B, 1]."""
     assert before.values is not None, "SPPO needs the critic's values"
-    rewards = batch.rewards[:, None]  # [B, 1]
+    rewards = before.sequence_rewards(batch)[:, None]  # [B, 1]
     assert before.values.shape == rewards.shape, f"values {tuple(before.values.shape)}, rewards {tuple(rewards.shape)}"
     return Credit(advantages=rewards - before.values, value_targets=rewards)

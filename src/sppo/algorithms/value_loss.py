@@ -1,4 +1,4 @@
-"""Losses of critics: cross-entropy for a critic of solvability, which is a classifier; PPO's clipped square."""
+"""Losses of critics: cross-entropy for one of solvability, which is a classifier; squares; PPO's clipped square."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ def bce_value_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     assert logits.shape == targets.shape == weights.shape, "logits, targets and weights differ in shape"
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     return torch.where(weights > 0, weights * losses, 0.0).sum()
+
+
+def squared_value_loss(values: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Squared error (V - R)^2 of a critic whose V is its output: the weighted sum.
+
+    Args:
+        values: [b, 1] with gradient.
+        targets: the same shape.
+        weights: the same shape; 1 / count over the whole mini-batch.
+    """
+    assert values.shape == targets.shape == weights.shape, "values, targets and weights differ in shape"
+    return (weights * (values - targets) ** 2).sum()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, weights: Tensor, clip: float) -> Tensor:

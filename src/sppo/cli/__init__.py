@@ -26,10 +26,16 @@ COMMANDS = {
     "demo": Command("sppo.cli.demo", "Watch a tiny model learn arithmetic on this machine.", "sppo demo"),
     "train": Command("sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50"),
     "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml"),
-    "eval": Command("sppo.cli.eval", "Measure a run's or a model's accuracy.", "sppo eval runs/demo --checkpoint best"),
+    "eval": Command(
+        "sppo.cli.eval", "Measure a model, or compare two.", "sppo eval MODEL --benchmarks aime24,math500 -n 16"
+    ),
     "compare": Command(
         "sppo.cli.compare", "Compare algorithms from the same start.", "sppo compare demo --algorithms sppo,grpo"
     ),
+    "verify": Command(
+        "sppo.cli.verify", "Check a data set: gold answers, repeats, copies of benchmarks.", "sppo verify my.jsonl"
+    ),
+    "calibrate": Command("sppo.cli.calibrate", "Hold a run's critic against solve rates.", "sppo calibrate runs/demo"),
     "plot": Command("sppo.cli.plot", "Draw pictures of a run.", "sppo plot tail runs/demo_ppo"),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }

@@ -20,18 +20,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+SHORTCUTS = {"unsafe_code": "verification.code.unsafe_code"}
+"""Switches of every command that set an option to true."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """A command's arguments, sorted."""
 
-    positional: str | None = None
-    """The recipe, run or model; None where none was given."""
+    positionals: tuple[str, ...] = ()
+    """The recipe, run or model; more where the command takes more."""
     switches: frozenset[str] = frozenset()
     """Flags without a value that were given."""
     settings: dict[str, str] = field(default_factory=dict)
     """The command's own flags with a value."""
     overrides: list[str] = field(default_factory=list)
     """--key=value of the config, as `load_recipe` takes them."""
+
+    @property
+    def positional(self) -> str | None:
+        """The first of them; None where none was given."""
+        return self.positionals[0] if self.positionals else None
 
 
 def parse(
@@ -41,25 +50,27 @@ def parse(
     positional: str | None = None,
     switches: Collection[str] = (),
     settings: Collection[str] = (),
+    most: int = 1,
 ) -> Arguments:
     """Sorts a command's arguments. Dashes and underscores are the same in the command's own flags.
 
     Args:
         arguments: What follows the command's name.
         usage: One line, shown where something is missing.
-        positional: What the one positional argument is; None where the command takes none.
+        positional: What the positional argument is; None where the command takes none.
         switches: Names of flags without a value, with underscores.
         settings: Names of flags with a value, with underscores.
+        most: Positional arguments that the command takes at most; it needs one.
 
     Raises:
         ConfigError: a positional argument is missing or too many are given, or a flag lacks its value.
     """
-    spellings = {name for switch in switches for name in (switch, switch.replace("_", "-"))}
+    spellings = {name for switch in (*switches, *SHORTCUTS) for name in (switch, switch.replace("_", "-"))}
     positionals, pairs = split_arguments(arguments, spellings)
-    wanted = 0 if positional is None else 1
+    wanted = 0 if positional is None else most
     if len(positionals) > wanted:
         raise ConfigError(f"{positionals[wanted]!r} is one argument too many. Usage: {usage}")
-    if len(positionals) < wanted:
+    if wanted and not positionals:
         raise ConfigError(f"{positional} is missing. Usage: {usage}")
     given: set[str] = set()
     own: dict[str, str] = {}
@@ -72,9 +83,11 @@ def parse(
             if isinstance(text, NoValue):
                 raise ConfigError(f"--{key} has no value. Usage: {usage}")
             own[name] = str(text)
+        elif name in SHORTCUTS:
+            overrides.append(f"--{SHORTCUTS[name]}={'true' if isinstance(text, NoValue) else text}")
         else:
             overrides.append(f"--{key}" if isinstance(text, NoValue) else f"--{key}={text}")
-    return Arguments(positionals[0] if wanted else None, frozenset(given), own, overrides)
+    return Arguments(tuple(positionals), frozenset(given), own, overrides)
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -161,18 +174,18 @@ def _names_in_source(module: str, kind: str) -> list[str]:
     return [str(call.args[0].value) for call in named if isinstance(call.args[0], ast.Constant)]
 
 
-def _sections(config: type) -> Iterator[tuple[str, type, str]]:
-    """Yields (title, dataclass, prefix) of the config itself, of its sections, and of what lists hold."""
-    yield "The run", config, ""
-    for name, hint in typing.get_type_hints(config).items():
+def _sections(section: type, title: str = "The run", prefix: str = "") -> Iterator[tuple[str, type, str]]:
+    """Yields (title, dataclass, prefix) of a dataclass of options, of its sections, and of what its lists hold."""
+    yield title, section, prefix
+    for name, hint in typing.get_type_hints(section).items():
+        item = next(iter(typing.get_args(hint)), None)
         if dataclasses.is_dataclass(hint):
-            section = typing.cast(type, hint)
-            yield f"{name}: {_summary(section)}", section, f"{name}."
-            for inner, inner_hint in typing.get_type_hints(section).items():
-                item = next(iter(typing.get_args(inner_hint)), None)
-                if typing.get_origin(inner_hint) is list and dataclasses.is_dataclass(item):
-                    entry = typing.cast(type, item)
-                    yield f"{name}.{inner}: {_summary(entry)}", entry, f"{name}.{inner}.N."
+            inner, place = typing.cast(type, hint), f"{prefix}{name}"
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(item):
+            inner, place = typing.cast(type, item), f"{prefix}{name}.N"
+        else:
+            continue
+        yield from _sections(inner, f"{place.removesuffix('.N')}: {_summary(inner)}", f"{place}.")
 
 
 def _rows(section: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:

@@ -136,7 +136,7 @@ class PlainProgress(_Phases):
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Moves the current phase to `step`."""
         self._pending = phase = self.note(step, metrics)
-        if phase.done or time.monotonic() - self._printed >= _PLAIN_SECONDS:
+        if phase.done or (step and time.monotonic() - self._printed >= _PLAIN_SECONDS):
             self._flush()
 
     def message(self, text: str) -> None:
@@ -150,7 +150,9 @@ class PlainProgress(_Phases):
     def _flush(self) -> None:
         if self._pending is not None:
             phase, self._pending, self._printed = self._pending, None, time.monotonic()
-            self._print("  ".join([f"{phase.name} {phase.position()}", *_facts(phase.metrics)]))
+            left = phase.seconds_left(self._printed)
+            times = [f"{duration(left)} left"] if left is not None and left >= 1 else []
+            self._print("  ".join([f"{phase.name} {phase.position()}", *_facts(phase.metrics), *times]))
 
     def _print(self, text: str) -> None:
         self.console.print(f"[{duration(time.monotonic() - self._start)}] {text}", markup=False, soft_wrap=True)
@@ -215,6 +217,9 @@ class LiveProgress(_Phases):
         if "critic/value_mean" in metrics:
             against = f"[dim]mean V; mean R was {metrics['reward/mean']:.3f}[/]"
             rows.add_row("critic expected", f"{metrics['critic/value_mean']:.3f}", against)
+        if metrics.get("reward/error_share"):
+            timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
+            rows.add_row("verifier errors", f"{metrics['reward/error_share']:.1%}", timeouts)
         if "throughput/tokens_per_second" in metrics:
             rows.add_row("tokens a second", f"{metrics['throughput/tokens_per_second']:,.0f}", "")
         return rows
@@ -254,6 +259,8 @@ def _facts(metrics: Mapping[str, float]) -> list[str]:
         "throughput/tokens_per_second": "{:,.0f} tokens/s",
     }
     known = [text.format(metrics[key]) for key, text in shown.items() if metrics.get(key) is not None]
+    if metrics.get("reward/error_share"):
+        known.append(f"verifier errors {metrics['reward/error_share']:.1%}")
     return known or [f"{_short_name(key)} {value:.4g}" for key, value in list(metrics.items())[:3]]
 
 

@@ -25,7 +25,7 @@ def print_story(console: Console, summary: Summary) -> None:
 def print_result(console: Console, summary: Summary, *, calibration: bool = False, examples: bool = False) -> None:
     """Prints accuracy, the critic's scores, time and where the files are."""
     if summary.get("accuracy_after") is not None:
-        console.print("\n[bold]Held-out accuracy, before and after[/]")
+        console.print(f"\n[bold]Held-out {summary.get('measure', 'accuracy')}, before and after[/]")
         console.print(_indented(accuracy_table(summary)))
     if summary.get("critic"):
         console.print("\n[bold]How well the critic foresees success, from the prompt alone[/]")
@@ -66,6 +66,8 @@ def print_evaluation(console: Console, result: Summary) -> None:
 
 def accuracy_table(summary: Summary) -> Table:
     """Accuracy by difficulty before and after, with a bar: what was there, and what was gained or lost."""
+    if summary.get("measure") == "mean reward":
+        return _reward_table(summary)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("difficulty")
     for heading in ("prompts", "before", "after", "change"):
@@ -81,6 +83,20 @@ def accuracy_table(summary: Summary) -> Table:
     table.add_row("[bold]all[/]", f"{prompts:,}" if prompts else "", *_change(before, after))
     errors = [_percent(summary.get(f"accuracy_{when}_stderr")) for when in ("before", "after")]
     table.add_row("[dim]± standard error[/]", "", *[f"[dim]{error}[/]" for error in errors])
+    return table
+
+
+def _reward_table(summary: Summary) -> Table:
+    """The mean reward before and after, which is no share of anything."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    for heading in ("prompts", "before", "after", "change"):
+        table.add_column(heading, justify="right")
+    before, after = summary.get("accuracy_before"), summary["accuracy_after"]
+    shown = [
+        "–" if value is None else f"{value:{form}}"
+        for value, form in ((before, ".3f"), (after, ".3f"), (None if before is None else after - before, "+.3f"))
+    ]
+    table.add_row(f"{summary.get('prompts', 0):,}", *shown)
     return table
 
 

@@ -54,14 +54,15 @@ class Engine(Protocol):
         """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int | Sequence[int]
     ) -> list[Completion]:
         """Samples one response to each row.
 
         Args:
             prompts: rows of token ids, none empty; a row that stands twice gets two independent responses.
             sampling: length, distribution and stop ids, the same for all rows.
-            seed: the same seed, rows, sampling and weights give the same responses.
+            seed: the same seed, rows, sampling and weights give the same responses. One seed a row makes each response
+                independent of which other rows it is sampled with.
 
         Returns:
             One completion a row, in the rows' order.

@@ -5,6 +5,8 @@ Shapes: N rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,21 +55,22 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingParameters) -> tupl
     return chosen.squeeze(1), logprobs
 
 
-def row_uniforms(seed: int, rows: Tensor, positions: int) -> Tensor:
+def row_uniforms(seed: int | Sequence[int], rows: Tensor, positions: int) -> Tensor:
     """Uniform numbers in [0, 1) that are a function of (seed, row, position) alone, the same on every device.
 
     Each row is a SplitMix64 stream (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")
     whose start is a hash of the seed and the row.
 
     Args:
-        seed: any integer.
+        seed: any integer, or one a row.
         rows: [N] int64 row indices.
         positions: how many numbers each row gets.
 
     Returns:
         [positions, N] float32, multiples of 2^-24.
     """
-    start = _mix(_mix(torch.tensor(_signed(seed), device=rows.device)) + rows)
+    signed = _signed(seed) if isinstance(seed, int) else [_signed(own) for own in seed]
+    start = _mix(_mix(torch.tensor(signed, device=rows.device)) + rows)
     steps = torch.arange(1, positions + 1, device=rows.device)[:, None]
     return (_shift(_mix(start + steps * _signed(0x9E3779B97F4A7C15)), 40)).float() * 2.0**-24
 

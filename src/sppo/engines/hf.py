@@ -82,7 +82,7 @@ class HFEngine:
         """Nothing to release: the model is the trainer's, and the cache lives for one call."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int | Sequence[int]
     ) -> list[Completion]:
         """Samples one response to each row of token ids.
 
@@ -92,7 +92,8 @@ class HFEngine:
         Args:
             prompts: rows of token ids, none empty.
             sampling: length, distribution and stop ids.
-            seed: any integer; with the row's index and the position it fixes each draw.
+            seed: any integer; with the row's index and the position it fixes each draw. Or one a row, which with the
+                position alone fixes the row's draws.
 
         Returns:
             One completion a row, in the rows' order.
@@ -144,11 +145,15 @@ class HFEngine:
             yield chunk
 
     def _sample_chunk(
-        self, prompts: list[Sequence[int]], rows: list[int], sampling: SamplingParameters, seed: int
+        self, prompts: list[Sequence[int]], rows: list[int], sampling: SamplingParameters, seed: int | Sequence[int]
     ) -> list[Completion]:
         device, count = self._device, len(rows)
         logits, batch = self._prefill(prompts, sampling.max_tokens)
-        uniforms = row_uniforms(seed, torch.tensor(rows, device=device), sampling.max_tokens)  # [max_tokens, count]
+        if isinstance(seed, int):
+            uniforms = row_uniforms(seed, torch.tensor(rows, device=device), sampling.max_tokens)  # [max_tokens, count]
+        else:
+            own = [seed[row] for row in rows]
+            uniforms = row_uniforms(own, torch.zeros(count, dtype=torch.long, device=device), sampling.max_tokens)
         token_ids = torch.zeros(sampling.max_tokens, count, dtype=torch.long, device=device)
         logprobs = torch.zeros(sampling.max_tokens, count, device=device)
         is_stop = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)  # [V]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
@@ -69,6 +70,8 @@ class ValueModel(nn.Module):
         self.trunk = trunk
         self.tokenizer = tokenizer
         self.tokens_per_microbatch = tokens_per_microbatch
+        self.probability = True
+        """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
         # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
         self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
@@ -100,7 +103,9 @@ class ValueModel(nn.Module):
         self.trunk.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()}, folder / HEAD_FILE
+            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
+            folder / HEAD_FILE,
+            metadata={"value": "probability" if self.probability else "output"},
         )
 
     @classmethod
@@ -131,41 +136,48 @@ class ValueModel(nn.Module):
             gradient_checkpointing=gradient_checkpointing,
         )
         critic.head.load_state_dict(load_file(path / HEAD_FILE))
+        with safe_open(path / HEAD_FILE, "pt") as head:
+            critic.probability = (head.metadata() or {}).get("value") != "output"
         return critic.to(device)
 
 
 class PromptCritic(ValueModel):
-    """Reads prompts, returns one logit each; V = sigmoid(logit)."""
+    """Reads prompts, returns one logit each; V = sigmoid(logit), or the logit itself where V is no probability."""
 
     def logits(self, token_rows: Sequence[Sequence[int]]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
-        rows = [torch.tensor(row) for row in token_rows]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)  # [U, S]
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        counts = [len(row) for row in token_rows]
+        width = max(counts)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in token_rows], device=self.device)  # [U, S]
+        lengths = torch.tensor(counts, device=self.device)
         # Encoders look at padding unless told not to; causal trunks ignore what comes after.
-        mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        mask = None if min(counts) == width else (torch.arange(width, device=self.device) < lengths[:, None]).long()
         with arithmetic(self.device):
-            hidden = self.trunk(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [U, S, H]
+            hidden = self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
         # The last prompt token by index: right for any padding side that the tokenizer prefers.
-        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
+        last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
         logits: Tensor = self.head(last.float())
         return logits
 
-    @torch.no_grad()
     def values(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Returns V [B, 1] as float32 probabilities on the CPU; equal prompts are computed once."""
-        token_rows, inverse = self.distinct(prompts)
+        """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
+        return self.row_values(encode_many(list(prompts), self.tokenizer))
+
+    @torch.no_grad()
+    def row_values(self, encoded: Sequence[tuple[int, ...]]) -> Tensor:
+        """`values` of prompts that are token ids already."""
+        token_rows, inverse = distinct(encoded)
         logits = torch.empty(len(token_rows), 1)
         for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
             logits[part] = self.logits([token_rows[row] for row in part]).cpu()
-        return logits.sigmoid()[inverse]
+        return (logits.sigmoid() if self.probability else logits)[inverse]
 
-    def distinct(self, prompts: Sequence[Prompt]) -> tuple[list[tuple[int, ...]], Tensor]:
-        """Returns U distinct token rows, and [B] which of them each prompt is."""
-        encoded = encode_many(list(prompts), self.tokenizer)
-        number: dict[tuple[int, ...], int] = {}
-        inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
-        return list(number), inverse
+
+def distinct(encoded: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Returns U distinct token rows, and [B] which of them each row is."""
+    number: dict[tuple[int, ...], int] = {}
+    inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
+    return list(number), inverse
 
 
 class TokenCritic(ValueModel):
@@ -223,9 +235,11 @@ def make_value_model(kind: type[Model], config: Config, policy: PreTrainedModel,
             f"The critic's tokenizer has {len(tokenizer)} tokens, but the critic embeds only {embedded}. "
             "Give the critic its own tokenizer with --critic.tokenizer."
         )
-    return kind(
+    model = kind(
         trunk,
         tokenizer,
         tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
         gradient_checkpointing=options.gradient_checkpointing,
-    ).to(policy.device)
+    )
+    model.probability = options.loss == "bce"
+    return model.to(policy.device)

@@ -10,7 +10,7 @@ Shapes: r rows, S padded row length, N response tokens of the micro-batch laid e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sppo.models.loading import arithmetic, embedded_tokens
-from sppo.models.packing import Layout, lay_out
+from sppo.models.packing import Layout, TokenRow, lay_out
+
+LayoutName = Literal["sorted", "packed"]
+TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(log-probabilities [n], entropies [n], row [n] and column [n] of each token) -> the tokens' summed loss."""
 
 
 @dataclass(frozen=True)
@@ -33,48 +37,79 @@ class TokenLogprobs:
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(h W^T + b)[target], a chunk of tokens at a time; entropy on the side."""
+    """log softmax(h W^T + b)[target], a chunk of tokens at a time; entropy on the side.
+
+    The backward pass makes each chunk's logits anew: four matrix products where keeping [N, V] would take three.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        projection = weight.to(hidden.dtype)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
+        buffers = _Buffers(hidden, weight, bias, temperature, chunk)
         for part in _chunks(len(targets), chunk):
-            logits = _logits(hidden[part], projection, bias, temperature)
-            normaliser = logits.logsumexp(dim=-1)
-            logprobs[part] = logits.gather(1, targets[part, None]).squeeze(1) - normaliser
-            probabilities = (logits - normaliser[:, None]).exp_()
-            entropy[part] = normaliser - (probabilities * logits).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, bias, targets)
+            logs, probabilities = buffers.softmax(hidden[part])
+            logprobs[part], entropy[part] = _read(logs, probabilities, targets[part])
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        projection = weight.to(hidden.dtype)
-        of_logprobs, of_entropy = gradients
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        hidden, weight, bias, targets, entropy = ctx.saved_tensors
+        buffers = _Buffers(hidden, weight, bias, ctx.temperature, ctx.chunk)
+        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, ctx.temperature)
         for part in _chunks(len(targets), ctx.chunk):
-            logits = _logits(hidden[part], projection, bias, ctx.temperature)
-            grad_logits = _logit_gradient(logits, targets[part], _part(of_logprobs, part), _part(of_entropy, part))
-            grad_logits = grad_logits.div_(ctx.temperature).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ projection
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+            logs, probabilities = buffers.softmax(hidden[part])
+            of_logprobs, of_entropy = (None if given is None else given[part] for given in gradients)
+            upstream = _logit_gradient(logs, probabilities, targets[part], entropy[part], of_logprobs, of_entropy)
+            grads.add(part, upstream, buffers.projection)
+        return *grads.finished(), None, None, None
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of the tokens' losses, a chunk at a time, with its gradient made in the forward pass.
+
+    As each token's loss depends on its own log-probability and entropy alone, the logits of a chunk are made once:
+    three matrix products, as many as keeping [N, V] would take.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        token_loss: Callable[[Tensor, Tensor, slice], Tensor],
+    ) -> Tensor:
+        buffers = _Buffers(hidden, weight, bias, temperature, chunk)
+        grads = _Gradients(hidden, weight, bias, ctx.needs_input_grad, temperature)
+        total = torch.zeros((), device=hidden.device)
+        for part in _chunks(len(targets), chunk):
+            logs, probabilities = buffers.softmax(hidden[part])
+            said = _read(logs, probabilities, targets[part])
+            with torch.enable_grad():
+                given = (said[0].requires_grad_(), said[1].requires_grad_())
+                loss = token_loss(*given, part)
+                of_logprobs, of_entropy = torch.autograd.grad(loss, given, allow_unused=True)
+            total += loss.detach()
+            upstream = _logit_gradient(logs, probabilities, targets[part], said[1].detach(), of_logprobs, of_entropy)
+            grads.add(part, upstream, buffers.projection)
+        ctx.gradients = grads.finished()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        made, ctx.gradients = ctx.gradients, None
+        # In place, and kept nowhere else: the projection's gradient may be the largest tensor of all.
+        scaled = (None if gradient is None else gradient.mul_(gradients[0]) for gradient in made)
+        return *scaled, None, None, None, None
 
 
 def chunked_logprobs(
@@ -99,14 +134,32 @@ def chunked_logprobs(
     return result
 
 
+def chunked_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    token_loss: Callable[[Tensor, Tensor, slice], Tensor],
+    *,
+    temperature: float,
+    chunk: int,
+) -> Tensor:
+    """The sum of `token_loss(log-probabilities [n], entropies [n], which tokens)` over chunks, with gradient.
+
+    Arguments as for `chunked_logprobs`; each token's loss must depend on its own two numbers alone.
+    """
+    loss: Tensor = _ChunkedLoss.apply(hidden, weight, bias, targets, temperature, chunk, token_loss)
+    return loss
+
+
 def response_logprobs(
     model: PreTrainedModel,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Sequence[TokenRow],
     *,
     width: int,
     temperature: float = 1.0,
     chunk: int = 256,
-    layout: Literal["sorted", "packed"] = "sorted",
+    layout: LayoutName = "sorted",
 ) -> TokenLogprobs:
     """Runs the model on one micro-batch and returns what it says of each response token.
 
@@ -123,27 +176,62 @@ def response_logprobs(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
-    apart = _project_apart(model)
     with arithmetic(device):
-        if apart:
-            hidden = _backbone(model)(**arranged.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            head = model.get_output_embeddings()
-            chosen = hidden[arranged.sources]
-            if torch.is_autocast_enabled(device.type):
-                # The last norm may leave float32, whose matrix products would cost the backward pass dearly.
-                chosen = chosen.to(torch.get_autocast_dtype(device.type))
+        if _project_apart(model):
+            hidden, weight, bias = _before_projection(model, arranged)
             logprobs, entropy = chunked_logprobs(
-                chosen,
-                head.weight,
-                getattr(head, "bias", None),
-                arranged.targets,
-                temperature=temperature,
-                chunk=chunk,
+                hidden, weight, bias, arranged.targets, temperature=temperature, chunk=chunk
             )
         else:
-            logits = model(**arranged.inputs, use_cache=False).logits.flatten(0, 1)[arranged.sources].float()
-            logprobs, entropy = _whole_logprobs(logits / temperature, arranged.targets)
+            logprobs, entropy = _whole_logprobs(model, arranged, temperature)
     return TokenLogprobs(_spread(logprobs, arranged, len(rows), width), _spread(entropy, arranged, len(rows), width))
+
+
+def response_loss(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    token_loss: TokenLoss,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 256,
+    layout: LayoutName = "sorted",
+) -> Tensor:
+    """Runs the model on one micro-batch and returns the sum of its tokens' losses, with gradient.
+
+    The same as a loss of `response_logprobs`, with a quarter fewer products of the vocabulary's size. Only for losses
+    in which each token's term depends on its own log-probability and entropy alone.
+
+    Args:
+        model: a causal LM.
+        rows: r pairs of prompt and response token ids.
+        token_loss: called for a few response tokens at a time, each token once.
+        temperature: divides the logits, as at sampling.
+        chunk: tokens whose logits exist at one time.
+        layout: rows padded on the right, or laid end to end in one row.
+    """
+    device = next(model.parameters()).device
+    arranged = lay_out(rows, layout, device)
+    with arithmetic(device):
+        if not _project_apart(model):
+            logprobs, entropy = _whole_logprobs(model, arranged, temperature)
+            return token_loss(logprobs, entropy, arranged.rows, arranged.columns)
+        hidden, weight, bias = _before_projection(model, arranged)
+
+        def loss_of(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
+            return token_loss(logprobs, entropy, arranged.rows[part], arranged.columns[part])
+
+        return chunked_loss(hidden, weight, bias, arranged.targets, loss_of, temperature=temperature, chunk=chunk)
+
+
+def _before_projection(model: PreTrainedModel, arranged: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Last hidden states [N, H] that predict the response tokens, and the output projection and its bias."""
+    hidden = _backbone(model)(**arranged.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    chosen = hidden[arranged.sources]
+    if torch.is_autocast_enabled(chosen.device.type):
+        # The last norm may leave float32, whose matrix products would cost the backward pass dearly.
+        chosen = chosen.to(torch.get_autocast_dtype(chosen.device.type))
+    head = model.get_output_embeddings()
+    return chosen, head.weight, getattr(head, "bias", None)
 
 
 def _spread(flat: Tensor, arranged: Layout, rows: int, width: int) -> Tensor:
@@ -152,10 +240,11 @@ def _spread(flat: Tensor, arranged: Layout, rows: int, width: int) -> Tensor:
     return target.index_put((arranged.rows, arranged.columns), flat)
 
 
-def _whole_logprobs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logprobs = logits.log_softmax(dim=-1)
+def _whole_logprobs(model: PreTrainedModel, arranged: Layout, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = model(**arranged.inputs, use_cache=False).logits.flatten(0, 1)[arranged.sources].float()
+    logprobs = (logits / temperature).log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
-    return logprobs.gather(1, targets[:, None]).squeeze(1), entropy
+    return logprobs.gather(1, arranged.targets[:, None]).squeeze(1), entropy
 
 
 def _backbone(model: PreTrainedModel) -> Any:
@@ -191,36 +280,92 @@ def _compare_projection(model: PreTrainedModel) -> bool:
     return expected.shape == ours.shape and torch.allclose(expected.float(), ours.float(), rtol=1e-3, atol=1e-3)
 
 
-def _logits(hidden: Tensor, projection: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """[n, V] float32."""
-    logits = (hidden @ projection.T).float()
-    if bias is not None:
-        logits += bias.float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+class _Buffers:
+    """Room for the [chunk, V] tensors, used again by each chunk: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, chunk: int) -> None:
+        self.projection = weight.to(hidden.dtype)
+        self._bias, self._temperature = bias, temperature
+        rows = min(chunk, len(hidden))
+        self._product = hidden.new_empty(rows, len(weight))
+        self._spare = torch.empty_like(self._product, dtype=torch.float32)
+
+    def softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and probabilities of the whole vocabulary, [n, V] float32; overwritten by the next call."""
+        logits = torch.mm(hidden, self.projection.T, out=self._product[: len(hidden)]).float()
+        if self._bias is not None:
+            logits += self._bias.float()
+        if self._temperature != 1.0:
+            logits /= self._temperature
+        # By hand, as logsumexp would take another [n, V] and the exponential twice.
+        logits -= logits.amax(dim=-1, keepdim=True)
+        probabilities = torch.exp(logits, out=self._spare[: len(logits)])
+        total = probabilities.sum(dim=-1, keepdim=True)
+        return logits.sub_(total.log()), probabilities.div_(total)
 
 
-def _logit_gradient(logits: Tensor, targets: Tensor, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> Tensor:
+class _Gradients:
+    """Gradients of hidden states, projection and bias, each where it is wanted, added up chunk by chunk."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool], temperature: float
+    ) -> None:
+        self._given, self._weight_dtype, self._temperature = hidden, weight.dtype, temperature
+        self._hidden = torch.empty_like(hidden) if wanted[0] else None
+        self._weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+        self._bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
+
+    def add(self, part: slice, of_logits: Tensor, projection: Tensor) -> None:
+        """Takes in one chunk's gradient of the logits over the temperature [n, V]; overwrites it."""
+        hidden = self._given[part]
+        gradient = of_logits.div_(self._temperature) if self._temperature != 1.0 else of_logits
+        gradient = gradient.to(hidden.dtype)
+        if self._hidden is not None:
+            torch.mm(gradient, projection, out=self._hidden[part])
+        if self._weight is not None and hidden.dtype == torch.float32:
+            # In place: a [V, H] product of its own for each chunk costs more than small chunks save.
+            self._weight.addmm_(gradient.T, hidden)
+        elif self._weight is not None:
+            self._weight += gradient.T @ hidden
+        if self._bias is not None:
+            self._bias += gradient.sum(dim=0)
+
+    def finished(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The three, in the weights' own precision."""
+        weight = None if self._weight is None else self._weight.to(self._weight_dtype)
+        return self._hidden, weight, self._bias
+
+
+def _read(logs: Tensor, probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and entropy, [n] each."""
+    logprobs = logs.gather(1, targets[:, None]).squeeze(1)
+    # A batched product of rows with rows needs no third [n, V].
+    return logprobs, -torch.bmm(probabilities[:, None], logs[:, :, None]).flatten()
+
+
+def _logit_gradient(
+    logs: Tensor,
+    probabilities: Tensor,
+    targets: Tensor,
+    entropy: Tensor,
+    of_logprobs: Tensor | None,
+    of_entropy: Tensor | None,
+) -> Tensor:
     """[n, V] gradient with respect to the logits, given those of log-probabilities and entropies, [n] each.
 
+    `logs` and `probabilities` are of the whole vocabulary [n, V] and are overwritten; the entropies [n] are theirs.
     d log p(y) / d z = onehot(y) - p;   d H / d z = -p (log p + H)
     """
     if of_entropy is None:
-        gradient = logits.softmax(dim=-1).mul_(0.0 if of_logprobs is None else -of_logprobs[:, None])
+        gradient = probabilities.mul_(0.0 if of_logprobs is None else -of_logprobs[:, None])
     else:
-        logs = logits.log_softmax(dim=-1)
-        probabilities = logs.exp()
-        entropy = -(probabilities * logs).sum(dim=-1, keepdim=True)
-        gradient = -(logs + entropy) * of_entropy[:, None]
+        gradient = logs.add_(entropy[:, None]).mul_(-of_entropy[:, None])
         if of_logprobs is not None:
             gradient -= of_logprobs[:, None]
         gradient *= probabilities
     if of_logprobs is not None:
         gradient.scatter_add_(1, targets[:, None], of_logprobs[:, None])
     return gradient
-
-
-def _part(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]
 
 
 def _chunks(total: int, size: int) -> list[slice]:

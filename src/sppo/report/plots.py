@@ -71,7 +71,9 @@ def _title(folder: Path, metrics: Metrics, summary: Mapping[str, Any]) -> str:
     name = folder.resolve().name
     before, after = summary.get("accuracy_before"), summary.get("accuracy_after")
     if before is not None and after is not None:
-        return f"{name}: held-out accuracy {before:.1%} before, {after:.1%} after"
+        measure = summary.get("measure", "accuracy")
+        shown = ".1%" if measure == "accuracy" else ".3f"
+        return f"{name}: held-out {measure} {before:{shown}} before, {after:{shown}} after"
     return f"{name}: at step {metrics[-1]['step']}" if metrics else f"{name}: nothing recorded yet"
 
 
@@ -102,7 +104,8 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
         axis.set(xticks=[], yticks=[])
         return
     axis.set_xlabel(xlabel)
-    if share:
+    # Rewards may be any number (critic.loss mse, or no critic): those get an axis of their own.
+    if share and -0.05 <= axis.dataLim.y0 <= axis.dataLim.y1 <= 1.05:
         axis.set_ylim(-0.02, 1.02)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     if xlabel == "step":
@@ -117,13 +120,14 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
 def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     _line(axis, metrics, "reward/mean", "training reward", BLUE, alpha=0.85)
     steps, accuracy = _series(metrics, "eval/accuracy")
+    measure = summary.get("measure", "accuracy")
     if accuracy:
         error = {line["step"]: line.get("eval/accuracy_stderr") or 0.0 for line in metrics}
         low = [value - 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
         high = [value + 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
-        axis.plot(steps, accuracy, color=ORANGE, marker="o", ms=4, label="held-out accuracy ± 2 s.e.")
+        axis.plot(steps, accuracy, color=ORANGE, marker="o", ms=4, label=f"held-out {measure} ± 2 s.e.")
         axis.fill_between(steps, low, high, color=ORANGE, alpha=0.18, linewidth=0)
-    _finish(axis, "Reward and held-out accuracy", share=True)
+    _finish(axis, f"Reward and held-out {measure}", share=True)
 
 
 def _value_against_reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:

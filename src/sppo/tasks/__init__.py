@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppo.config import DataConfig
 from sppo.errors import ConfigError, did_you_mean
-from sppo.tasks import aime, chain_arithmetic, dapo_math, deepscaler, gsm8k, loading, math500
+from sppo.tasks import aime, amc, chain_arithmetic, dapo_math, deepscaler, gsm8k, humaneval, loading, math500, minerva
 from sppo.tasks import rows as rows_task
 from sppo.tasks.loading import LoadedPrompts
 from sppo.tasks.problem import Task, prompt_key
@@ -23,9 +23,13 @@ TASKS: dict[str, Task] = {
     "chain_arithmetic": chain_arithmetic.TASK,
     "dapo_math": dapo_math.TASK,
     "math500": math500.TASK,
-    "aime": aime.TASK,
+    "aime24": aime.AIME24,
+    "aime25": aime.AIME25,
+    "amc23": amc.TASK,
+    "minerva": minerva.TASK,
     "gsm8k": gsm8k.TASK,
     "deepscaler": deepscaler.TASK,
+    "humaneval": humaneval.TASK,
     "rows": rows_task.TASK,
 }
 """Every task by its name, the value of data.task."""

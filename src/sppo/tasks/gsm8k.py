@@ -2,7 +2,7 @@
 
 The column `answer` holds the steps, with calculator marks such as <<16-3=13>>, and ends with `#### number`. The gold
 answer is that number without thousands separators; the demonstration is the steps without the marks, ending with the
-number in a box, which is the form that the instruction asks for.
+number in a box, which is the form that the instruction asks for. verl's layout is read too; it has no steps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from sppo.config import DataConfig
+from sppo.tasks.math_rows import load_math_row
 from sppo.tasks.problem import (
     BOXED_INSTRUCTION,
     Problem,
@@ -28,6 +29,8 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 def load(row: Row, config: DataConfig) -> Problem:
     """Reads a row of question and answer; without `####` in the answer there is no gold and no demonstration."""
+    if "reward_model" in row:
+        return load_math_row(row, config)
     solution = optional(row, "answer")
     steps, mark, number = solution.rpartition("####") if isinstance(solution, str) else ("", "", "")
     gold = number.strip().replace(",", "") if mark else ""

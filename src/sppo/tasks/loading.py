@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sppo.config import DataConfig
@@ -29,6 +29,8 @@ class LoadedPrompts:
     """In the order of the rows."""
     notes: tuple[str, ...]
     """Lines for people: what was left out, and what is odd about the data."""
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    """Row number, from 1 -> why the row could not be used."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ def load(
     key: str = "data",
 ) -> LoadedPrompts:
     """Loads the prompts of one task; see `sppo.tasks.load_prompts`."""
-    _check_config(task, config, rows, key)
+    check_data_config(task, config, rows, key)
     verifier = config.verifier or task.verifier
     needs_gold = require_gold and config.reward is None
     if needs_gold:
@@ -74,10 +76,16 @@ def load(
         notes.append(f"{task.name}: {reading.copies} rows left out, exact copies of earlier rows")
     if not task.built_in:
         notes.extend(_repeat_notes(task.name, reading.problems))
-    return LoadedPrompts(tuple(_prompts(task, config, reading.problems, verifier, key)), tuple(notes))
+    prompts = tuple(_prompts(task, config, reading.problems, verifier, key))
+    return LoadedPrompts(prompts, tuple(notes), dict(sorted(reading.bad.items())))
 
 
-def _check_config(task: Task, config: DataConfig, rows: Iterable[Row] | None, key: str) -> None:
+def check_data_config(task: Task, config: DataConfig, rows: Iterable[Row] | None, key: str) -> None:
+    """Refuses options that the task does not take.
+
+    Raises:
+        ConfigError: names the option.
+    """
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"{key}.limit is {config.limit}, but must be at least 1 (or null for all rows).")
     if not task.built_in:
@@ -124,9 +132,10 @@ def _read(task: Task, config: DataConfig, rows: Iterable[Row]) -> _Reading:
 
 def _check_golds(reading: _Reading, verifier: str, tools: Tools | None, trusted: bool) -> None:
     """Moves problems without a usable gold answer to the bad rows."""
-    from sppo.verifiers import Tools, check_golds, get_verifier
+    from sppo.verifiers import Tools, check_golds, get_verifier, verifiers_behind
 
-    if not get_verifier(verifier).needs_gold:
+    tools = tools or Tools()
+    if not any(get_verifier(name).needs_gold for name in verifiers_behind(verifier, tools)):
         return
     for number, problem in list(reading.problems.items()):
         if problem.gold is None:
@@ -137,7 +146,7 @@ def _check_golds(reading: _Reading, verifier: str, tools: Tools | None, trusted:
         return
     numbers = list(reading.problems)
     golds = [(verifier, _as_submission(reading.problems[number])) for number in numbers]
-    for index, reason in check_golds(golds, tools or Tools()).items():
+    for index, reason in check_golds(golds, tools).items():
         reading.bad[numbers[index]] = reason
         del reading.problems[numbers[index]]
 
@@ -207,7 +216,7 @@ def _repeat_notes(name: str, problems: Mapping[int, Problem]) -> Iterator[str]:
     if conflicting:
         example = ", ".join(map(str, conflicting[0]))
         plural = "prompt has" if len(conflicting) == 1 else "prompts have"
-        note += f"; {len(conflicting)} repeated {plural} conflicting answers, as in rows {example}"
+        note += f"; {len(conflicting)} repeated {plural} conflicting answers as text, as in rows {example}; sppo verify says more"
     yield note
 
 

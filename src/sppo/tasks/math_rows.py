@@ -2,7 +2,7 @@
 
 - verl's: `prompt` (chat messages that already ask for the answer in a box), `reward_model.ground_truth`,
   `extra_info.index`, `data_source`, `ability`;
-- the hub's plain one: `problem` and `answer`, with `solution` and others beside them.
+- the hub's plain one: `problem` (or `question`) and `answer`, with `solution` and others beside them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def load_math_row(row: Row, config: DataConfig) -> Problem:
     Raises:
         RowError: the row is of neither layout, or its prompt cannot be used.
     """
+    prompt_column = next((name for name in ("problem", "question") if name in row), None)
     if "reward_model" in row and "prompt" in row:
         content, answer, prompt_column = prompt_content(row["prompt"]), "reward_model.ground_truth", "prompt"
-    elif "problem" in row:
-        content, answer, prompt_column = user_message(row["problem"]), "answer", "problem"
+    elif prompt_column is not None:
+        content, answer = user_message(row[prompt_column]), "answer"
     else:
-        raise RowError("no column 'problem', nor 'prompt' and 'reward_model'")
+        raise RowError("no column 'problem' or 'question', nor 'prompt' and 'reward_model'")
     return Problem(
         content=content,
         gold=answer_text(optional(row, answer)),

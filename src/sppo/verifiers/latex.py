@@ -1,117 +1,29 @@
-r"""Finds the final answer in a response and brings LaTeX to one spelling; strings only, nothing is evaluated.
-
-Every step is linear in the length of the text, so a megabyte of garbage costs milliseconds.
-"""
+r"""Brings the LaTeX of one answer to one spelling; strings only, nothing is evaluated and no value is changed."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-
-_BOX_TOKENS = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\s+(-?\d[\d.,/]{0,40})(?=\s*(?:\$|\\\)|\\\]|\n|\Z))")
-_ANSWER_LINE = re.compile(
-    r"^[ \t>#*_]{0,8}(?:(?:the|my)[ \t]+)?(?:final[ \t]+)?answer[ \t*_]{0,4}(?::|[ \t]is\b[ \t]*:?)[ \t]*(\S[^\n]*)$",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ANSWER_SENTENCE = re.compile(r"\bthe (?:final )?answer is:?[ \t]+(\S.*)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class FoundAnswer:
-    """The final answer of a response, or why there is none."""
-
-    text: str | None
-    """As written, without the box; None where there is no answer."""
-    reason: str = ""
-    """Why there is none."""
-
-
-def text_after_thinking(response: str) -> str | None:
-    """Returns what follows the last `</think>`, all of it where nothing thinks; None while a block is still open."""
-    opened, closed = response.rfind("<think>"), response.rfind("</think>")
-    if opened > closed:
-        return None
-    return response[closed + len("</think>") :] if closed >= 0 else response
-
-
-def find_answer(response: str) -> FoundAnswer:
-    r"""Returns the last `\boxed{...}` of what follows the thinking; without any, the last "Answer: X" line.
-
-    A box that is never closed is an answer cut off, and hides the ones before it; `\boxed` without an argument, as in
-    prose, is passed over. "The answer is X" counts on the last line alone.
-    """
-    final = text_after_thinking(response)
-    if final is None:
-        return FoundAnswer(None, "the thinking block is not closed")
-    boxes = list_boxes(final)
-    if boxes:
-        return FoundAnswer(boxes[-1], "" if boxes[-1] is not None else "the last box is not closed")
-    lines = list(_ANSWER_LINE.finditer(final))
-    if lines:
-        return FoundAnswer(lines[-1].group(1))
-    stripped = final.rstrip()
-    # The slice bounds the search within a last line of a megabyte.
-    sentence = _ANSWER_SENTENCE.search(stripped[stripped.rfind("\n") + 1 :][-2000:])
-    if sentence:
-        return FoundAnswer(sentence.group(1))
-    return FoundAnswer(None, "no boxed answer")
-
-
-def list_boxes(text: str) -> list[str | None]:
-    r"""Returns the contents of the outermost `\boxed{...}` and `\fbox{...}` in order; a last None if one is cut off."""
-    if "boxed" not in text and "fbox" not in text:
-        return []
-    box_starts, closing = _match_braces(text)
-    boxes: list[str | None] = []
-    end_of_last = 0
-    for start in box_starts:
-        if start < end_of_last:
-            continue
-        brace = re.compile(r"\s*\{").match(text, start)
-        if brace is None:
-            bare = _BARE_BOX.match(text, start)
-            if bare:
-                boxes.append(bare.group(1))
-        elif brace.end() - 1 in closing:
-            end_of_last = closing[brace.end() - 1]
-            content = text[brace.end() : end_of_last].strip()
-            if content:
-                boxes.append(content)
-        elif start == box_starts[-1]:
-            boxes.append(None)
-    return boxes
-
-
-def _match_braces(text: str) -> tuple[list[int], dict[int, int]]:
-    """Returns where each box command ends, and for every closed brace where its partner stands."""
-    box_starts: list[int] = []
-    closing: dict[int, int] = {}
-    stack: list[int] = []
-    for token in _BOX_TOKENS.finditer(text):
-        symbol = token.group()
-        if symbol == "{":
-            stack.append(token.start())
-        elif symbol == "}":
-            if stack:
-                closing[stack.pop()] = token.start()
-        elif len(symbol) > 2:
-            box_starts.append(token.end())
-    return box_starts, closing
-
+import unicodedata
+from functools import lru_cache
 
 _UNICODE = str.maketrans(
     {
-        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-",
+        # Full-width forms of the ASCII characters.
+        **{0xFF01 + offset: chr(0x21 + offset) for offset in range(94)},
+        **{
+            code: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", chr(code)).split("⁄"))
+            for code in (*range(0xBC, 0xBF), *range(0x2150, 0x215F))
+        },
+        "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-",
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "⁄": "/",
         "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ", "°": r"^\circ ", "√": r"\sqrt ",
-        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∈": r"\in ", "∪": r"\cup ", "≈": r"\approx ",
-        "²": "^{2}", "³": "^{3}", "¹": "^{1}", "⁴": "^{4}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "",
-        "，": ",", "；": ";", "：": ":", "（": "(", "）": ")", "％": "%", "。": ".",
-        "０": "0", "１": "1", "２": "2", "３": "3", "４": "4", "５": "5", "６": "6", "７": "7", "８": "8", "９": "9",
+        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∈": r"\in ", "∪": r"\cup ", "≈": r"\approx ", "∅": r"\emptyset ",
+        "ℝ": r"\mathbb{R}", "…": "...", "\u00a0": " ", "\u2009": r"\,", "\u202f": r"\,", "\u200b": "", "\ufeff": "",
+        "。": ".",
     }
 )  # fmt: skip
+_RAISED, _LOWERED, _PLAIN = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉", "0123456789+-n"
+_TO_PLAIN = str.maketrans(_RAISED + _LOWERED, _PLAIN + _PLAIN[:10])
 
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
@@ -121,29 +33,37 @@ _REWRITES = tuple(
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s?", ""),
         (r"\\(?:displaystyle|textstyle|limits|mathstrut)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\\((?P<inner>.*?)\\\)", r"\g<inner>"),
+        (r"\\text\s*\{\s*([,;])\s*\}", r"\1"),
         (r"\{\s*,\s*\}", ","),
-        (r",\\[!,;: ]\s*(?=\d{3})", ","),
+        (r",\\[!,;: ]\s*(?=\d{3})|(?<=\d)\\[!,;: ]\s*(?=\d{3}(?!\d))", ","),
         (r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|(?<!\\)~", " "),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (r"\{([^{}]{1,50})\\choose(?![a-zA-Z])([^{}]{1,50})\}", r"\\binom{\1}{\2}"),
+        (r"\A([^{}]{1,50})\\choose(?![a-zA-Z])([^{}]{1,50})\Z", r"\\binom{\1}{\2}"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])", r"\\ge "),
         (r"\\neq(?![a-zA-Z])", r"\\ne "),
         (r"\\mp(?![a-zA-Z])", r"\\pm "),
+        (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lbrace|lbrack)(?![a-zA-Z])", r"\\{"),
         (r"\\(?:rbrace|rbrack)(?![a-zA-Z])", r"\\}"),
-        (r"\\(?:bold|bm|boldsymbol|mbox|hbox|(?:math|text)(?:bf|rm|it|sf|tt|normal))\s*\{", r"\\text{"),
+        (r"\\(?:text)?color\s*\{[a-zA-Z]{1,20}\}", ""),
+        (r"\\(?:boxed|fbox|underline|bold|bm|boldsymbol|(?:math|text)bf)\s*\{", "{"),
+        (r"\\(?:mbox|hbox|(?:math|text)(?:rm|it|sf|tt|normal))\s*\{|\{\s*\\rm(?![a-zA-Z])", r"\\text{"),
         (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])|\\text\s*\{\s*(?:degrees?|deg)\.?\s*\}", "°"),
-        (r"\\frac\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*([0-9a-zA-Z])\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]{1,200}\})\s*([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
-        (r"_\{([0-9a-zA-Z])\}", r"_\1"),
-        (r"\^\{([0-9a-zA-Z])\}", r"^\1"),
+        (r"\\(frac|binom)\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\\1{\2}{\3}"),
+        (r"\\(frac|binom)\s*([0-9a-zA-Z])\s*\{", r"\\\1{\2}{"),
+        (r"(\\(?:frac|binom)\s*\{[^{}]{1,200}\})\s*([0-9a-zA-Z])", r"\1{\2}"),
+        (r"\\sqrt\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
+        (r"(?<=[\w)}])\*\*(?=[\w({\-])", "^"),
+        (r"([_^])\{([0-9a-zA-Z])\}(?![0-9a-zA-Z])", r"\1\2"),
+        (r"\.{3,}", r"\\ldots "),
         (r"\s+", " "),
     )
 )  # fmt: skip
 
-_WRAPPERS = tuple(
+_PAIRS = tuple(
     re.compile(pattern)
     for pattern in (
         r"\$\$?([^$]*)\$\$?",
@@ -153,19 +73,29 @@ _WRAPPERS = tuple(
         r"\*([^*]*)\*",
         r"__([^_]*)__",
         r"`([^`]*)`",
-        r"\\(?:text|boxed|fbox)\s*\{([^{}]*)\}",
-        r"\{([^{}]*)\}",
     )
 )
+_BRACED = re.compile(r"(?:\\(?:text|boxed|fbox|underline|(?:math|text)(?:bf|rm|it)))?\s*\{")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_LABEL = (
+    r"(?:(?:the |my )?(?:final )?answer\s*(?:is\b\s*:?|[:=]|(?=\}))"
+    r"|(?:approximately|approx\.?|about|roughly)(?=[\s}\\]))\s*"
+)
+_LEADING = re.compile(
+    rf"(?:\\text\s*\{{\s*{_LABEL}\}}\s*[:=]?|{_LABEL}|\\approx(?![a-zA-Z])|=)\s*(?=[^\s}}])", re.IGNORECASE
+)
+_TRAILING_SPACE = re.compile(r"(?:\\[,;:! ]|\\q?quad(?![a-zA-Z])|~|\s)+\Z")
 
 
+@lru_cache(maxsize=2048)
 def normalise(answer: str) -> str:
     r"""Returns one spelling of an answer: plain characters, no wrapping, `\frac{a}{b}`, single spaces.
 
-    Units stay (see `split_unit`); the value is never changed.
+    Units stay (see units.py); the value is never changed.
     """
-    text = answer.translate(_UNICODE).strip()
-    text = _unwrap(text)
+    text = re.sub(f"[{_RAISED}]+", lambda run: f"^{{{run[0].translate(_TO_PLAIN)}}}", answer)
+    text = re.sub(f"[{_LOWERED}]+", lambda run: f"_{{{run[0].translate(_TO_PLAIN)}}}", text)
+    text = _unwrap(text.translate(_UNICODE).strip())
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(?<!\\)\$", "", text)
@@ -175,13 +105,13 @@ def normalise(answer: str) -> str:
 def _unwrap(text: str) -> str:
     for _ in range(8):
         before = text
-        text = text.strip().rstrip(".,;:").strip() if not text.endswith("\\.") else text[:-2]
+        text = _without_trailing_marks(_without_label(_without_braces(text.strip())))
         if text.startswith("**") and text.count("**") == 1:
             text = text[2:]
         elif text.endswith("**") and text.count("**") == 1:
             text = text[:-2]
-        for wrapper in _WRAPPERS:
-            inside = wrapper.fullmatch(text)
+        for pair in _PAIRS:
+            inside = pair.fullmatch(text)
             if inside:
                 text = inside.group(1).strip()
         if text == before:
@@ -189,52 +119,27 @@ def _unwrap(text: str) -> str:
     return text
 
 
-_UNIT_WORDS = {
-    "degrees": "°", "degree": "°", "deg": "°", "percent": "%", "pct": "%", "dollars": "$", "dollar": "$", "usd": "$",
-    "cents": "cent", "feet": "ft", "foot": "ft", "inches": "in", "inch": "in", "miles": "mi", "mile": "mi",
-    "hours": "h", "hour": "h", "hrs": "h", "hr": "h", "minutes": "min", "minute": "min", "mins": "min",
-    "seconds": "s", "second": "s", "secs": "s", "sec": "s", "meters": "m", "meter": "m", "metres": "m", "metre": "m",
-    "centimeters": "cm", "centimeter": "cm", "centimetres": "cm", "kilometers": "km", "kilometer": "km",
-    "kilometres": "km", "millimeters": "mm", "grams": "g", "gram": "g", "kilograms": "kg", "kilogram": "kg",
-    "pounds": "lb", "pound": "lb", "lbs": "lb", "liters": "l", "litres": "l", "units": "", "unit": "",
-}  # fmt: skip
-_PLAIN_UNITS = (
-    "cm|mm|km|kg|ft|lb|lbs|mph|min|mins|hr|hrs|sec|secs|degrees?|deg|percent|pct|dollars?|usd|cents?|feet|foot|inch|inches|"
-    "miles?|hours?|minutes?|seconds?|days?|weeks?|months?|years?|meters?|metres?|centimeters?|centimetres?|kilometers?|"
-    "kilometres?|millimeters?|grams?|kilograms?|pounds?|liters?|litres?|gallons?|units?|people|students|apples|ways|points"
-)
-_TRAILING_UNIT = re.compile(
-    r"(?P<value>.*[^\s\\{(\[,=+\-*/^_])\s*(?:"
-    r"(?P<sign>\\?%|°)"
-    r"|\\text\s*\{(?P<text>[^{}]{1,60})\}(?P<power>\s*\^\s*\{?\s*[23]\s*\}?)?"
-    rf"|(?:(?<=[\d}})])\s*|\s)(?P<square>(?:square|cubic|sq\.?)\s+)?(?P<plain>{_PLAIN_UNITS})(?P<plain_power>\s*\^\s*[23])?"
-    r")\s*\.?",
-    re.DOTALL,
-)  # fmt: skip
-_NOT_A_UNIT = re.compile(r"\b(?:or|and|if|for|when|where|not|with|in|base|to|maybe|but)\b|\d", re.IGNORECASE)
+def _without_label(text: str) -> str:
+    label = _LEADING.match(text)
+    return text[label.end() :] if label else text
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    r"""Returns (value, unit) of a normalised answer; degrees, percent and currency are units like any other.
+def _without_trailing_marks(text: str) -> str:
+    # The slice bounds a search that is quadratic in a long run of spaces.
+    text = text[:-200] + _TRAILING_SPACE.sub("", text[-200:])
+    if text.endswith("\\."):
+        return text[:-2]
+    return text if text.endswith("...") else text.strip().rstrip(".,;:").strip()
 
-    The value is never rescaled: 5\% is 5 with unit "%", so it equals 5 and never 0.05. `\text{...}` is a unit only
-    behind a value and where it holds no word such as "or".
-    """
-    currency = re.match(r"\\?\$\s*(?=[\d.\-])|[£€]\s*(?=[\d.\-])", text)
-    if currency:
-        return text[currency.end() :].strip(), currency.group().strip().lstrip("\\")
-    match = _TRAILING_UNIT.fullmatch(text)
-    if match is None:
-        return text, ""
-    if match["sign"]:
-        return match["value"], match["sign"].lstrip("\\")
-    words = (match["text"] or match["plain"]).strip().lower().rstrip(".")
-    if match["text"] and (_NOT_A_UNIT.search(words) or not re.search(r"[\d}a-zA-Z)°]$", match["value"])):
-        return text, ""
-    power = re.sub(r"\D", "", match["power"] or match["plain_power"] or "")
-    square = re.match(r"(square|sq\.?|cubic)\s+", (match["square"] or "") + words)
-    if square:
-        power = "3" if square.group(1) == "cubic" else "2"
-        words = words[square.end() :] if not match["square"] else words
-    unit = _UNIT_WORDS.get(words, words)
-    return match["value"].strip(), unit + power if unit else ""
+
+def _without_braces(text: str) -> str:
+    r"""Takes off {...} and \text{...} that hold the whole answer."""
+    opening = _BRACED.match(text)
+    if opening is None or not text.endswith("}"):
+        return text
+    depth = 0
+    for token in _BRACES.finditer(text):
+        depth += (token.group() == "{") - (token.group() == "}")
+        if depth == 0 and token.group() == "}":
+            return text[opening.end() : -1].strip() if token.end() == len(text) else text
+    return text

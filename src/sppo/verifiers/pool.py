@@ -103,6 +103,11 @@ class VerifierPool:
         )
         return [verdicts.get(i, lost) for i in range(len(items))]
 
+    def process_ids(self) -> list[int]:
+        """The workers that run now, for those who watch their memory."""
+        pool = self._pool
+        return list(pool._pool_manager.worker_manager.workers) if pool is not None else []
+
     def close(self) -> None:
         """Ends the workers. Items that still run come back as errors. Closing twice does no harm."""
         with self._lock:

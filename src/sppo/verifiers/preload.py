@@ -1,5 +1,5 @@
 """Imported once by the server that workers fork from: sympy and math-verify loaded and warm."""
 
-from sppo.verifiers import math
+from sppo.verifiers import symbolic
 
-math.preload()
+symbolic.preload()

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from sppo.errors import ConfigError, did_you_mean
 from sppo.types import Submission
-from sppo.verifiers import exact, math
+from sppo.verifiers import choice, composite, exact, format, length, math, minerva, reward_model
+from sppo.verifiers.code import verifier as code
 from sppo.verifiers.text import text_verifier
 from sppo.verifiers.tools import Tools
 from sppo.verifiers.verifier import Verifier
@@ -25,14 +26,35 @@ VERIFIERS: dict[str, Verifier] = {
     verifier.name: verifier
     for verifier in (
         text_verifier(
-            "math", "last boxed answer, equal as mathematics to the gold answer", "1", math.fast, math.slow, _boxed
+            "math", "last boxed answer, equal as mathematics to the gold answer", "2", math.fast, math.slow, _boxed
         ),
+        text_verifier("minerva", "as math, and a number may be off by 1%", "1", minerva.fast, minerva.slow, _boxed),
+        Verifier("choice", "the letter of the choice, or its text", "1", choice.grade, choice.reference),
         text_verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
         text_verifier(
             "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
         ),
+        Verifier(
+            format.NAME, "the response has the form that was asked for", "1", format.grade, needs_gold=False,
+            prepare=format.prepare,
+        ),
+        Verifier(
+            length.NAME, "short enough, in tokens", "1", length.grade, needs_gold=False,
+            prepare=length.prepare,
+        ),
+        Verifier(
+            code.NAME, "the last block of code passes the tests", "1", code.grade, code.reference, prepare=code.prepare
+        ),
+        Verifier(
+            reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,
+            prepare=reward_model.prepare,
+        ),
+        Verifier(
+            composite.NAME, "gates that must hold, and the weighted mean of parts", "1", composite.grade,
+            needs_gold=False, prepare=composite.prepare,
+        ),
     )
-}
+}  # fmt: skip
 
 
 def get_verifier(name: str) -> Verifier:
@@ -44,6 +66,22 @@ def get_verifier(name: str) -> Verifier:
     if name not in VERIFIERS:
         raise ConfigError(f"There is no verifier {name!r}.{did_you_mean(name, VERIFIERS)}")
     return VERIFIERS[name]
+
+
+def verifiers_behind(name: str, tools: Tools) -> list[str]:
+    """Names of the verifiers that judge under this name: itself, and where it is composite, those among its parts.
+
+    Raises:
+        ConfigError: for an unknown verifier.
+    """
+    parts = composite.verifiers_of(tools.options.composite) if name == composite.NAME else []
+    return [get_verifier(name).name, *(get_verifier(part).name for part in parts)]
+
+
+def _shown(gold: str | None) -> str:
+    """A gold answer as messages give it: one that is the tests of a program would hide what is said of it."""
+    text = repr(gold)
+    return text if len(text) <= 100 else f"{text[:60]}..."
 
 
 def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> dict[int, str]:
@@ -61,8 +99,12 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
     """
     unusable: dict[int, str] = {}
     asked: dict[str, dict[tuple[str, str | None], list[int]]] = {}
-    for index, (name, given) in enumerate(submissions):
-        verifier = get_verifier(name)
+    wanted = [
+        (index, get_verifier(behind), given)
+        for index, (name, given) in enumerate(submissions)
+        for behind in verifiers_behind(name, tools)
+    ]
+    for index, verifier, given in wanted:
         if not verifier.needs_gold:
             continue
         if given.gold is None or not str(given.gold).strip():
@@ -73,7 +115,7 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
             response = verifier.reference(given)
             if response is not None:
                 # Equal golds are checked once: many data sets hold each number hundreds of times.
-                asked.setdefault(name, {}).setdefault((response, given.gold), []).append(index)
+                asked.setdefault(verifier.name, {}).setdefault((response, given.gold), []).append(index)
     for name, groups in asked.items():
         first = [replace(submissions[rows[0]][1], response=key[0]) for key, rows in groups.items()]
         verdicts = get_verifier(name).grade(first, tools)
@@ -81,5 +123,5 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
             if verdict.reward != 1.0:
                 why = verdict.error or verdict.reason
                 for index in rows:
-                    unusable[index] = f"the gold answer {gold!r} does not verify against itself: {why}"
+                    unusable[index] = f"the gold answer {_shown(gold)} does not verify against itself: {why}"
     return dict(sorted(unusable.items()))

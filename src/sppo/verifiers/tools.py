@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -25,6 +26,9 @@ class Tools:
     """Where verifiers that are models run."""
     loaded: dict[str, Any] = field(default_factory=dict, compare=False)
     """What a verifier loads once and keeps, such as a model, by the verifier's name."""
+    load_scorer: Callable[..., Any] | None = None
+    """Loads a model that scores texts: (RewardModelOptions, device) -> `sppo.verifiers.reward_model.Scorer`; handed in,
+    as models are in a room below."""
 
     @property
     def pool(self) -> VerifierPool:

@@ -21,7 +21,9 @@ class Verifier:
     """Changes whenever a verdict could; written to the audit record."""
     grade: Callable[[Sequence[Submission], Tools], list[Verdict]]
     """One verdict a submission, in order. Never raises for what a model wrote: an error is a verdict too."""
-    reference: Callable[[Submission], str | None]
+    reference: Callable[[Submission], str | None] = lambda given: None
     """From gold answer and columns, a response that should be marked right; None where there is nothing to check."""
     needs_gold: bool = True
     """Whether a prompt without a gold answer is a mistake."""
+    prepare: Callable[[Tools], None] = lambda tools: None
+    """Loads and checks what it needs before the first response; raises an SppoError where it can't work."""

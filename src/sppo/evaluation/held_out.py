@@ -13,6 +13,8 @@ from sppo.calibration import brier, expected_calibration_error, pearson, reliabi
 from sppo.critics import Critic
 from sppo.engines import Engine, SamplingParameters
 from sppo.errors import TrainingError
+from sppo.evaluation.scores import natural
+from sppo.evaluation.statistics import total_spread
 from sppo.grading import Grader
 from sppo.rollout import sample
 from sppo.types import EvaluationRecord, Prompt
@@ -31,8 +33,14 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Mean solve rate over prompts."""
+        """Mean solve rate over prompts; the mean reward where rewards are more than right or wrong, see `measure`."""
         return _mean(self.solve_rates)
+
+    @property
+    def measure(self) -> str:
+        """What `accuracy` is: "accuracy" where every reward is 0 or 1, else "mean reward"."""
+        rewards = {verdict.reward for record in self.records for verdict in record.verdicts}
+        return "accuracy" if rewards <= {0.0, 1.0, None} else "mean reward"
 
     @property
     def accuracy_stderr(self) -> float | None:
@@ -68,7 +76,7 @@ class Evaluation:
                 groups.setdefault(record.prompt.difficulty, []).append(record.solve_rate)
         return {
             label: {"accuracy": _mean(groups[label]), "stderr": _stderr(groups[label]), "prompts": len(groups[label])}
-            for label in sorted(groups, key=_natural)
+            for label in sorted(groups, key=natural)
         }
 
     def calibration(self) -> dict[str, Any]:
@@ -88,7 +96,7 @@ class Evaluation:
 
     def examples(self, count: int = 3) -> list[dict[str, Any]]:
         """The first response to `count` prompts spread over the difficulties."""
-        ordered = sorted(self.records, key=lambda record: _natural(record.prompt.difficulty or ""))
+        ordered = sorted(self.records, key=lambda record: natural(record.prompt.difficulty or ""))
         places = [int((number + 0.5) * len(ordered) / count) for number in range(min(count, len(ordered)))]
         return [
             {
@@ -138,12 +146,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _stderr(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
-def _natural(label: str) -> tuple[tuple[int, str], ...]:
-    """Sorts "2 operations" before "10 operations"."""
-    return tuple((int(word), "") if word.isdigit() else (0, word) for word in label.split())
+    spread = total_spread(values)
+    return None if spread is None else spread.stderr

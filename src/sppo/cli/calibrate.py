@@ -1,0 +1,132 @@
+"""`sppo calibrate RUN`: V(prompt) of a run's critic against the solve rates of many samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sppo.cli.checks import checkpoint_name, require_writable, whole_number
+from sppo.cli.options import parse, print_help, wants_help
+from sppo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+USAGE = (
+    "sppo calibrate RUN [--prompts N] [--samples_per_prompt N] [--checkpoint best|last|step_N] [--anew] [--json FILE] "
+    "[--key value ...]"
+)
+FLAGS = {
+    "RUN": "A run folder of an algorithm with a V(prompt): sppo, or spo (on prompts it has seen).",
+    "--prompts N": "Held-out prompts of the run to sample, drawn at random. Default: 200.",
+    "--samples_per_prompt N, -n N": "Responses to each. Default: 64.",
+    "--checkpoint best|last|step_N": "Which of the run's checkpoints. Default: last.",
+    "--anew": "Throw away what an earlier calibration with other settings left, instead of refusing.",
+    "--json FILE": "Write the measures to a file too.",
+}
+ABOUT = (
+    "Samples responses to held-out prompts as in training, and holds the critic's V against them: correlations, Brier "
+    "scores, calibration error and AUROC with 95% intervals, and a picture, in RUN/calibration/CHECKPOINT. Stopped, it "
+    "goes on where it was."
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    if wants_help(arguments):
+        print_help(USAGE, ABOUT, FLAGS, arguments)
+        return 0
+    spelled = ["--samples_per_prompt" if argument == "-n" else argument for argument in arguments]
+    given = parse(
+        spelled,
+        USAGE,
+        positional="RUN",
+        switches=("anew",),
+        settings=("prompts", "samples_per_prompt", "checkpoint", "json"),
+    )
+    path = given.positional or ""
+    folder = Path(path).expanduser()
+    if (folder / "state.json").is_file():
+        raise ConfigError(
+            f"{path} is a checkpoint. Give its run, and the checkpoint's name: sppo calibrate {folder.parent.parent} "
+            f"--checkpoint {folder.name}"
+        )
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{path} is no run folder (it has no config.yaml). Give the folder of a run of sppo or spo.")
+    checkpoint = checkpoint_name(given.settings)
+    prompts = whole_number(given.settings, "prompts") or 200
+    samples = whole_number(given.settings, "samples_per_prompt") or 64
+    if "json" in given.settings:
+        require_writable("--json", Path(given.settings["json"]))
+    from sppo.recipes.evaluation import evaluation_config
+
+    config, notes = evaluation_config(path, None, given.overrides)
+    from rich.console import Console
+
+    from sppo.calibrate import calibrate
+    from sppo.cli.progress import make_progress
+    from sppo.report.calibration import write_calibration
+
+    console = Console(highlight=False)
+    progress = make_progress(console)
+    try:
+        for note in notes:
+            progress.message(note)
+        result = calibrate(
+            path,
+            config,
+            prompts=prompts,
+            samples_per_prompt=samples,
+            checkpoint=checkpoint,
+            anew="anew" in given.switches,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    print_calibration(console, result)
+    picture = write_calibration(folder / "calibration" / result["checkpoint"])
+    console.print(f"\n[dim]picture[/]  {picture}\n[dim]numbers[/]  {picture.with_name('result.json')}", soft_wrap=True)
+    if "json" in given.settings:
+        text = json.dumps(result, indent=2, ensure_ascii=False)
+        Path(given.settings["json"]).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+_NAMES = {"pearson": "Pearson", "spearman": "Spearman", "brier": "Brier score", "ece": "ECE", "auroc": "AUROC"}
+_GROUPS = {"of_prompts": "V and solve rate, by prompt", "of_responses": "V and R, by response"}
+
+
+def print_calibration(console: Console, result: Mapping[str, Any]) -> None:
+    """Prints the measures with their intervals, and what a perfect V would have."""
+    from rich.table import Table
+
+    console.print(
+        f"\n{result['prompts']:,} prompts, {result['responses']:,} responses, checkpoint {result['checkpoint']}: "
+        f"mean V {result['mean_value']:.3f}, mean solve rate {result['mean_solve_rate']:.3f}\n",
+        soft_wrap=True,
+    )
+    if result["left_out"]:
+        console.print(f"[yellow]{result['left_out']:,} prompts are left out: none of their responses has a reward[/]")
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True)
+    for heading in ("V", "95% interval", "perfect V", "corrected"):
+        table.add_column(heading, justify="right")
+    for group, title in _GROUPS.items():
+        table.add_row(f"[bold]{title}[/]")
+        for key, measure in result[group].items():
+            low, high = _number(measure["low"]), _number(measure["high"])
+            interval = "–" if measure["low"] is None else f"{low} to {high}"
+            cells = (_number(measure[name]) if name in measure else "" for name in ("reachable", "corrected"))
+            table.add_row(f"  {_NAMES[key]}", _number(measure["value"]), interval, *cells)
+    console.print(table)
+    console.print(
+        f"[dim]Correlations and AUROC: 1 is best. Brier score and calibration error (ECE): 0 is best. A solve rate of "
+        f"{result['samples_per_prompt']} samples is uncertain: perfect V is what the true solve rates would have, "
+        f"corrected the estimate of the measure against them.[/]"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,49 @@
+"""What several commands ask of their own flags, checked before any long work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sppo.errors import ConfigError
+
+
+def require_writable(flag: str, path: Path) -> None:
+    """Refuses a file that could not be written after the work.
+
+    Raises:
+        ConfigError: names the flag and the file.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder, but must be a file to write.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}. Make it first, or choose another.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{flag} {path} is not writable. Choose another file.")
+
+
+def checkpoint_name(settings: Mapping[str, str]) -> str:
+    """Returns --checkpoint, by default "last".
+
+    Raises:
+        ConfigError: it is no name of a checkpoint.
+    """
+    name = settings.get("checkpoint", "last")
+    if name in ("best", "last") or (name.startswith("step_") and name[5:].isdecimal()):
+        return name
+    raise ConfigError(f"--checkpoint is {name!r}, but must be best, last, or step_N, as in step_40.")
+
+
+def whole_number(settings: Mapping[str, str], name: str) -> int | None:
+    """Returns the flag --NAME as a number of at least 1; None where it was not given.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    text = settings.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--{name} is {text!r}, but must be a whole number, at least 1.")
+    return int(text)

@@ -1,0 +1,129 @@
+r"""The `choice` verifier: is the letter that a response settles on the gold letter?
+
+The answer stands where the verifier `math` looks for it (the last box behind the thinking, else the last "Answer: X"
+line), or in the last "the answer is B" or "option B" of the text, or is the whole last line. It is a letter, bare or as
+(B), B., **B**, Option B, "B) 12 km" or "B because ..."; where the row has a column `choices` or `options`, the text of
+exactly one choice will do too. "A or B", two boxes and a letter in running prose ("A train ...") score 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from sppo.types import Submission, Verdict
+from sppo.verifiers.answers import Rules, compare
+from sppo.verifiers.boxes import find_answer, text_after_thinking
+from sppo.verifiers.latex import normalise
+from sppo.verifiers.math import MAX_ANSWER, equal_without_sympy
+from sppo.verifiers.tools import Tools
+
+_COLUMNS = ("choices", "options")
+_READ = 2000
+_STATEMENT = re.compile(
+    r"\b(?:answer|option|choice)\b(?:[ \t]+(?:is|would be|must be|should be))?"
+    r"[ \t]*:?[ \t]*(?:(?:option|choice)[ \t]+)?"
+    r"(?=([$*(\[\\]{0,4}(?:text\{\(?)?(?-i:[A-Z])(?![A-Za-z'’])[^\n]{0,200}))",
+    re.IGNORECASE,
+)
+_NAME = r"(?:(?i:option|choice|answer|letter)\s*:?\s*)?"
+_LETTER = re.compile(rf"{_NAME}[(\[]?\s*(?P<letter>[A-Za-z])\s*[)\]]?")
+_EXPLAINED = re.compile(
+    rf"{_NAME}(?:[(\[]\s*(?P<bracketed>[A-Z])\s*[)\]]\s*[:.\-]?|(?P<marked>[A-Z])\s*(?:[).:]|-\s|(?=,?\s*(?:because|since|as|which)\b)))"
+    r"\s*(?P<rest>\S.*)",
+    re.DOTALL,
+)
+_ANOTHER = re.compile(
+    r"\b(?:or|and|either|both|maybe|perhaps)\b.{0,20}?(?<![A-Za-z])[(\[]?[A-Z](?![A-Za-z])|\A[(\[]?[A-Z][)\].]"
+)
+_SHOWN = 200
+
+
+def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
+    """One verdict a response; strings only, nothing that could fail."""
+    return [judge(given.response, given.gold or "", choices_of(given.columns)) for given in submissions]
+
+
+def reference(submission: Submission) -> str | None:
+    """A response that gives the gold letter."""
+    return None if submission.gold is None else f"\\boxed{{{submission.gold}}}"
+
+
+def choices_of(columns: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {letter: text} of the column `choices` or `options`: a list, a dict by letter, or of text and label."""
+    for name in _COLUMNS:
+        given = columns.get(name)
+        if isinstance(given, Mapping) and isinstance(given.get("text"), Sequence):
+            labels = given.get("label") or ascii_uppercase
+            return {str(label): str(text) for label, text in zip(labels, given["text"], strict=False)}
+        if isinstance(given, Mapping):
+            return {str(label): str(text) for label, text in given.items() if text is not None}
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            return {label: str(text) for label, text in zip(ascii_uppercase, given, strict=False)}
+    return {}
+
+
+def judge(response: str, gold: str, choices: Mapping[str, str]) -> Verdict:
+    """Holds the letter of a response against the gold letter."""
+    wanted = _LETTER.fullmatch(normalise(gold[:_SHOWN]))
+    if wanted is None:
+        return Verdict(0.0, None, f"the gold answer {gold[:_SHOWN]!r} is no letter")
+    written, also, reason = _find(response)
+    if written is None:
+        return Verdict(0.0, None, reason)
+    letter, why = read(written, choices)
+    if letter is None:
+        return Verdict(0.0, written[:_SHOWN], why)
+    if also is not None and read(also, choices)[0] not in (None, letter):
+        return Verdict(0.0, written[:_SHOWN], "two different final answers")
+    equal = letter == wanted["letter"].upper()
+    return Verdict(float(equal), letter, "equal" if equal else "not equal")
+
+
+def _find(response: str) -> tuple[str | None, str | None, str]:
+    """Returns the final answer as written, another one after it, and why there is none."""
+    found = find_answer(response)
+    if found.boxed or found.reason not in ("", "no boxed answer"):
+        return found.text, found.also, found.reason
+    final = (text_after_thinking(response) or "").rstrip()[-_READ:]
+    statements = _STATEMENT.findall(final)
+    if statements:
+        return statements[-1], None, ""
+    if found.text is not None:
+        return found.text, None, ""
+    last_line = final[final.rfind("\n") + 1 :].strip()
+    return (last_line, None, "") if last_line else (None, None, "no answer")
+
+
+def read(written: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
+    """Returns (letter, "") of an answer as written, or (None, why it is none)."""
+    if len(written) > MAX_ANSWER:
+        return None, f"answer longer than {MAX_ANSWER} characters"
+    text = re.sub(r"\\text\s*|[{}$]|\*\*", "", normalise(written)).strip()
+    letter = _LETTER.fullmatch(text)
+    if letter:
+        return letter["letter"].upper(), ""
+    explained = _EXPLAINED.fullmatch(text)
+    if explained:
+        chosen = explained["bracketed"] or explained["marked"]
+        other = _named(explained["rest"], choices)
+        if _ANOTHER.search(explained["rest"]) or other not in (None, chosen):
+            return None, "more than one choice"
+        return chosen, ""
+    named = _named(written, choices)
+    return (named, "") if named else (None, "not one letter, nor the text of one choice")
+
+
+def _named(text: str, choices: Mapping[str, str]) -> str | None:
+    """Returns the letter of the only choice that has this text, or is equal to it as a plain number."""
+    answer = normalise(text)
+    rules = Rules(equal_without_sympy)
+    same = [
+        label
+        for label, choice in choices.items()
+        if choice.strip() and len(choice) <= MAX_ANSWER
+        if normalise(choice).casefold() == answer.casefold() or compare(normalise(choice), answer, rules)
+    ]
+    return same[0] if len(same) == 1 else None

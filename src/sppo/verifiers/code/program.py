@@ -1,0 +1,157 @@
+"""The main program of the sandbox in which a response's code runs: does what the tests ask, and answers with data.
+
+It knows the code and, one after the other, the arguments or the input of each test; never what is expected. The code
+may do what it likes to this process, which then answers wrongly or not at all.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+import time
+
+from sppo.verifiers.code.wire import decode, encode, from_line, to_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any
+
+SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
+"""Given by runner.py."""
+
+_CHUNK = 65536
+
+
+def main() -> CodeType | None:
+    """Serves until the tests close their end; returns only in a child that is to run the code."""
+    # Sent before any of the code is looked at: that the sandbox stands, and that its start is over.
+    reply({"id": -1})
+    with os.fdopen(SETTINGS["requests"], "rb") as requests:
+        if SETTINGS["style"] == "input":
+            code = load(lambda: compile(SETTINGS["source"], "program.py", "exec"))
+            # A collection in a child would copy every page that it looks at.
+            gc.freeze()
+            for line in requests:
+                request = from_line(line)
+                child = Child(request["input"].encode("utf-8", "surrogatepass"))
+                if child.process == 0:
+                    return code
+                reply({"id": request["id"], **child.finish(SETTINGS["time_limit"], SETTINGS["output_bytes"])})
+        else:
+            functions = load(define)
+            for line in requests:
+                request = from_line(line)
+                reply({"id": request["id"], **call(functions, request)})
+    os._exit(0)
+
+
+def reply(message: dict[str, Any]) -> None:
+    """Sends one message to the tests."""
+    content = to_line(message)
+    while content:
+        content = content[os.write(SETTINGS["replies"], content) :]
+
+
+def load(action: Callable[[], Any]) -> Any:
+    """Loads the code and tells the tests how that went."""
+    try:
+        loaded = action()
+    except BaseException as failure:
+        reply({"id": 0, **described(failure)})
+        os._exit(0)
+    reply({"id": 0})
+    return loaded
+
+
+def define() -> Any:
+    """Runs the code as a module that is not `__main__`, and returns the module."""
+    module = type(sys)("program")
+    sys.modules["program"] = module
+    if SETTINGS["prelude"]:
+        exec(compile(SETTINGS["prelude"], "prompt.py", "exec"), module.__dict__)
+        # The prompt's own stub must not stand in for a function that the response fails to define.
+        module.__dict__.pop(SETTINGS["function"], None)
+    exec(compile(SETTINGS["source"], "program.py", "exec"), module.__dict__)
+    return module
+
+
+def call(functions: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Calls a function of the code, or a method of its class Solution, with plain data."""
+    name = request["call"]
+    try:
+        if not hasattr(functions, name) and hasattr(functions, "Solution"):
+            functions = functions.Solution()
+        if not hasattr(functions, name):
+            return {"error": "NameError", "message": f"the program defines no {name!r}"}
+        value = getattr(functions, name)(*decode(request["arguments"]), **decode(request["keywords"]))
+        return {"value": encode(value)}
+    except BaseException as failure:
+        return described(failure)
+
+
+def described(failure: BaseException) -> dict[str, Any]:
+    """Returns an exception as data."""
+    try:
+        message = str(failure)[:200]
+    except BaseException:
+        message = ""
+    return {"error": type(failure).__name__, "message": message}
+
+
+class Child:
+    """One run of the code as a whole program, forked from this process so that Python need not start again."""
+
+    def __init__(self, given: bytes):
+        # A file rather than a pipe, as programs that read fast ask for its size.
+        os.ftruncate(SETTINGS["input"], 0)
+        os.pwrite(SETTINGS["input"], given, 0)
+        os.lseek(SETTINGS["input"], 0, os.SEEK_SET)
+        self.stdout, theirs_out = os.pipe()
+        self.stderr, theirs_err = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            for number, standard in ((SETTINGS["input"], 0), (theirs_out, 1), (theirs_err, 2)):
+                os.dup2(number, standard)
+                os.close(number)
+            for number in (self.stdout, self.stderr, SETTINGS["replies"]):
+                os.close(number)
+            return
+        os.close(theirs_out)
+        os.close(theirs_err)
+
+    def finish(self, time_limit: float, output_bytes: int) -> dict[str, Any]:
+        """Reads what it prints, to its end or a limit."""
+        deadline = time.monotonic() + time_limit
+        kept = {self.stdout: bytearray(), self.stderr: bytearray()}
+        reading = [self.stdout, self.stderr]
+        ending = None
+        while reading and ending is None:
+            ready = select.select(reading, [], [], max(deadline - time.monotonic(), 0))[0]
+            if not ready:
+                ending = f"timed out after {time_limit:g} s"
+            for number in ready:
+                chunk = os.read(number, _CHUNK)
+                kept[number] += chunk
+                if not chunk:
+                    reading.remove(number)
+                elif len(kept[number]) > output_bytes:
+                    ending = f"printed more than {output_bytes} bytes"
+        if ending is not None:
+            os.kill(self.process, 9)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        os.close(self.stdout)
+        os.close(self.stderr)
+        said = kept[self.stderr].decode("utf-8", "replace").strip().splitlines()
+        output = kept[self.stdout].decode("utf-8", "replace")
+        return {"output": output, "code": code, "ending": ending, "last": said[-1][:200] if said else ""}
+
+
+if __name__ == "__main__":
+    _code = main()
+    assert _code is not None, "only a child returns"
+    sys.modules["__main__"] = type(sys)("__main__")
+    exec(_code, sys.modules["__main__"].__dict__)

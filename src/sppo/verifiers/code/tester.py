@@ -1,0 +1,311 @@
+"""The main program of the sandbox in which the tests run: it has never seen the response's code.
+
+What the tests call is a stand-in that sends plain data to the program's sandbox and gets plain data back, so nothing
+that the program does to itself reaches the tests. Its one result goes to a pipe that the program has no end of.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import os
+import select
+import time
+from types import CodeType
+
+from sppo.verifiers.code.comparison import same_output, same_value
+from sppo.verifiers.code.wire import NotPlain, decode, encode, from_line, to_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
+"""Given by runner.py."""
+
+NOTE = "__note__"
+"""Name under which counted assertions find the counter."""
+_CHUNK = 65536
+_RAISED_AS_SUCH = (
+    "ArithmeticError", "AssertionError", "AttributeError", "IndexError", "KeyError", "LookupError", "NameError",
+    "NotImplementedError", "OSError", "OverflowError", "RecursionError", "RuntimeError", "TypeError",
+    "UnicodeError", "ValueError", "ZeroDivisionError",
+)  # fmt: skip
+"""Exceptions of the program that the tests see as what they are; StopIteration would quietly end a test's loop."""
+
+
+class Gone(BaseException):
+    """The program will not answer any more; no `except Exception` of a test may catch this."""
+
+
+class Faulty(BaseException):
+    """The tests themselves cannot be run."""
+
+
+class ProgramError(Exception):
+    """The program raised something of its own."""
+
+
+class Channel:
+    """Questions to the program and its answers, each within the time of the test that runs."""
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.last = self.deadline = time.monotonic() + SETTINGS["start_seconds"]
+        self.seconds = 0.0
+        self.buffer = b""
+        os.set_blocking(SETTINGS["requests"], False)
+
+    def begin(self) -> None:
+        """Waits until the program's sandbox stands, and starts the clock of all tests.
+
+        Raises:
+            Gone: it does not.
+        """
+        self.receive()
+        self.last = time.monotonic() + SETTINGS["total_seconds"]
+        self.number = 0
+
+    def begin_test(self) -> None:
+        """Starts the clock of one test."""
+        # Whole programs are killed by the process that forks them, and the tests go on, unless that one is gone, too.
+        grace = 1.0 if SETTINGS["style"] == "input" else 0.0
+        self.deadline = min(time.monotonic() + SETTINGS["time_limit"] + grace, self.last)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request, and returns the answer to it.
+
+        Raises:
+            Gone: the program ended, was silent for too long, or answered something else.
+        """
+        self.number += 1
+        began = time.monotonic()
+        self._send(to_line({"id": self.number, **request}))
+        answer = self.receive()
+        self.seconds += time.monotonic() - began
+        return answer
+
+    def receive(self) -> dict[str, Any]:
+        """Returns the next answer, which must be the one that is waited for."""
+        try:
+            answer = from_line(self._line())
+        except NotPlain as failure:
+            raise Gone(f"the program sent {failure}") from None
+        if answer.get("id") != self.number:
+            raise Gone("the program answered what it was not asked")
+        return answer
+
+    def _send(self, content: bytes) -> None:
+        while content:
+            self._wait([], [SETTINGS["requests"]])
+            try:
+                content = content[os.write(SETTINGS["requests"], content) :]
+            except BrokenPipeError:
+                raise Gone("the program ended by itself") from None
+
+    def _line(self) -> bytes:
+        pieces = [self.buffer]
+        size = len(self.buffer)
+        while b"\n" not in pieces[-1]:
+            self._wait([SETTINGS["replies"]], [])
+            pieces.append(os.read(SETTINGS["replies"], _CHUNK))
+            size += len(pieces[-1])
+            if not pieces[-1]:
+                raise Gone("the program ended by itself")
+            if size > SETTINGS["reply_bytes"]:
+                raise Gone("the program returned too much data")
+        line, _, self.buffer = b"".join(pieces).partition(b"\n")
+        return line
+
+    def _wait(self, reading: list[int], writing: list[int]) -> None:
+        left = self.deadline - time.monotonic()
+        if not any(select.select(reading, writing, [], max(left, 0))):
+            of_all = self.deadline == self.last
+            limit = SETTINGS["total_seconds"] if of_all else SETTINGS["time_limit"]
+            raise Gone(f"timed out after {limit:g} s{' in all' if of_all else ''}")
+
+
+class Tests:
+    """Runs the tests one after the other and keeps count."""
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+        self.passed: list[bool] = []
+        self.reason = ""
+
+    def note(self, passed: bool, reason: str = "") -> None:
+        """Counts one test."""
+        if not passed and not self.reason:
+            self.reason = f"test {len(self.passed) + 1}: {reason}"
+        self.passed.append(passed)
+
+    def done(self) -> bool:
+        """Whether the rest cannot change the reward."""
+        return SETTINGS["stop_at_failure"] and False in self.passed
+
+    def run(self) -> None:
+        """Runs all, or as many as are needed."""
+        for test in _STYLES[SETTINGS["style"]](self):
+            self.channel.begin_test()
+            test()
+            if self.done():
+                break
+
+    def pairs_of_texts(self) -> Iterator[Callable[[], None]]:
+        """Input and output of the whole program."""
+        for given, expected in SETTINGS["tests"]:
+            yield functools.partial(self._output, given, expected)
+
+    def _output(self, given: str, expected: str) -> None:
+        answer = self.channel.ask({"input": given})
+        ending, code, output = answer.get("ending"), answer.get("code"), answer.get("output")
+        if type(output) is not str:
+            raise Gone("the program sent no output")
+        if ending is not None:
+            return self.note(False, str(ending)[:200])
+        if code != 0:
+            return self.note(False, f"exit code {code}: {str(answer.get('last'))[:200]}")
+        return self.note(same_output(output, expected, SETTINGS["tolerance"]), "the output is another")
+
+    def pairs_of_values(self) -> Iterator[Callable[[], None]]:
+        """Arguments and value of one function."""
+        function = self.stand_in(SETTINGS["function"])
+        for given, expected in SETTINGS["tests"]:
+            yield functools.partial(self.attempt, functools.partial(self._value, function, given, expected))
+
+    def _value(self, function: Callable[..., Any], given: list[Any], expected: Any) -> bool:
+        value, tolerance = function(*given), SETTINGS["tolerance"]
+        return same_value(value, expected, tolerance) or (
+            SETTINGS["wrapped"] and same_value(value, expected[0], tolerance)
+        )
+
+    def assertions(self) -> Iterator[Callable[[], None]]:
+        """Lines of test code, each a test of its own."""
+        codes = [compiled(source) for source in (SETTINGS["setup"], *SETTINGS["tests"])]
+        names = {name for code in codes for name in names_of(code)} - set(dir(builtins))
+        space: dict[str, Any] = {name: self.stand_in(name) for name in names}
+        self.execute(codes[0], space)
+        for code in codes[1:]:
+            yield functools.partial(self.attempt, functools.partial(exec, code, space))
+
+    def check_function(self) -> Iterator[Callable[[], None]]:
+        """A function `check` that is given the candidate."""
+        space: dict[str, Any] = {}
+        self.execute(compiled(SETTINGS["setup"]), space)
+        space[NOTE] = lambda failure: self.note(failure is None, described(failure))
+        self.execute(compiled(SETTINGS["tests"], counting=SETTINGS["count_assertions"]), space)
+        candidate = space[SETTINGS["function"]] = self.stand_in(SETTINGS["function"])
+        if not callable(space.get("check")):
+            raise Faulty("they define no function check(candidate)")
+        yield functools.partial(self._check, space["check"], candidate)
+
+    def _check(self, check: Callable[..., Any], candidate: Callable[..., Any]) -> None:
+        self.attempt(functools.partial(check, candidate))
+        if not self.passed.pop():
+            # It broke off, and nobody knows how many assertions it would have come to.
+            self.passed = [False]
+        elif not self.passed:
+            self.passed = [True]
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Runs one test, which fails if it says False or raises anything."""
+        try:
+            self.note(action() is not False, "the value is another")
+        except Exception as failure:
+            self.note(False, described(failure))
+
+    def execute(self, code: CodeType, space: dict[str, Any]) -> None:
+        """Runs what comes before the tests; if it asks the program something, failing is the program's failure."""
+        try:
+            exec(code, space)
+        except Exception as failure:
+            if self.channel.number:
+                raise Gone(described(failure)) from None
+            raise Faulty(f"{described(failure)}, before the first test") from None
+
+    def stand_in(self, name: str) -> Callable[..., Any]:
+        """Returns a function that calls the program's function of that name."""
+
+        def ask(*arguments: Any, **keywords: Any) -> Any:
+            try:
+                request = {"call": name, "arguments": encode(arguments), "keywords": encode(keywords)}
+            except NotPlain as failure:
+                raise Faulty(f"they call {name} with {failure}") from None
+            answer = self.channel.ask(request)
+            if "error" in answer:
+                kind, message = str(answer["error"])[:100], str(answer.get("message"))[:200]
+                if kind in _RAISED_AS_SUCH:
+                    raise getattr(builtins, kind)(message)
+                raise ProgramError(f"{kind}: {message}")
+            try:
+                return decode(answer.get("value"))
+            except (NotPlain, RecursionError) as failure:
+                raise Gone(f"the program sent {failure}") from None
+
+        return ask
+
+
+_STYLES: dict[str, Callable[[Tests], Iterator[Callable[[], None]]]] = {
+    "input": Tests.pairs_of_texts,
+    "call": Tests.pairs_of_values,
+    "assertions": Tests.assertions,
+    "check": Tests.check_function,
+}
+
+
+def described(failure: Exception | None) -> str:
+    """Returns what was raised, in a few words."""
+    return "" if failure is None else f"{type(failure).__name__}: {str(failure)[:200]}"
+
+
+def compiled(source: str, counting: bool = False) -> CodeType:
+    """Compiles test code; counting makes each assertion count on its own, and none end the run."""
+    try:
+        if not counting:
+            return compile(source, "tests.py", "exec")
+        from sppo.verifiers.code.counting import count_assertions
+
+        return count_assertions(source)
+    except (SyntaxError, ValueError) as failure:
+        raise Faulty(f"they cannot be compiled: {failure}") from None
+
+
+def names_of(code: CodeType) -> set[str]:
+    """Returns every name that code may look up outside itself."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= names_of(constant)
+    return names
+
+
+def main() -> None:
+    """Runs the tests and sends the result."""
+    channel = Channel()
+    tests = Tests(channel)
+    faulty, started = None, False
+    try:
+        channel.begin()
+        started = True
+        channel.begin_test()
+        loaded = channel.receive()
+        if "error" in loaded:
+            raise Gone(f"{str(loaded['error'])[:100]}: {str(loaded.get('message'))[:200]}")
+        tests.run()
+    except Gone as gone:
+        if SETTINGS["style"] == "check":
+            tests.passed.clear()
+        tests.note(False, str(gone))
+    except Faulty as fault:
+        faulty = str(fault)
+    result = {"passed": tests.passed, "reason": tests.reason, "seconds": channel.seconds}
+    result |= {"faulty": faulty, "started": started}
+    content = to_line(result)
+    while content:
+        content = content[os.write(SETTINGS["result"], content) :]
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

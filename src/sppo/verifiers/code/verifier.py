@@ -1,0 +1,163 @@
+"""The `code` verifier: the last block of code in a response is run against the tests in the gold answer.
+
+    reward = 1 if all tests pass, else 0                                        reward all
+    reward = tests passed / tests                                               reward fraction
+    reward = clip(speed-up / runtime_target, runtime_floor, 1), if all pass     reward runtime
+
+The speed-up is the median time of the reference solution over that of the program, both measured from outside, in
+turns. What the program does wrong, running too long included, is reward 0 with a reason; a sandbox that fails, or tests
+that cannot be run, are errors.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from sppo.code_options import CodeOptions
+from sppo.errors import ConfigError
+from sppo.types import Submission, Verdict
+from sppo.verifiers.code.blocks import find_code
+from sppo.verifiers.code.runner import Budget, Report, run_suite
+from sppo.verifiers.code.suite import Suite, SuiteError, read_suite
+from sppo.verifiers.sandbox import Backend, SandboxError, open_sandbox
+from sppo.verifiers.tools import Tools
+
+NAME = "code"
+_SHOWN = 200
+
+
+def prepare(tools: Tools) -> None:
+    """Checks the options and finds the sandbox.
+
+    Raises:
+        ConfigError: an option that cannot be, or no sandbox on this machine.
+    """
+    options = tools.options.code
+    for name in (
+        "runtime_target",
+        "runtime_repeats",
+        "test_seconds",
+        "total_seconds",
+        "processes",
+        "disk_mb",
+        "output_kb",
+    ):
+        if getattr(options, name) <= 0:
+            raise ConfigError(f"verification.code.{name} is {getattr(options, name)}, but must be more than 0.")
+    for name in ("shown_share", "runtime_floor"):
+        if not 0 <= getattr(options, name) < 1:
+            raise ConfigError(f"verification.code.{name} is {getattr(options, name)}, but must be in [0, 1).")
+    if options.memory_mb < 64:
+        raise ConfigError(f"verification.code.memory_mb is {options.memory_mb}, but Python itself needs 64.")
+    open_sandbox(options.unsafe_code)
+
+
+def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
+    """Returns one verdict a submission, in order; verification.workers of them are run at a time.
+
+    Raises:
+        ConfigError: there is no sandbox on this machine.
+    """
+    options = tools.options.code
+    backend = open_sandbox(options.unsafe_code)
+
+    def judge(given: Submission) -> Verdict:
+        try:
+            return judge_one(given, options, backend)
+        except SuiteError as failure:
+            return Verdict(None, error=str(failure))
+        except SandboxError as failure:
+            return Verdict(None, error=f"the sandbox failed: {failure}")
+
+    # Each thread only waits for processes, and no thread outlives its batch.
+    with ThreadPoolExecutor(min(tools.options.workers, len(submissions)) or 1) as pool:
+        return list(pool.map(judge, submissions))
+
+
+def reference(given: Submission) -> str | None:
+    """Returns a response with the gold answer's reference solution, if it has one."""
+    try:
+        solution = read_suite(given.gold).reference
+    except SuiteError:
+        # Without one, verifying says what is wrong with the tests.
+        return "```python\n```"
+    return None if solution is None else fenced(solution)
+
+
+def fenced(code: str) -> str:
+    """Returns a response that consists of this code."""
+    return f"```python\n{code}\n```"
+
+
+def judge_one(given: Submission, options: CodeOptions, backend: Backend) -> Verdict:
+    """Returns the verdict on one response.
+
+    Raises:
+        SuiteError: the gold answer's tests cannot be run.
+        SandboxError: a sandbox failed.
+    """
+    suite = read_suite(given.gold)
+    found = find_code(given.response)
+    if found.text is None:
+        return Verdict(0.0, None, found.reason)
+    shown = shown_tests(suite, options)
+    count_all = options.reward == "fraction" or shown > 0
+    report = run_suite(found.text, suite, suite.tests, _budget(options), backend, every_test=count_all)
+    share, parts = _shares(report, suite, shown, options)
+    passed = f"{sum(report.passed)} of {max(len(report.passed), suite.count)} tests passed"
+    reason = passed if share == 1.0 or not report.reason else f"{passed}; {report.reason}"
+    if options.reward == "fraction":
+        reward = share
+    elif share < 1.0:
+        reward = 0.0
+    elif options.reward == "all":
+        reward = 1.0
+    else:
+        speed_up = _speed_up(found.text, report, suite, options, backend)
+        reward = min(max(speed_up / options.runtime_target, options.runtime_floor), 1.0)
+        reason = f"{reason}; {speed_up:.2f} times as fast as the reference"
+    return Verdict(reward, found.text[:_SHOWN], reason, parts=parts)
+
+
+def shown_tests(suite: Suite, options: CodeOptions) -> int:
+    """Returns how many of the first tests count as shown; one test at least is held out."""
+    shown = suite.shown if suite.shown is not None else int(options.shown_share * suite.count)
+    return min(shown, suite.count - 1)
+
+
+def _shares(report: Report, suite: Suite, shown: int, options: CodeOptions) -> tuple[float, dict[str, float | None]]:
+    """Returns the share passed of the tests that make the reward, and where some are shown, of both kinds."""
+    passed = list(report.passed) + [False] * (suite.count - len(report.passed))
+    if shown == 0:
+        return sum(passed) / len(passed), {}
+    of_shown, of_others = sum(passed[:shown]) / shown, sum(passed[shown:]) / (len(passed) - shown)
+    share = of_others if options.graded == "held_out" else sum(passed) / len(passed)
+    return share, {"shown": of_shown, "held_out": of_others}
+
+
+def _speed_up(program: str, report: Report, suite: Suite, options: CodeOptions, backend: Backend) -> float:
+    """Returns how many times faster than the reference solution a program is that passed."""
+    if suite.reference is None:
+        raise SuiteError("verification.code.reward is runtime, but the gold answer has no reference solution")
+    if program.strip() == suite.reference.strip():
+        return options.runtime_target
+    ours, theirs = [report.seconds], []
+    for turn in range(options.runtime_repeats):
+        other = run_suite(suite.reference, suite, suite.tests, _budget(options), backend)
+        if not all(other.passed):
+            raise SuiteError(f"the reference solution fails: {other.reason}")
+        theirs.append(other.seconds)
+        if turn:
+            again = run_suite(program, suite, suite.tests, _budget(options), backend)
+            # One that is right only now and then is as slow as may be.
+            ours.append(again.seconds if all(again.passed) else options.total_seconds)
+    return statistics.median(theirs) / max(statistics.median(ours), 1e-9)
+
+
+def _budget(options: CodeOptions) -> Budget:
+    return Budget(
+        options.test_seconds, options.total_seconds, options.memory_mb, options.processes, options.disk_mb,
+        options.output_kb * 1024,
+    )  # fmt: skip
