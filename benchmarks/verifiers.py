@@ -29,8 +29,8 @@ from typing import Any
 
 import common
 
-from sppo.config import VerificationConfig
 from sppo.types import Submission, Verdict
+from sppo.verification import VerificationConfig
 from sppo.verifiers import get_verifier
 from sppo.verifiers.latex import normalise
 from sppo.verifiers.math import fast

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from sppo.config import VerificationConfig
 from sppo.errors import ConfigError, RewardError, VerifierError
 from sppo.grading import ErrorWatch, Grader, grading_metrics
 from sppo.run import read_metrics
 from sppo.trainer import train
 from sppo.types import Completion, Prompt, Rollout, Verdict
+from sppo.verification import VerificationConfig
 from sppo.verifiers.functions import function_name, load_function
 from sppo.verifiers.table import VERIFIERS
 from sppo.verifiers.tools import Tools

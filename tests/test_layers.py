@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sppo"
 LAYERS = [
-    {"types", "reward_options", "code_options", "text_options", "config", "errors", "validation", "run", "calibration"},
+    {"types", "verification", "config", "errors", "validation", "run", "calibration"},
     {"verifiers"},
     {"tasks"},
     {"shaping"},
@@ -20,8 +20,8 @@ LAYERS = [
     {"distributed"},
     {"models"},
     {"engines"},
-    {"stream", "rollout", "grading", "process", "reward_rules", "update", "sft", "checkpoint", "evaluation", "record",
-     "sinks", "critics"},
+    {"stream", "rollout", "grading", "process_rewards", "reward_rules", "update", "sft", "checkpoint", "evaluation",
+     "record", "sinks", "critics"},
     {"recipes"},
     {"build", "collect", "trainer", "plan", "measure", "audit", "calibrate"},
     {"report"},

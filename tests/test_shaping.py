@@ -12,10 +12,10 @@ from sppo.algorithms import ALGORITHMS, assign_credit, check_algorithm
 from sppo.batch import Batch, Estimates, collate
 from sppo.config import AlgorithmConfig
 from sppo.errors import ConfigError
-from sppo.reward_options import ProcessOptions
 from sppo.shaping import potential_differences, rewards_to_go
 from sppo.types import Completion, Prompt, Rollout, StepScores, Verdict
-from sppo.verifiers.process_reward import step_ends
+from sppo.verification import ProcessOptions
+from sppo.verifiers.steps import step_ends
 
 LINES = ProcessOptions(function="f", split="lines")
 

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from sppo.config import DataConfig, VerificationConfig
+from sppo.config import DataConfig
 from sppo.errors import ConfigError
 from sppo.tasks import load_prompts
 from sppo.types import Submission
+from sppo.verification import VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.sandbox import open_sandbox
 from sppo.verifiers.tools import Tools

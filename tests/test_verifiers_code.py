@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 
 from sppo.cli.options import parse
-from sppo.code_options import CodeOptions
-from sppo.config import VerificationConfig
 from sppo.errors import ConfigError
 from sppo.recipes import load_recipe
 from sppo.types import Submission, Verdict
+from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.code.suite import SuiteError, read_suite
 from sppo.verifiers.code.verifier import fenced, shown_tests

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo.code_options import CodeOptions
-from sppo.config import VerificationConfig
 from sppo.types import Submission, Verdict
+from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.code.verifier import fenced, judge_one
 from sppo.verifiers.sandbox import BACKENDS, Backend

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from sppo.code_options import CodeOptions
-from sppo.config import DataConfig, VerificationConfig
+from sppo.config import DataConfig
 from sppo.errors import ConfigError
 from sppo.tasks import load_prompts
 from sppo.types import Prompt, Submission, Verdict
+from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.code.verifier import fenced
 from sppo.verifiers.sandbox import open_sandbox

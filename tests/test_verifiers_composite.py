@@ -7,15 +7,14 @@ import json
 import pytest
 
 from sppo.build import Given, check
-from sppo.config import VerificationConfig
 from sppo.errors import ConfigError
 from sppo.grading import Grader, grading_metrics
 from sppo.recipes import load_recipe
-from sppo.reward_options import CompositeOptions, CompositePart
 from sppo.run import read_metrics
 from sppo.tasks import load_prompts
 from sppo.trainer import train
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
+from sppo.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.verifiers import check_golds, get_verifier
 from sppo.verifiers.composite import grade, parts_of
 from sppo.verifiers.table import VERIFIERS

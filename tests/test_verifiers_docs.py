@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo.config import VerificationConfig
 from sppo.types import Submission
+from sppo.verification import VerificationConfig
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
 

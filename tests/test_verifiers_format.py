@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sppo.config import VerificationConfig
 from sppo.errors import ConfigError
-from sppo.text_options import FormatOptions
 from sppo.types import Submission, Verdict
+from sppo.verification import FormatOptions, VerificationConfig
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sppo.config import VerificationConfig
 from sppo.errors import ConfigError
-from sppo.text_options import LengthOptions
 from sppo.types import Submission
+from sppo.verification import LengthOptions, VerificationConfig
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
 

@@ -25,19 +25,19 @@ from sppo.algorithms.value_loss import squared_value_loss
 from sppo.batch import Estimates, collate
 from sppo.build import Given, check
 from sppo.collect import require_unit_rewards
-from sppo.config import CriticConfig, VerificationConfig
+from sppo.config import CriticConfig
 from sppo.critics import PromptModelCritic
 from sppo.errors import ConfigError, ModelError, RewardError, SppoError
 from sppo.grading import Grader
 from sppo.models.critic import PromptCritic
 from sppo.models.scoring import SequenceScorer
 from sppo.models.tokenizers import character_tokenizer
-from sppo.reward_options import RewardModelOptions
 from sppo.run import read_metrics, read_summary
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.trainer import train
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.update import StepGuard
+from sppo.verification import RewardModelOptions, VerificationConfig
 from sppo.verifiers import get_verifier
 from sppo.verifiers.reward_model import Exchange, squashed
 from sppo.verifiers.tools import Tools

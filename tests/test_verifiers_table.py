@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from sppo.config import VerificationConfig
 from sppo.types import Submission
+from sppo.verification import VerificationConfig
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
 

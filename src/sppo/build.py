@@ -34,7 +34,7 @@ from sppo.models.loading import (
     require_end_token,
 )
 from sppo.models.packing import TokenRow
-from sppo.process import ProcessRewards, load_process_rewards
+from sppo.process_rewards import ProcessRewards, load_process_rewards
 from sppo.reward_rules import check_rewards
 from sppo.rollout import filter_overlong, require_context, sampling_parameters
 from sppo.run import derive_seed

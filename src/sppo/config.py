@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sppo.code_options import CodeOptions
-from sppo.reward_options import CompositeOptions, ProcessOptions, RewardModelOptions
-from sppo.text_options import FormatOptions, LengthOptions
+from sppo.verification import VerificationConfig
 
 
 @dataclass(frozen=True)
@@ -182,27 +180,6 @@ class OptimizerConfig:
     """Tokens whose vocabulary-wide logits exist at one time; changes memory and speed, not the result."""
     max_skipped_steps: int = 5
     """Optimiser steps in a row with a non-finite loss or gradient after which the run stops."""
-
-
-@dataclass(frozen=True)
-class VerificationConfig:
-    """How responses are judged, whatever the verifier; and each verifier's own options."""
-
-    workers: int = 2
-    """Processes that verify at the same time."""
-    time_limit: float = 3.0
-    """Seconds after which the verification of one response is killed and counts as an error."""
-    memory_limit_mb: int = 1024
-    """Address space of one verifying process, in MiB."""
-    max_error_share: float = 0.1
-    """Share of responses whose verification failed (errors and timeouts, not wrong answers) above which the run stops;
-    judged over a step's responses, at least 100."""
-    format: FormatOptions = field(default_factory=FormatOptions)
-    length: LengthOptions = field(default_factory=LengthOptions)
-    code: CodeOptions = field(default_factory=CodeOptions)
-    reward_model: RewardModelOptions = field(default_factory=RewardModelOptions)
-    composite: CompositeOptions = field(default_factory=CompositeOptions)
-    process: ProcessOptions = field(default_factory=ProcessOptions)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from sppo.errors import ConfigError, VerifierError
-from sppo.reward_options import RewardModelOptions
 from sppo.types import Prompt, Rollout, Submission, Verdict
+from sppo.verification import RewardModelOptions
 from sppo.verifiers.functions import RewardFunction, call_reward_function, function_name
 from sppo.verifiers.table import get_verifier, verifiers_behind
 from sppo.verifiers.tools import Tools

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sppo.algorithms import choose_algorithm
 from sppo.config import Config
 from sppo.errors import ConfigError
-from sppo.verifiers import composite, process_reward, reward_model
+from sppo.verifiers import composite, reward_model, steps
 from sppo.verifiers.functions import load_function
 from sppo.verifiers.table import verifiers_behind
 from sppo.verifiers.tools import Tools
@@ -23,7 +23,7 @@ def check_rewards(config: Config, *, has_reward_function: bool = False) -> None:
     """
     options, tools = config.verification, Tools(config.verification)
     if options.process.used:
-        process_reward.check(options.process)
+        steps.check(options.process)
         if options.process.function is not None:
             load_function(options.process.function, "verification.process.function")
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]

@@ -35,8 +35,8 @@ from sppo.models.loading import (
     embedded_tokens,
     read_tokenizer,
 )
-from sppo.reward_options import ProcessOptions, RewardModelOptions
 from sppo.types import Prompt
+from sppo.verification import ProcessOptions, RewardModelOptions
 from sppo.verifiers.reward_model import Exchange, Score
 
 _SCORED = "that a reward model scores"

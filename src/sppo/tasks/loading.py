@@ -216,7 +216,8 @@ def _repeat_notes(name: str, problems: Mapping[int, Problem]) -> Iterator[str]:
     if conflicting:
         example = ", ".join(map(str, conflicting[0]))
         plural = "prompt has" if len(conflicting) == 1 else "prompts have"
-        note += f"; {len(conflicting)} repeated {plural} conflicting answers as text, as in rows {example}; sppo verify says more"
+        note += f"; {len(conflicting)} repeated {plural} conflicting answers as text, as in rows {example}; "
+        note += "sppo verify says more"
     yield note
 
 

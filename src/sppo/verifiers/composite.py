@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sppo.errors import ConfigError
-from sppo.reward_options import CompositeOptions, CompositePart
 from sppo.types import Submission, Verdict
+from sppo.verification import CompositeOptions, CompositePart
 from sppo.verifiers import reward_model
 from sppo.verifiers.functions import call_reward_function, load_function
 from sppo.verifiers.tools import Tools

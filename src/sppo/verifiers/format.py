@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 
 from sppo.errors import ConfigError
-from sppo.text_options import FormatOptions
 from sppo.types import Submission, Verdict
+from sppo.verification import FormatOptions
 from sppo.verifiers.boxes import list_boxes, text_after_thinking
 from sppo.verifiers.tools import Tools
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sppo.errors import ConfigError
-from sppo.text_options import LengthOptions
 from sppo.types import Submission, Verdict
+from sppo.verification import LengthOptions
 from sppo.verifiers.tools import Tools
 
 NAME = "length"

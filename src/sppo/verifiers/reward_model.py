@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sppo.errors import ConfigError
-from sppo.reward_options import RewardModelOptions
 from sppo.types import Message, Submission, Verdict
+from sppo.verification import RewardModelOptions
 from sppo.verifiers.tools import Tools
 
 NAME = "reward_model"

@@ -15,9 +15,9 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sppo.code_options import CodeOptions
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
+from sppo.verification import CodeOptions
 from sppo.verifiers.code.blocks import find_code
 from sppo.verifiers.code.runner import Budget, Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite

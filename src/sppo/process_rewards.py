@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.models.positions import tokens_at
 from sppo.models.scoring import StepScorer
-from sppo.reward_options import ProcessOptions
 from sppo.types import Rollout, StepScores, Submission, Verdict
+from sppo.verification import ProcessOptions
 from sppo.verifiers.functions import load_function
-from sppo.verifiers.process_reward import call_step_function, step_ends
 from sppo.verifiers.reward_model import Exchange
+from sppo.verifiers.steps import call_step_function, step_ends
 
 ScoreSteps = Callable[[Sequence[Submission], Sequence[Sequence[int]]], "Sequence[list[float] | None]"]
 """(responses, place of the character after each step) -> a score for each step; None where it can't tell."""

@@ -18,8 +18,8 @@ from numbers import Real
 from typing import Any
 
 from sppo.errors import ConfigError, RewardError
-from sppo.reward_options import ProcessOptions
 from sppo.types import Submission
+from sppo.verification import ProcessOptions
 from sppo.verifiers.functions import RewardFunction, batch_arguments, call_for_batch, function_name
 
 _SEPARATORS = {"blank_lines": r"\n[ \t\r]*\n", "lines": r"\n"}

@@ -22,14 +22,14 @@ from sppo.errors import ConfigError, ModelError, RewardError
 from sppo.models.positions import tokens_at
 from sppo.models.scoring import StepScorer
 from sppo.models.tokenizers import character_tokenizer
-from sppo.process import load_process_rewards
-from sppo.reward_options import ProcessOptions
+from sppo.process_rewards import load_process_rewards
 from sppo.run import read_metrics
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.trainer import train
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
-from sppo.verifiers.process_reward import call_step_function, check, step_ends
+from sppo.verification import ProcessOptions
 from sppo.verifiers.reward_model import Exchange
+from sppo.verifiers.steps import call_step_function, check, step_ends
 from tests.conftest import tiny_config
 
 PARAGRAPHS = ProcessOptions(function="f")
