@@ -126,7 +126,13 @@ def test_the_command_says_what_it_found_and_writes_what_is_clean(data, evaluatio
     against = f"math500={evaluation}"
     assert main(["verify", str(data), "--against", against, "--write", str(clean), "--json", str(out)]) == 1
     screen = capsys.readouterr().out
-    for text in ("13 rows, 6 distinct prompts", "conflicting answers", "4 against 5", "3 clean rows written to"):
+    for text in (
+        "13 rows, 6 distinct prompts",
+        "conflicting answers",
+        "4 against 5",
+        "3 clean rows written to",
+        " and problem ",
+    ):
         assert text in screen
     result = json.loads(out.read_text())
     assert result["written"] == 3
@@ -148,6 +154,8 @@ def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, monkeypatch):
         ([str(data), "--task", "row"], "Did you mean 'rows'"),
         ([str(data), "--json", str(tmp_path)], "is a folder"),
         ([str(data), "--data.taks", "rows"], "Did you mean"),
+        ([str(data), "--verification.workers", "0"], "verification.workers is 0, but must be at least 1"),
+        ([str(tmp_path)], "is a folder, but must be a file"),
         (["missing.jsonl"], "does not exist"),
         ([str(data), "--against", "math500=missing.jsonl"], "--against math500=missing.jsonl does not exist"),
         ([str(data), "--against", "chain_arithmetic"], "is no data set"),

@@ -15,6 +15,7 @@ from sppo import calibrate as module
 from sppo.calibrate import calibrate, measure
 from sppo.cli import main
 from sppo.errors import ConfigError, RunFolderError, TrainingError
+from sppo.evaluation.folder import lock
 from sppo.recipes.evaluation import evaluation_config
 from sppo.report.calibration import write_calibration
 from sppo.run import NoProgress
@@ -110,6 +111,13 @@ def test_other_settings_are_refused_unless_anew(run):
         of(run, samples_per_prompt=6)
     assert of(run, samples_per_prompt=6, anew=True)["responses"] == 48
     assert {len(line["rewards"]) for line in records(run)} == {6}
+
+
+def test_only_one_process_writes(run):
+    of(run)
+    with lock(run / "calibration/step_2"), pytest.raises(RunFolderError, match="Another process is writing"):
+        of(run, samples_per_prompt=6, anew=True)
+    assert len(records(run)) == 8
 
 
 def test_all_held_out_prompts_where_more_are_asked_for(run):
@@ -276,7 +284,7 @@ def test_the_command(run, tmp_path, capsys):
     for text in ("6 prompts, 24 responses, checkpoint step_1", "V and solve rate, by prompt", "AUROC", "perfect V"):
         assert text in screen
     folder = run / "calibration" / "step_1"
-    assert sorted(file.name for file in folder.iterdir()) == [
+    assert sorted(file.name for file in folder.glob("[!.]*")) == [
         "calibration.png", "prompts.jsonl", "result.json", "settings.json",
     ]  # fmt: skip
     assert json.loads(out.read_text()) == json.loads((folder / "result.json").read_text())
@@ -290,7 +298,8 @@ def test_mistakes_are_told(run, tmp_path, capsys):
         ([str(run), "--checkpoint", "newest"], "must be best, last, or step_N"),
         ([str(run), "--checkpoint", "step_9"], "step_1, step_2"),
         ([str(run), "--prompts", "many"], "--prompts is 'many'"),
-        ([str(run), "-n", "1"], "2 samples"),
+        ([str(run), "-n", "1"], "--samples_per_prompt is '1', but must be a whole number, at least 2"),
+        ([str(run), "--output", "there"], "--output means nothing here: the results go into"),
         ([str(run), "--json", str(tmp_path)], "is a folder"),
         ([], "RUN is missing"),
     ):

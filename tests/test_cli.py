@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from sppo.cli import COMMANDS, main
+from sppo.cli.checks import write_json
 from sppo.cli.demo import demo_folder
 from sppo.cli.options import parse
 from sppo.cli.progress import LiveProgress, Phase, PlainProgress, make_progress, sparkline
@@ -59,6 +60,16 @@ def test_help_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--optimizer" not in text.replace("--help optimizer", "")
 
 
+def test_help_of_other_commands_names_the_sections_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Sections: model, critic, data, sampling, algorithm, optimizer, verification, " in " ".join(text.split())
+    assert "--optimizer.learning_rate" not in text
+    assert len(text.splitlines()) < 40
+    assert main(["calibrate", "--help", "optimizer"]) == 0
+    assert "--optimizer.learning_rate" in capsys.readouterr().out
+
+
 def test_help_names_what_a_table_holds(capsys: pytest.CaptureFixture[str]) -> None:
     from sppo.algorithms import ALGORITHMS
 
@@ -101,6 +112,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "./nowhere", "--recipe", "demo"], "There is no folder ./nowhere"),
         (["eval", "nowhere", "--json"], "--json has no value"),
         (["eval", "nowhere", "--json", "missing/out.json"], "--json missing/out.json: there is no folder missing"),
+        (["eval", "nowhere", "--benchmark", "math500"], "--benchmark is not an option. Did you mean --benchmarks?"),
+        (["plot", "curves", "nowhere"], "nowhere is no run folder with something to draw (it has no metrics.jsonl)"),
         (["recipes", "--all"], "--all is no flag of this command"),
         (["train", "demo", "-steps", "3"], "'-steps' has a single dash: write --steps."),
         (["train", "demo", "--output"], "--output has no value"),
@@ -120,6 +133,21 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPPO_DEBUG", "1")
     with pytest.raises(ConfigError):
         main(["trian"])
+
+
+def test_errors_of_the_system_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(arguments: list[str]) -> int:
+        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr("sppo.cli.recipes.run", full)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/metrics.jsonl'\n"
+
+
+def test_a_result_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--json .*file/out.json cannot be written: Not a directory"):
+        write_json("--json", tmp_path / "file" / "out.json", {})
 
 
 def test_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +295,14 @@ def test_result_counts_prompts_without_difficulty() -> None:
     console = Console(file=io.StringIO(), width=80)
     print_result(console, {"accuracy_before": 0.25, "accuracy_after": 0.5, "prompts": 64})
     assert re.search(r"all +64 +25\.0% +50\.0%", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_the_share_right_so_far_is_in_percent() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    progress = PlainProgress(console)
+    progress.phase("evaluation", 64, "responses")
+    progress.update(64, {"right so far": 0.015625})
+    assert "64/64 responses  right so far 1.6%" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_errors_of_a_verifier_are_shown_once_there_are_any() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import sppo
 from sppo.cli import main
-from sppo.errors import ConfigError, DataError, RunFolderError
+from sppo.errors import ConfigError, DataError, RewardError, RunFolderError
 from sppo.evaluation import benchmarking, folder
 from sppo.evaluation.benchmarks import BENCHMARKS
 from sppo.run import NoProgress
@@ -198,6 +198,8 @@ def test_what_cannot_work_is_told_before_the_weights_are_loaded(place, tmp_path,
         evaluate(place, tmp_path / "e", rows=[])
     with pytest.raises(ConfigError, match=r"At temperature 0 all 4 samples of a problem are the same"):
         evaluate(place, tmp_path / "e", temperature=0)
+    with pytest.raises(ConfigError, match=r"1025 samples a problem: maj@k can be counted for at most 1024"):
+        evaluate(place, tmp_path / "e", samples=1025)
     with pytest.raises(ConfigError, match=r"limit and output are for benchmarks"):
         sppo.evaluate(place / "a", limit=3)
     with pytest.raises(ConfigError, match=r"There is no folder .*nowhere"):
@@ -270,6 +272,23 @@ def test_runs_are_paired_on_their_own_held_out_prompts(tmp_path, capsys):
     assert comparison.benchmarks["held_out"].difference.problems == 20
     with pytest.raises(DataError, match=r"held-out prompts of .* are not the same \(\d+ in common, of 20 and 10\)"):
         sppo.compare_models(one, three)
+
+
+def test_two_graders_are_told_and_rewards_beyond_a_share_are_refused(tmp_path):
+    function = tmp_path / "rewards.py"
+    function.write_text(
+        "def share(completions, **_):\n    return [0.5] * len(completions)\n"
+        "def points(completions, **_):\n    return [-3.0] * len(completions)\n"
+    )
+    for name, reward in (("one", None), ("two", f"{function}:share"), ("three", f"{function}:points")):
+        config = {} if reward is None else {"data__reward": reward}
+        train(tiny_config(tmp_path / name, steps=1, evaluation__prompts=4, algorithm__name="reinforce_pp", **config))
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    comparison = sppo.compare_models(one, two, samples_per_prompt=2)
+    assert "held_out: the two were graded differently: " in comparison.notes[0]
+    assert "reward function" in comparison.notes[0]
+    with pytest.raises(RewardError, match=r"The reward of prompt .* is -3, .*must lie in \[0, 1\]"):
+        sppo.compare_models(one, three, samples_per_prompt=2)
 
 
 # ---- the command line

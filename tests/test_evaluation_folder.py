@@ -99,6 +99,17 @@ def test_another_benchmark_joins_and_versions_may_change(tmp_path):
     assert [line["benchmark"] for line in lines] == ["aime24", "aime24", "math500", "math500"]
 
 
+def test_what_only_another_machine_needs_may_change(tmp_path):
+    def verifying(tokens, squash="sigmoid"):
+        reward_model = {"tokens_per_microbatch": tokens, "squash": squash}
+        return {**settings(), "verification": {"workers": tokens, "reward_model": reward_model}}
+
+    EvaluationFolder.open(tmp_path / "e", verifying(8192), problems()).close()
+    EvaluationFolder.open(tmp_path / "e", verifying(2048), problems()).close()
+    with pytest.raises(RunFolderError, match=r"verification.reward_model.squash 'sigmoid' -> 'none'"):
+        EvaluationFolder.open(tmp_path / "e", verifying(2048, "none"), problems())
+
+
 def test_only_one_process_writes(tmp_path):
     folder = EvaluationFolder.open(tmp_path / "e", settings(), problems())
     program = f"import fcntl; fcntl.flock(open({str(tmp_path / 'e' / '.lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -48,6 +49,19 @@ def test_right_answers_vote_together_however_they_are_written():
     written = [Response("a", n, float(n < 2), text) for n, text in enumerate(["1/2", "0.5", "2", "2", "2"])]
     # Of the five subsets of four, the three that leave a wrong one out are ties.
     assert score("math500", {"a": written}, samples=5).majority_at[4].value == pytest.approx(3 / 5 * 0.5)
+
+
+def test_rewards_without_answers_have_no_majority():
+    """Wrong responses of no known answer can't outvote: maj@k would be pass@k."""
+    graded = [Response("a", n, float(n < 2)) for n in range(4)]
+    scores = score("held_out", {"a": graded}, samples=4)
+    assert (scores.majority_at, list(scores.pass_at)) == ({}, [1, 2, 4])
+
+
+def test_where_nothing_was_solved_pass_at_k_is_less_certain_than_the_accuracy():
+    scores = score("aime24", responses(**{name: ["8"] * 4 for name in "abc"}), samples=4)
+    highs = {k: estimate.sampling_interval.high for k, estimate in scores.pass_at.items()}
+    assert highs == pytest.approx({k: 1 - 0.025 ** (k / 12) for k in (1, 2, 4)})
 
 
 def test_an_error_is_neither_right_nor_wrong():
@@ -173,6 +187,17 @@ def test_the_table_of_scores():
     assert mean.split()[:3] == ["average", "5", "37.5"]
     assert "aime24: the verifier failed on 1 of 6 responses, left out: timed out after 3 s (1)" in text
     assert "aime24: 1 rows can't be used as published and are left out, named in settings.json" in text
+
+
+def test_what_is_said_below_the_table_is_what_it_shows():
+    """Of 3 samples, pass@2 is the largest power of two; clipped benchmarks share one line; programs don't vote."""
+    made = [score(name, responses(a=["7", "7", "8"]), samples=3, votes=False) for name in ("humaneval", "gsm8k")]
+    made = [dataclasses.replace(each, clipped_share=0.5) for each in made]
+    text = as_text(lambda console: print_scores(console, result(*made)))
+    assert "pass@2: solved by at least one of 2 samples.\n" in text
+    assert "@3: solved" not in text
+    assert "maj@" not in text
+    assert "responses cut at the length limit: humaneval 50%, gsm8k 50%; raise --max_response_tokens" in text
 
 
 def test_results_are_json():

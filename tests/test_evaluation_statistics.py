@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sppo.evaluation.statistics import (
+    MOST_SAMPLES,
     Spread,
     majority_at_k,
     mean_spread,
@@ -95,6 +96,7 @@ def test_majority_of_one_is_the_accuracy_and_many_votes_are_exact_enough():
     assert majority_at_k(16, 5, (4, 3), 1) == pytest.approx(5 / 16)
     assert majority_at_k(64, 30, (10, 8, 8, 2, 2), 64) == pytest.approx(1.0)
     assert majority_at_k(512, 200, (201,), 512) == pytest.approx(0.0, abs=1e-12)
+    assert majority_at_k(MOST_SAMPLES, 512, (512,), 512) == pytest.approx(0.5)
 
 
 # ---- intervals
@@ -133,6 +135,25 @@ def test_no_variation_proves_no_certainty():
     inside = sampling_spread([0.0] * 30, [4] * 30)
     assert inside is not None
     assert inside.interval(1.0).low == pytest.approx(0.025 ** (1 / 120))
+
+
+def test_the_exact_bound_of_pass_at_k():
+    """Of 8 samples none is right, for 10 problems: 20 independent draws of 4, so pass@4 <= 1 - .025^(1/20)."""
+    spread = sampling_spread([0.0] * 10, [8] * 10, 4)
+    assert spread is not None
+    assert spread.interval(0.0).high == pytest.approx(1 - 0.025 ** (1 / 20))
+    # The bound itself: at p with 1 - (1 - p)^4 that large, 80 failures in a row have probability .025.
+    p = 1 - (1 - spread.margin()) ** (1 / 4)
+    assert (1 - p) ** 80 == pytest.approx(0.025)
+
+
+def test_differences_that_are_all_alike():
+    """Of 30 differences in [-1, 1], all 1: another problem's may be -1, twice as far as where all are 0."""
+    won, even = total_spread([1.0] * 30, low=-1.0), total_spread([0.0] * 30, low=-1.0)
+    assert won is not None
+    assert even is not None
+    assert won.interval(1.0, low=-1.0).low == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 30)))
+    assert even.margin() == pytest.approx(1 - 0.025 ** (1 / 30))
 
 
 def test_the_average_of_two_means():

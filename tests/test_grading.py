@@ -111,9 +111,12 @@ def broken(completions):
         (lambda completions: 1.0, r"returned a float, but must return a list"),
         (lambda completions: None, r"returned a NoneType"),
         (lambda completions: "11", r"returned a str"),
+        (lambda completions: {0: 1.0, 1: 0.0}, r"returned a dict, but must return a list"),
+        (lambda completions: {0.0, 1.0}, r"returned a set"),
         (lambda completions: [1.0, math.nan], r"returned nan for sample 1 \(prompt 'second'\)"),
         (lambda completions: [math.inf, 1.0], r"returned inf for sample 0 \(prompt 'first'\)"),
         (lambda completions: ["1", 1.0], r"returned '1' for sample 0"),
+        (lambda completions: [1.0, 10**400], r"for sample 1 \(prompt 'second'\); a reward is a finite number"),
         (lambda: [1.0, 1.0, 1.0], r"returned 3 rewards for 2"),
         (
             lambda nonsense: [1.0, 1.0],

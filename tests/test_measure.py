@@ -92,6 +92,7 @@ def test_rows_and_a_reward_from_python(run_folder):
     progress = Messages()
     result = api.evaluate(run_folder, rows=ROWS, reward=quarter, progress=progress)
     assert (result["prompts"], result["accuracy"], result["accuracy_stderr"]) == (5, 0.25, 0.0)
+    assert result["measure"] == "mean reward"
     assert result["accuracy_by_difficulty"]["one"]["prompts"] == 5
     assert progress.closed == 1
     model = run_folder / "checkpoints" / "last" / "policy"

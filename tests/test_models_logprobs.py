@@ -107,6 +107,46 @@ def test_a_frozen_projection_gets_no_gradient():
     torch.testing.assert_close(found, torch.autograd.grad(whole, hidden)[0])
 
 
+def test_under_autocast_only_the_projection_is_rounded():
+    """Entropies of bfloat16 hidden states keep float32's digits, in both ways of making them."""
+    generator = torch.Generator().manual_seed(0)
+    weight, targets = torch.randn(50, 8, generator=generator), torch.randint(0, 50, (9,), generator=generator)
+    hidden = torch.randn(9, 8, generator=generator).bfloat16().requires_grad_()
+    given: list[torch.Tensor] = []
+
+    def keep(logprobs, entropy, part):
+        given.append(entropy.detach().clone())
+        return entropy.sum() - logprobs.sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logprobs, entropy = chunked_logprobs(hidden, weight, None, targets, temperature=0.7, chunk=4)
+        loss = chunked_loss(hidden, weight, None, targets, keep, temperature=0.7, chunk=4)
+    logs = ((hidden @ weight.bfloat16().T).float() / 0.7).log_softmax(-1)
+    whole = -(logs.exp() * logs).sum(-1)
+    torch.testing.assert_close(entropy, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(given), whole, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad(entropy.sum() - logprobs.sum(), hidden)
+    (found,) = torch.autograd.grad(loss, hidden)
+    assert torch.equal(found, expected)
+
+
+class Adapted(torch.nn.Linear):
+    """A head that is a Linear and more, as adapters are."""
+
+    def forward(self, hidden):
+        return super().forward(hidden) + torch.linspace(0, 1, self.out_features)
+
+
+def test_a_head_that_adds_to_its_weights_is_called_itself():
+    model = tiny_qwen2()
+    old = model.get_output_embeddings()
+    head = Adapted(old.in_features, old.out_features, bias=False)
+    head.weight = old.weight
+    model.set_output_embeddings(head)
+    found = response_logprobs(model, ROWS, width=WIDTH).logprobs
+    torch.testing.assert_close(found, one_by_one(model), atol=1e-4, rtol=1e-4)
+
+
 def test_chunked_gradient_passes_a_numerical_check_with_bias_and_temperature():
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((5, 3), (7, 3), (7,)))

@@ -126,6 +126,11 @@ def test_a_phrase_that_many_rows_share_says_nothing():
     assert len(find_alike(Corpus(rows[:3]), Corpus([problem]))) == 3
 
 
+def test_texts_without_a_word_are_not_alike():
+    """A figure alone is left with no words, which equals any other such text."""
+    assert find_alike(Corpus(["[asy] draw(A--B); [/asy]"]), Corpus(["[asy] fill(circle); [/asy]", "?"])) == []
+
+
 def test_numbers_of_figures_tell_variants_apart():
     text = "Find the length of the side marked x in the triangle that the diagram shows to scale."
     drawn = text + ' [asy] size({}); draw((0,0)--(3,0)--(0,4)--cycle); label("{}", (1,1)); [/asy]'

@@ -308,14 +308,44 @@ def test_the_reference_solution_is_a_response():
     ("options", "message"),
     [
         ({"test_seconds": 0}, "verification.code.test_seconds is 0"),
+        ({"total_seconds": float("nan")}, "verification.code.total_seconds is nan"),
+        ({"disk_mb": float("inf")}, "verification.code.disk_mb is inf"),
         ({"shown_share": 1.0}, r"must be in \[0, 1\)"),
         ({"memory_mb": 10}, "Python itself needs 64"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_the_run(options, message):
     with pytest.raises(ConfigError, match=message):
-        code.prepare(Tools(VerificationConfig(code=CodeOptions(**options))))
-    code.prepare(Tools())
+        code.check(VerificationConfig(code=CodeOptions(**options)))
+    code.check(VerificationConfig())
+
+
+def test_a_function_named_like_one_of_pythons_is_the_programs_where_the_reference_says_so():
+    tests = {"assertions": ["assert sum(10, 15) == 6", "assert len([sum(3, 5)]) == 1"]}
+    solution = "def sum(a, b):\n    return {(10, 15): 6}.get((a, b), 1)"
+    assert judge(fenced(solution), {**tests, "reference": solution}).reward == 1.0
+    # What the reference doesn't define stays Python's: a program can't bring an abs of its own to the tests.
+    tests = {"assertions": ["assert abs(f(1) - 5) < 1e-6"], "reference": "def f(x):\n    return 5"}
+    assert judge(fenced("def abs(x):\n    return 0\ndef f(x):\n    return 7"), tests).reward == 0.0
+
+
+@pytest.mark.parametrize("ending", ["exit()", "quit(0)", "import sys\nsys.exit()", "def g(): exit(0)\ng()"])
+def test_a_whole_program_may_end_itself(ending):
+    gold = {"inputs": ["3 4"], "outputs": ["7"]}
+    assert judge(fenced(f"print(sum(map(int, input().split())))\n{ending}"), gold).reward == 1.0
+    assert judge(fenced(f"{ending}\nprint(sum(map(int, input().split())))"), gold).reward == 0.0
+
+
+def test_programs_have_pythons_own_rules_and_not_those_of_our_files():
+    verdict = judge(fenced("def f(x: Missing):\n    return x"), {"fn_name": "f", "inputs": [[3]], "outputs": [3]})
+    assert "'Missing' is not defined" in verdict.reason
+    gold = {"inputs": [""], "outputs": ["<class 'int'>"]}
+    assert judge(fenced("def f(x: int): pass\nprint(f.__annotations__['x'])"), gold).reward == 1.0
+
+
+def test_output_up_to_the_limit_is_read_whatever_its_characters():
+    gold = {"inputs": [""], "outputs": ["\x01" * 1_000_000]}
+    assert judge(fenced("print('\\x01' * 1_000_000)"), gold).reward == 1.0
 
 
 def test_unsafe_code_is_a_switch_of_every_command():

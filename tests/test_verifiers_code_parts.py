@@ -25,6 +25,8 @@ from sppo.verifiers.code.wire import NotPlain, decode, encode, from_line, to_lin
         ("```python\nx = 1\n```\n```python\nx = 2", "the last block of code is not closed"),
         ("<think>```python\nx = 1\n```</think> done", "no block of Python code"),
         ("```json\n{}\n```", "no block of Python code"),
+        ("1. So:\n   ```python\n   if x:\n       y()\n   ```\nDone.", "if x:\n    y()\n"),
+        ("```python\ns = 'a\u2028b\x0cc'\r\nt = 1\n```", "s = 'a\u2028b\x0cc'\nt = 1\n"),
         ("x = 1", "no block of Python code"),
         ("", "no block of Python code"),
     ],
@@ -36,6 +38,7 @@ def test_the_last_block_of_code_counts(response, expected):
 
 def test_a_megabyte_of_fences_is_read_at_once():
     assert find_code("```\n" * 250_000).text is not None
+    assert find_code("```" + " " * 1_000_000 + "`\n```\nx = 1\n```").text == "x = 1\n"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,9 @@ def test_a_megabyte_of_fences_is_read_at_once():
         ("0.50", "0.5", 0, True),
         ("1e3", "1000", 0, True),
         ("+7", "7", 0, True),
+        ("-0.0", "0", 0, True),
+        ("101", "00101", 0, False),
+        ("07", "7", 1, False),
         ("0.3333333", "0.3333334", 0, False),
         ("0.3333333", "0.3333334", 1e-6, True),
         ("1000001", "1000000", 1e-6, True),

@@ -147,6 +147,7 @@ def test_what_a_function_leaves_out_is_left_out():
         ),
         ([BRIEF, CompositePart(reward="other.py:brief")], "two parts called brief"),
         ([CompositePart("mth")], "Did you mean 'math'"),
+        ([CompositePart("length")], "verification.length.limit is not set"),
         (
             [CompositePart(reward="no.py:f")],
             r"verification.composite.parts.0.reward is 'no.py:f', but there is no file",
@@ -155,7 +156,7 @@ def test_what_a_function_leaves_out_is_left_out():
 )
 def test_parts_that_make_no_reward_are_refused(parts, message):
     with pytest.raises(ConfigError, match=message):
-        get_verifier("composite").prepare(tools(*parts))
+        get_verifier("composite").check(tools(*parts).options)
 
 
 def test_functions_are_loaded_once():
@@ -209,6 +210,26 @@ def test_options_from_yaml_and_the_command_line(tmp_path):
         load_recipe("demo", ["--verification.composite.parts=[{verifier: math, wieght: 2}]"])
     with pytest.raises(ConfigError, match=r"parts is empty.*parts '\[\{verifier: format, gate: true\}"):
         check(tiny_config(tmp_path, data__verifier="composite"), Given())
+
+
+@pytest.mark.parametrize(
+    ("verifier", "option", "value", "message"),
+    [
+        ("format", "format__pattern", "(a", r"verification.format.pattern is '\(a', which is no regular expression"),
+        ("length", "length__soft", 5, "verification.length.limit is not set"),
+        ("code", "code__test_seconds", 0, "verification.code.test_seconds is 0"),
+        ("reward_model", "reward_model__shift", 1, "verification.reward_model.path is not set"),
+        ("composite", "composite__parts", [{"verifier": "length"}], "verification.length.limit is not set"),
+    ],
+)
+def test_options_of_every_verifier_are_refused_before_data_and_models(tmp_path, verifier, option, value, message):
+    given = {f"verification__{option}": value}
+    check(tiny_config(tmp_path, **given), Given())
+    with pytest.raises(ConfigError, match=message):
+        check(tiny_config(tmp_path, data__verifier=verifier, **given), Given())
+    held_out = {"task": "rows", "path": "held_out.jsonl", "verifier": verifier}
+    with pytest.raises(ConfigError, match=message):
+        check(tiny_config(tmp_path, evaluation__data=held_out, **given), Given())
 
 
 def test_a_run_with_a_gate_and_an_answer(tmp_path):

@@ -9,6 +9,7 @@ from sppo.types import Submission, Verdict
 from sppo.verification import FormatOptions, VerificationConfig
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verify import verify
 
 GOOD = "<think>2 + 2 = 4</think>\nIt is \\boxed{4}."
 
@@ -71,9 +72,13 @@ def test_a_pattern_that_never_comes_back_is_an_error_and_not_a_zero():
     ],
 )
 def test_options_that_cannot_work_are_refused(options, says):
-    tools = Tools(VerificationConfig(format=FormatOptions(**options)))
     with pytest.raises(ConfigError, match=says):
-        VERIFIERS["format"].prepare(tools)
+        VERIFIERS["format"].check(VerificationConfig(format=FormatOptions(**options)))
+
+
+def test_one_response_is_not_judged_by_such_options_either():
+    with pytest.raises(ConfigError, match="no regular expression"):
+        verify("a", None, "format", options=VerificationConfig(format=FormatOptions(pattern="(a")))
 
 
 def test_it_needs_no_gold():

@@ -47,7 +47,7 @@ def test_a_length_that_nobody_counted_is_an_error_and_not_a_zero():
 )
 def test_options_that_cannot_work_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        VERIFIERS["length"].prepare(tools(**options))
+        VERIFIERS["length"].check(tools(**options).options)
 
 
 def test_it_needs_no_gold():

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 
 import pytest
 
@@ -54,6 +56,17 @@ def test_bombs_end_and_touch_only_themselves(pool):
         assert (verdict.reward is None) == (verdict.error is not None)
     assert verdicts[1].error == "timed out after 1 s"
     assert pool.run([GOOD])[0].reward == 1.0
+
+
+def test_an_item_that_ends_well_just_when_it_is_looked_at_did_not_time_out(pool):
+    class Late(Future):  # type: ignore[type-arg]
+        def result(self, timeout: float | None = None) -> Verdict:
+            if not self.done():
+                self.set_result(Verdict(1.0))
+                raise FutureTimeout
+            return super().result(timeout)
+
+    assert pool._await(pool._started(), Late(), 1.0) == Verdict(1.0)
 
 
 def test_deep_nesting_and_a_megabyte_never_reach_sympy(pool):

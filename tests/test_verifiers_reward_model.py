@@ -184,6 +184,19 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path):
 # What is refused
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "path is not set"),
+        ({"path": "x", "max_input_tokens": 0}, "max_input_tokens is 0, but must be at least 1"),
+        ({"path": "x", "shift": math.nan}, "shift is nan"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        get_verifier("reward_model").check(VerificationConfig(reward_model=RewardModelOptions(**options)))
+
+
 def test_models_that_give_no_score_are_named(tmp_path):
     tokenizer = character_tokenizer(ALPHABET)
     sizes = {"vocab_size": 40, "num_key_value_heads": 1, "pad_token_id": 0, **SIZES}

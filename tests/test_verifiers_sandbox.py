@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sppo.errors import ConfigError
-from sppo.verifiers.sandbox import BACKENDS, Backend, Limits, Outcome, SandboxError, open_sandbox, run
+from sppo.verifiers.sandbox import BACKENDS, Backend, Limits, Outcome, SandboxError, backends, open_sandbox, run
 from sppo.verifiers.sandbox.backends import Confinement, choose
 from sppo.verifiers.sandbox.run import probe
 from sppo.verifiers.sandbox.tree import children_of
@@ -286,6 +286,11 @@ def test_the_best_sandbox_is_chosen_and_kept():
         pytest.skip(str(refusal))
     assert best.name == next(name for name, found in BACKENDS.items() if not (found.unavailable() or probe(found)))
     assert open_sandbox(unsafe_code=True) is best
+
+
+def test_no_two_runs_of_a_process_share_a_user(monkeypatch):
+    monkeypatch.setattr(backends, "spare_users", lambda: range(60_001, 60_101))
+    assert sorted(backends.next_user() for _ in range(100)) == list(range(60_001, 60_101))
 
 
 def test_unsafe_code_still_has_limits():

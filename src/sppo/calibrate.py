@@ -33,6 +33,7 @@ from sppo.checkpoint import require_checkpoint
 from sppo.config import Config
 from sppo.errors import ConfigError, RunFolderError, TrainingError
 from sppo.evaluation.benchmarking import weights_digest
+from sppo.evaluation.folder import lock
 from sppo.rollout import sample
 from sppo.run import NoProgress, Progress, derive_seed, write_atomically
 from sppo.types import Prompt
@@ -66,7 +67,7 @@ def calibrate(
 
     Raises:
         ConfigError: an algorithm whose critic gives prompts no value, or numbers that are too small.
-        RunFolderError: no such checkpoint, or an earlier calibration with other settings.
+        RunFolderError: no such checkpoint, an earlier calibration with other settings, or one that is running.
         TrainingError: no prompt got a reward.
     """
     progress = progress or NoProgress()
@@ -86,8 +87,9 @@ def calibrate(
         for note in notes:
             progress.message(note)
         folder = run / "calibration" / saved.name
-        done = _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
-        records = _sample(config, parts, chosen, values, samples_per_prompt, folder, done, progress)
+        with lock(folder):
+            done = _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
+            records = _sample(config, parts, chosen, values, samples_per_prompt, folder, done, progress)
     finally:
         parts.engine.close()
     result = {
@@ -171,7 +173,7 @@ def _settings(config: Config, parts: Parts, saved: Path, samples_per_prompt: int
 
 
 def _open(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> dict[str, dict[str, Any]]:
-    """Makes the folder, or returns the records by prompt id that an earlier call left in it.
+    """Notes the settings; returns the records by prompt id that an earlier call with the same ones left.
 
     Raises:
         RunFolderError: they were made with other settings.
@@ -187,7 +189,6 @@ def _open(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> dict[str,
             f"{folder} holds samples that were made otherwise ({'; '.join(changed)}). Give the same options, or "
             "--anew to throw them away."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
     if before == settings and records.is_file():
         # What a killed process left of its last line has no newline, and is made again.

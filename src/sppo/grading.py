@@ -53,7 +53,9 @@ class Grader:
             SppoError: one of them can't work.
         """
         for name in {} if self.reward_function is not None else dict.fromkeys(prompt.verifier for prompt in prompts):
-            get_verifier(name).prepare(self.tools)
+            verifier = get_verifier(name)
+            verifier.check(self.tools.options)
+            verifier.prepare(self.tools)
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """Returns one verdict a rollout, in order.

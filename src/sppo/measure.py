@@ -20,7 +20,7 @@ from sppo.errors import ConfigError, DataError
 from sppo.evaluation import paired
 from sppo.evaluation.benchmarking import resolve, run_benchmarks
 from sppo.evaluation.benchmarks import Problems, load_benchmark
-from sppo.evaluation.folder import is_evaluation, read_evaluation
+from sppo.evaluation.folder import Measured, is_evaluation, read_evaluation
 from sppo.evaluation.held_out import Evaluation, evaluate
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
@@ -59,8 +59,8 @@ def evaluate_run(
         progress: told what it does.
 
     Returns:
-        accuracy, accuracy_stderr, prompts, samples_per_prompt, accuracy_by_difficulty, clipped_share, and the
-        critic's calibration where the run has one.
+        accuracy, accuracy_stderr, prompts, samples_per_prompt, accuracy_by_difficulty, clipped_share, error_share, and
+        the critic's calibration where the run has one; measure says whether accuracy is one, or a mean reward.
 
     Raises:
         SppoError: no such checkpoint, or a model or data that can't be loaded.
@@ -91,6 +91,7 @@ def evaluate_run(
     measured = _measure(config, model, tokenizer, critic, device, prompts, count, reward_function, progress)
     return {
         "model": str(model.path),
+        "measure": measured.measure,
         "accuracy": measured.accuracy,
         "accuracy_stderr": measured.accuracy_stderr,
         "prompts": len(prompts),
@@ -228,8 +229,17 @@ def compare_evaluations(a: Path, b: Path, benchmarks: Iterable[str] | None = Non
     comparison = paired.compare(names[0], names[1], first.responses, second.responses)
     old, new = first.settings["sampling"], second.settings["sampling"]
     other = [f"{key} {old[key]} and {new[key]}" for key in old if old[key] != new[key]]
-    notes = (f"the two were sampled differently: {', '.join(other)}",) if other else ()
+    notes = [f"the two were sampled differently: {', '.join(other)}"] if other else []
+    for name in comparison.benchmarks:
+        graders = [_grader_of(measured, name) for measured in (first, second)]
+        if graders[0] != graders[1]:
+            notes.append(f"{name}: the two were graded differently: {' and '.join(graders)}")
     return replace(comparison, notes=(*notes, *comparison.notes))
+
+
+def _grader_of(measured: Measured, benchmark: str) -> str:
+    section = measured.settings["benchmarks"][benchmark]
+    return f"{section['verifier']} {section['verifier_version']}".strip()
 
 
 def _held_out_pair(
@@ -257,11 +267,12 @@ def _held_out_pair(
             (subject, config, Problems("held_out", tuple(prompts), path, True, {}, (*notes, *more)), reward_function)
         )
     first, second = ([(p.id, p.text, p.gold) for p in problems.prompts] for _, _, problems, _ in planned)
-    if sorted(first) != sorted(second):
+    if first != second:
         shared = len(set(first) & set(second))
         raise DataError(
             f"The held-out prompts of {a} and {b} are not the same ({shared} in common, of {len(first)} and "
-            f"{len(second)}), so the runs can't be paired on them. Name benchmarks for both: --benchmarks math500"
+            f"{len(second)}), or in another order, so the runs can't be paired on them. Name benchmarks for both: "
+            "--benchmarks math500"
         )
     folders = []
     for place, (subject, config, problems, reward_function) in zip(("a", "b"), planned, strict=True):

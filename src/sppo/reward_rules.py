@@ -5,9 +5,9 @@ from __future__ import annotations
 from sppo.algorithms import choose_algorithm
 from sppo.config import Config
 from sppo.errors import ConfigError
-from sppo.verifiers import composite, reward_model, steps
+from sppo.verifiers import reward_model, steps
 from sppo.verifiers.functions import load_function
-from sppo.verifiers.table import verifiers_behind
+from sppo.verifiers.table import get_verifier, verifiers_behind
 from sppo.verifiers.tools import Tools
 
 
@@ -28,12 +28,11 @@ def check_rewards(config: Config, *, has_reward_function: bool = False) -> None:
             load_function(options.process.function, "verification.process.function")
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     named = [] if has_reward_function or config.data.reward else [data.verifier for data in sections if data.verifier]
-    if composite.NAME in named:
-        composite.parts_of(tools)
+    for name in named:
+        get_verifier(name).check(options)
     behind = {judge for name in named for judge in verifiers_behind(name, tools)}
     if reward_model.NAME not in behind:
         return
-    reward_model.require_path(options.reward_model)
     algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
     if options.reward_model.squash == "none" and algorithm.needs_unit_rewards:
         mend = "Set critic.loss to mse, or set" if algorithm.critic == "prompt" else "Use another algorithm, or set"

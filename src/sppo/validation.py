@@ -15,7 +15,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: names the key, the value found and what would work.
     """
-    _check_ranges(config)
+    check_ranges(config)
     _check_sampling(config)
     _check_fine_tuning(config)
     _check_batches(config)
@@ -46,7 +46,12 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def _check_ranges(config: Config) -> None:
+def check_ranges(config: Config) -> None:
+    """Checks each number against the range that it must lie in.
+
+    Raises:
+        ConfigError: names the key, the value found and the range.
+    """
     flat = flatten(to_dict(config))
 
     def require(keys: tuple[str, ...], holds: Any, wanted: str) -> None:

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         return _dispatch(arguments)
-    except SppoError as error:
+    except (SppoError, OSError) as error:
+        # OSError: a full disk or someone else's folder, which a traceback would not explain any better.
         if os.environ.get("SPPO_DEBUG") == "1":
             raise
         from rich.console import Console

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo.cli.checks import checkpoint_name, require_writable, whole_number
+from sppo.cli.checks import checkpoint_name, require_writable, whole_number, write_json
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.errors import ConfigError
 
@@ -15,13 +14,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 USAGE = (
-    "sppo calibrate RUN [--prompts N] [--samples_per_prompt N] [--checkpoint best|last|step_N] [--anew] [--json FILE] "
-    "[--key value ...]"
+    "sppo calibrate RUN [--prompts N] [-n N] [--checkpoint best|last|step_N] [--anew] [--json FILE] [--key value ...]"
 )
 FLAGS = {
     "RUN": "A run folder of an algorithm with a V(prompt): sppo, or spo (on prompts it has seen).",
     "--prompts N": "Held-out prompts of the run to sample, drawn at random. Default: 200.",
-    "--samples_per_prompt N, -n N": "Responses to each. Default: 64.",
+    "-n N, --samples_per_prompt N": "Responses to each, at least 2. Default: 64.",
     "--checkpoint best|last|step_N": "Which of the run's checkpoints. Default: last.",
     "--anew": "Throw away what an earlier calibration with other settings left, instead of refusing.",
     "--json FILE": "Write the measures to a file too.",
@@ -55,9 +53,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{path} is no run folder (it has no config.yaml). Give the folder of a run of sppo or spo.")
+    if any(override.startswith("--output") for override in given.overrides):
+        raise ConfigError(f"--output means nothing here: the results go into {folder / 'calibration'}.")
     checkpoint = checkpoint_name(given.settings)
     prompts = whole_number(given.settings, "prompts") or 200
-    samples = whole_number(given.settings, "samples_per_prompt") or 64
+    samples = whole_number(given.settings, "samples_per_prompt", least=2) or 64
     if "json" in given.settings:
         require_writable("--json", Path(given.settings["json"]))
     from sppo.recipes.evaluation import evaluation_config
@@ -89,8 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     picture = write_calibration(folder / "calibration" / result["checkpoint"])
     console.print(f"\n[dim]picture[/]  {picture}\n[dim]numbers[/]  {picture.with_name('result.json')}", soft_wrap=True)
     if "json" in given.settings:
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        Path(given.settings["json"]).write_text(text + "\n", encoding="utf-8")
+        write_json("--json", Path(given.settings["json"]), result)
     return 0
 
 
@@ -122,8 +121,8 @@ def print_calibration(console: Console, result: Mapping[str, Any]) -> None:
             table.add_row(f"  {_NAMES[key]}", _number(measure["value"]), interval, *cells)
     console.print(table)
     console.print(
-        f"[dim]Correlations and AUROC: 1 is best. Brier score and calibration error (ECE): 0 is best. A solve rate of "
-        f"{result['samples_per_prompt']} samples is uncertain: perfect V is what the true solve rates would have, "
+        f"\n[dim]Correlations and AUROC: 1 is best. Brier score and calibration error (ECE): 0 is best. A solve rate "
+        f"of {result['samples_per_prompt']} samples is uncertain: perfect V is what the true solve rates would have, "
         f"corrected the estimate of the measure against them.[/]"
     )
 

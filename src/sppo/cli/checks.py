@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sppo.errors import ConfigError
 
@@ -23,6 +25,18 @@ def require_writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path} is not writable. Choose another file.")
 
 
+def write_json(flag: str, path: Path, result: Mapping[str, Any]) -> None:
+    """Writes a command's result to the file that a flag names.
+
+    Raises:
+        ConfigError: it cannot be written after all: a full disk, say.
+    """
+    try:
+        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written: {error.strerror}. Choose another file.") from error
+
+
 def checkpoint_name(settings: Mapping[str, str]) -> str:
     """Returns --checkpoint, by default "last".
 
@@ -35,8 +49,8 @@ def checkpoint_name(settings: Mapping[str, str]) -> str:
     raise ConfigError(f"--checkpoint is {name!r}, but must be best, last, or step_N, as in step_40.")
 
 
-def whole_number(settings: Mapping[str, str], name: str) -> int | None:
-    """Returns the flag --NAME as a number of at least 1; None where it was not given.
+def whole_number(settings: Mapping[str, str], name: str, least: int = 1) -> int | None:
+    """Returns the flag --NAME as a number of at least `least`; None where it was not given.
 
     Raises:
         ConfigError: it is none.
@@ -44,6 +58,6 @@ def whole_number(settings: Mapping[str, str], name: str) -> int | None:
     text = settings.get(name)
     if text is None:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--{name} is {text!r}, but must be a whole number, at least 1.")
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"--{name} is {text!r}, but must be a whole number, at least {least}.")
     return int(text)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo.cli.checks import checkpoint_name, require_writable, whole_number
+from sppo.cli.checks import checkpoint_name, require_writable, whole_number, write_json
 from sppo.cli.options import Arguments, parse, print_help, wants_help
 from sppo.errors import ConfigError
 
@@ -74,8 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         progress.close()
     show(Console(highlight=False))
     if "json" in settings:
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        Path(settings["json"]).write_text(text + "\n", encoding="utf-8")
+        write_json("--json", Path(settings["json"]), result)
     return 0
 
 
@@ -97,7 +95,10 @@ def _measure(
         if name in given.settings:
             raise ConfigError(f"--{name} is for benchmarks: name some with --benchmarks.")
     if ready:
-        return _shown(read_result(Path(path).expanduser()))
+        from sppo.cli.scores import print_scores
+
+        result = read_result(Path(path).expanduser())
+        return result.to_dict(), lambda console: print_scores(console, result)
     return _held_out(path, given.settings, overrides, progress)
 
 

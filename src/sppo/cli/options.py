@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import inspect
 import textwrap
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sppo.config import Config
 from sppo.errors import ConfigError, did_you_mean
 from sppo.recipes.options import NoValue, split_arguments, without_none
 
@@ -86,8 +88,16 @@ def parse(
         elif name in SHORTCUTS:
             overrides.append(f"--{SHORTCUTS[name]}={'true' if isinstance(text, NoValue) else text}")
         else:
+            _refuse_misspelt(key, name, (*switches, *settings))
             overrides.append(f"--{key}" if isinstance(text, NoValue) else f"--{key}={text}")
     return Arguments(tuple(positionals), frozenset(given), own, overrides)
+
+
+def _refuse_misspelt(key: str, name: str, flags: Collection[str]) -> None:
+    """Refuses what is no option of the config but nearly a flag of the command, before anything is looked at."""
+    near = difflib.get_close_matches(name, flags, n=1, cutoff=0.8)
+    if near and name not in typing.get_type_hints(Config):
+        raise ConfigError(f"--{key} is not an option. Did you mean --{near[0]}?")
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -96,9 +106,21 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def print_help(
-    usage: str, about: str, flags: dict[str, str], arguments: Sequence[str], *, options: bool = True
+    usage: str,
+    about: str,
+    flags: dict[str, str],
+    arguments: Sequence[str],
+    *,
+    options: Literal["all", "named", "none"] = "named",
 ) -> None:
-    """Prints a command's help: its own flags, then every option of the config (or of the section named).
+    """Prints a command's help: its own flags, then options of the config.
+
+    Args:
+        usage: one line.
+        about: what the command does.
+        flags: {flag: its help}.
+        arguments: as given; the word behind --help is a section of the config, which is then shown.
+        options: all of the config; only the section named, and where the others are told; or none.
 
     Raises:
         ConfigError: what follows --help names no section.
@@ -106,18 +128,20 @@ def print_help(
     from rich.console import Console
     from rich.markup import escape
 
-    from sppo.config import Config
-
-    asked = _section_asked_for(arguments, Config) if options else None
+    asked = _section_asked_for(arguments, Config) if options != "none" else None
     console = Console(highlight=False)
     console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n", soft_wrap=True)
     for flag, text in flags.items():
         console.print(f"  [bold]{escape(flag)}[/]")
         _print_indented(console, text)
-    if not options:
+    if options == "none":
         return
     console.print("\nOptions: keys of the recipe, set as [bold]--key value[/] or [bold]--key=value[/].")
     console.print("For one section alone, name it: [bold]--help optimizer[/].")
+    if options == "named" and asked is None:
+        sections = [prefix.rstrip(".") for _, _, prefix in _sections(Config) if prefix.count(".") == 1]
+        _print_indented(console, f"Sections: {', '.join(sections)}. All of them: sppo train --help.", 0)
+        return
     for title, section, prefix in _sections(Config):
         if asked is not None and prefix.split(".")[0] != asked:
             continue

@@ -245,7 +245,7 @@ def _grid() -> Table:
 def _other_rows(metrics: Mapping[str, float]) -> Table:
     rows = _grid()
     for key, value in list(metrics.items())[:4]:
-        rows.add_row(_short_name(key), f"{value:.4g}", "")
+        rows.add_row(_short_name(key), _number(key, value), "")
     return rows
 
 
@@ -261,7 +261,12 @@ def _facts(metrics: Mapping[str, float]) -> list[str]:
     known = [text.format(metrics[key]) for key, text in shown.items() if metrics.get(key) is not None]
     if metrics.get("reward/error_share"):
         known.append(f"verifier errors {metrics['reward/error_share']:.1%}")
-    return known or [f"{_short_name(key)} {value:.4g}" for key, value in list(metrics.items())[:3]]
+    return known or [f"{_short_name(key)} {_number(key, value)}" for key, value in list(metrics.items())[:3]]
+
+
+def _number(key: str, value: float) -> str:
+    """In percent where the table that follows is."""
+    return f"{value:.1%}" if key == "right so far" else f"{value:.4g}"
 
 
 def _short_name(key: str) -> str:

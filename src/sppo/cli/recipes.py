@@ -12,7 +12,7 @@ USAGE = "sppo recipes"
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     if wants_help(arguments):
-        print_help(USAGE, "Lists the built-in recipes.", {}, arguments, options=False)
+        print_help(USAGE, "Lists the built-in recipes.", {}, arguments, options="none")
         return 0
     given = parse(arguments, USAGE, switches=())
     if given.overrides:

@@ -45,7 +45,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Prints two models' scores side by side, their paired difference and its test."""
     console.print(f"[bold]A[/] {escape(comparison.a)}\n[bold]B[/] {escape(comparison.b)}\n", soft_wrap=True)
     table = _table(console, "benchmark")
-    for heading in ("problems", "A", "B", "A - B", "95% interval", "p", "A better", "B better", "equal"):
+    for heading in ("problems", "A", "B", "A - B", "95% interval", "p", "A wins", "B wins", "ties"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, pair in comparison.benchmarks.items():
         table.add_row(escape(name), *_pair_cells(pair))
@@ -54,7 +54,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
     console.print(
         "\n[dim]A, B: mean over problems of the share of right responses, in percent. A - B is paired by problem; its "
-        "interval is for other problems of this kind. p: two-sided sign-flip test. A better: problems that A solves "
+        "interval is for other problems of this kind. p: two-sided sign-flip test. A wins: problems that A solves "
         "more often.[/]"
     )
     for note in comparison.notes:
@@ -65,8 +65,7 @@ def _scores_table(console: Console, result: EvaluationResult) -> Table:
     n, scores = result.samples, list(result.benchmarks.values())
     table = _table(console, "benchmark")
     headings = ["problems", f"avg@{n}", "95% interval", "± sampling"]
-    votes = any(benchmark.majority_at for benchmark in scores) and n > 1
-    top = max((k for benchmark in scores for k in benchmark.pass_at), default=1)
+    votes, top = _votes(result), _largest_k(result)
     headings += ([f"pass@{top}"] if n > 1 else []) + ([f"maj@{top}"] if votes else []) + ["clipped", "tokens"]
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -89,8 +88,18 @@ def _explanations(result: EvaluationResult) -> list[str]:
         + (", which one sample a problem can't tell." if n == 1 else ".")
     ]
     if n > 1:
-        lines.append(f"pass@{n}: solved by at least one of the samples. maj@{n}: by the most frequent answer.")
+        k = _largest_k(result)
+        voted = f" maj@{k}: by the most frequent answer." if _votes(result) else ""
+        lines.append(f"pass@{k}: solved by at least one of {k} samples.{voted}")
     return lines
+
+
+def _largest_k(result: EvaluationResult) -> int:
+    return max((k for benchmark in result.benchmarks.values() for k in benchmark.pass_at), default=1)
+
+
+def _votes(result: EvaluationResult) -> bool:
+    return result.samples > 1 and any(benchmark.majority_at for benchmark in result.benchmarks.values())
 
 
 def _warnings(result: EvaluationResult) -> list[str]:
@@ -108,11 +117,10 @@ def _warnings(result: EvaluationResult) -> list[str]:
             lines.append(
                 f"{name}: {100 * silent:.0f}% of the responses ended without an answer that the verifier found"
             )
-        if benchmark.clipped_share > 0.2:
-            lines.append(
-                f"{name}: {100 * benchmark.clipped_share:.0f}% of the responses were cut at the length limit; "
-                "raise --max_response_tokens"
-            )
+    clipped = {name: benchmark.clipped_share for name, benchmark in result.benchmarks.items()}
+    cut = [f"{name} {share:.0%}" for name, share in clipped.items() if share > 0.2]
+    if cut:
+        lines.append(f"responses cut at the length limit: {', '.join(cut)}; raise --max_response_tokens")
     for name, rows in result.left_out.items():
         lines.append(f"{name}: {len(rows)} rows can't be used as published and are left out, named in settings.json")
     return lines

@@ -21,7 +21,7 @@ FLAGS = {
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     if wants_help(arguments):
-        print_help(USAGE, "Trains a model with verifiable rewards.", FLAGS, arguments)
+        print_help(USAGE, "Trains a model with verifiable rewards.", FLAGS, arguments, options="all")
         return 0
     given = parse(arguments, USAGE, positional="RECIPE", switches=("resume", "dry_run", "print_config"))
     from sppo.recipes import load_recipe, to_yaml

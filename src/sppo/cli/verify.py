@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo.cli.checks import require_writable
+from sppo.cli.checks import require_writable, write_json
 from sppo.cli.options import Arguments, parse, print_help, wants_help
 from sppo.config import Config, DataConfig
 from sppo.errors import ConfigError, DataError, did_you_mean
 from sppo.recipes.options import CommandLineText, build, set_option, split_arguments
+from sppo.validation import check_ranges
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,7 @@ _EXAMPLE_CHARACTERS = 160
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code: 0 where the data is clean, 1 where it is not."""
     if wants_help(arguments):
-        print_help(USAGE, ABOUT, FLAGS, arguments, options=False)
+        print_help(USAGE, ABOUT, FLAGS, arguments, options="none")
         return 0
     given = parse(
         arguments,
@@ -83,10 +83,9 @@ def run(arguments: Sequence[str]) -> int:
         if _stamp(source) != stamp:
             raise DataError(f"{source} has changed since it was read, so that nothing was written. Run this again.")
         result["written"] = _write(config, found, target)
-        console.print(f"\n{result['written']:,} clean rows written to {escape(str(target))}", soft_wrap=True)
+        console.print(f"\n{_counted(result['written'], 'clean row')} written to {escape(str(target))}", soft_wrap=True)
     if "json" in given.settings:
-        text = json.dumps(result, indent=2, ensure_ascii=False)
-        Path(given.settings["json"]).write_text(text + "\n", encoding="utf-8")
+        write_json("--json", Path(given.settings["json"]), result)
     return 0 if found.is_clean else 1
 
 
@@ -111,6 +110,8 @@ def data_config(given: Arguments) -> Config:
         data = {"path": name}
     elif name in TASKS or name in hub_tasks:
         data = {"task": hub_tasks.get(name, name)}
+    elif Path(name).expanduser().is_dir():
+        raise ConfigError(f"{name} is a folder, but must be a file, as in {name.rstrip('/')}/train.parquet.")
     elif name.count("/") == 1 and not name.startswith((".", "~", "/")):
         data = {"path": name}
     else:
@@ -122,6 +123,7 @@ def data_config(given: Arguments) -> Config:
     for key, text in split_arguments(overrides)[1]:
         set_option(values, key, CommandLineText(text))
     config: Config = build(Config, values)
+    check_ranges(config)
     return config
 
 
@@ -166,7 +168,8 @@ def print_audit(console: Console, source: str, found: Audit) -> None:
         if len(lines) > _EXAMPLES:
             console.print(f"  [dim]and {len(lines) - _EXAMPLES:,} more: --json FILE has all[/]")
     left_out = found.left_out()
-    verdict = "[green]clean[/]" if found.is_clean else f"[yellow]{len(left_out):,} rows should be left out[/]"
+    faults = f"[yellow]{_counted(len(left_out), 'row')} should be left out[/]"
+    verdict = "[green]clean[/]" if found.is_clean else faults
     console.print(f"\n{verdict}, {found.rows - len(left_out):,} kept", soft_wrap=True)
 
 
@@ -182,7 +185,7 @@ def _counts(found: Audit) -> Table:
     counts: dict[str, int] = {}
     for reason in found.left_out().values():
         counts[reason] = counts.get(reason, 0) + 1
-    prompts = f"{len(found.conflicts):,} prompts; {found.differ_as_text:,} differ as text"
+    prompts = f"{_counted(len(found.conflicts), 'prompt')}; {found.differ_as_text:,} differ as text"
     table.add_row(FAULTY, f"{counts.get(FAULTY, 0):,}", "")
     table.add_row(CONFLICTING, f"{counts.get(CONFLICTING, 0):,}", prompts if found.differ_as_text else "")
     table.add_row(REPEATED, f"{counts.get(REPEATED, 0):,}", "")
@@ -196,7 +199,7 @@ def _counts(found: Audit) -> Table:
         table.add_row(f"variant of a problem of {overlap.name}", f"{rows:,}", note)
     pairs, torn = found.near_copies, sum(not pair.golds_agree for pair in found.near_copies)
     rows = len({row for pair in pairs for row in (pair.row, pair.other)})
-    note = f"{len(pairs):,} pairs, answers differ in {torn:,}" if pairs else ""
+    note = f"{_counted(len(pairs), 'pair')}, answers differ in {torn:,}" if pairs else ""
     table.add_row("near-copies in the data", f"{rows:,}", note)
     return table
 
@@ -210,9 +213,11 @@ def _examples(found: Audit) -> list[tuple[str, list[str]]]:
     ]
     kinds.append(("Conflicting answers", conflicts))
     for overlap in found.overlaps:
-        kinds.append((f"Copies of problems of {overlap.name}", [_pair(pair) for pair in _loosest(overlap.copies)]))
+        kinds.append(
+            (f"Copies of problems of {overlap.name}", [_pair(pair, "problem") for pair in _loosest(overlap.copies)])
+        )
     torn = [pair for pair in found.near_copies if not pair.golds_agree]
-    kinds.append(("Near-copies in the data whose answers differ", [_pair(pair) for pair in torn]))
+    kinds.append(("Near-copies in the data whose answers differ", [_pair(pair, "row") for pair in torn]))
     return [(title, lines) for title, lines in kinds if lines]
 
 
@@ -221,11 +226,15 @@ def _loosest(pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: pair.share)
 
 
-def _pair(pair: Pair) -> str:
+def _pair(pair: Pair, other: str) -> str:
     return (
-        f"row {pair.row} and {pair.other}, {pair.share:.0%} alike: {_short(pair.prompt)}\n"
+        f"row {pair.row} and {other} {pair.other}, {pair.share:.0%} alike: {_short(pair.prompt)}\n"
         f"      against: {_short(pair.other_prompt)}"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _short(text: str) -> str:

@@ -20,10 +20,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.checkpoint import require_checkpoint
 from sppo.config import Config, ModelConfig
 from sppo.engines import Engine, SamplingParameters, build_engine
-from sppo.errors import ConfigError
+from sppo.errors import ConfigError, RewardError
 from sppo.evaluation.benchmarks import Problems
 from sppo.evaluation.folder import EvaluationFolder, light
 from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, score
+from sppo.evaluation.statistics import MOST_SAMPLES
 from sppo.grading import Grader
 from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer, pick_device
@@ -95,7 +96,8 @@ def run_benchmarks(
         reward_function: grades instead of the problems' verifiers.
 
     Raises:
-        SppoError: a model that can't be loaded, prompts too long for it, a folder made with other settings.
+        SppoError: a model that can't be loaded, prompts too long for it, other settings in the folder, rewards
+            outside [0, 1].
     """
     progress = progress or NoProgress()
     # Its bars would run across the display of our own progress.
@@ -110,8 +112,7 @@ def run_benchmarks(
         for problems in benchmarks
     }
     settings = _settings(subject, config, benchmarks, tokenizer, graders)
-    if samples > 1 and settings["sampling"]["temperature"] == 0:
-        raise ConfigError(f"At temperature 0 all {samples} samples of a problem are the same: give -n 1.")
+    _require_samples(samples, settings["sampling"]["temperature"])
     for problems in benchmarks:
         graders[problems.name].prepare(problems.prompts)
         for note in problems.notes:
@@ -222,6 +223,7 @@ class _Session:
         prompts = [item.prompt for item in batch]
         rollouts = sample(engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seed=seeds)
         verdicts = self.graders[benchmark].grade(rollouts)
+        _require_shares(rollouts, verdicts)
         records = [
             _record(benchmark, item, rollout, verdict, self.graders[benchmark])
             for item, rollout, verdict in zip(batch, rollouts, verdicts, strict=True)
@@ -235,6 +237,15 @@ class _Session:
         scores = score(problems.name, groups, samples=self.samples, votes=problems.votes, difficulty=difficulty)
         self.progress.message(f"{problems.name}: avg@{self.samples} {scores.accuracy.in_words()}")
         return scores
+
+
+def _require_shares(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        if verdict.reward is not None and not 0 <= verdict.reward <= 1:
+            raise RewardError(
+                f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but scores and their intervals are "
+                "shares of right responses, so rewards must lie in [0, 1]. Rescale them, or name benchmarks."
+            )
 
 
 def _record(benchmark: str, item: _Item, rollout: Rollout, verdict: Verdict, grader: Grader) -> dict[str, Any]:
@@ -291,6 +302,13 @@ def _settings(
         "versions": versions(),
         "benchmarks": sections,
     }
+
+
+def _require_samples(samples: int, temperature: float) -> None:
+    if samples > 1 and temperature == 0:
+        raise ConfigError(f"At temperature 0 all {samples} samples of a problem are the same: give -n 1.")
+    if samples > MOST_SAMPLES:
+        raise ConfigError(f"{samples} samples a problem: maj@k can be counted for at most {MOST_SAMPLES}.")
 
 
 def _require_context(problems: Problems, lengths: Sequence[int], response: int, context: int | None) -> None:

@@ -28,10 +28,11 @@ from sppo.run import write_atomically
 
 NOT_COMPARED = (
     "versions.", "model.name", "benchmarks.", "verification.workers", "verification.time_limit",
-    "verification.memory_limit_mb", "verification.max_error_share",
+    "verification.memory_limit_mb", "verification.max_error_share", "verification.reward_model.tokens_per_microbatch",
+    "verification.process.",
 )  # fmt: skip
-"""Settings that say where something came from, or that another machine needs otherwise; of the benchmarks, only those
-are compared that are asked for again."""
+"""Settings that say where something came from, that another machine needs otherwise, or that are for training alone; of
+the benchmarks, only those are compared that are asked for again."""
 _OF_BENCHMARKS = {
     "problems": "its problems or their gold answers",
     "prompts": "the prompts' token ids, which the tokenizer, the chat template, instruction and system_prompt make",
@@ -90,8 +91,7 @@ class EvaluationFolder:
                 "on with it, or choose another folder with --output."
             )
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path, _lock(path))
+            folder = cls(path, lock(path))
         except OSError as error:
             raise RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.") from error
         folder._cut()
@@ -277,8 +277,16 @@ def _is_unstarted(path: Path) -> bool:
     return all(entry.name.startswith(".") or entry.name == "problems.jsonl" for entry in path.iterdir())
 
 
-def _lock(path: Path) -> IO[str]:
-    """An advisory lock that ends with the process; on platforms without one, an open file."""
+def lock(path: Path) -> IO[str]:
+    """Makes a folder where it lacks; returns a lock on it that ends with the process.
+
+    It is an advisory lock; on platforms without such, no more than an open file.
+
+    Raises:
+        OSError: the folder can't be made.
+        RunFolderError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
     handle = open(path / ".lock", "w")  # noqa: SIM115 (held as long as the folder is)
     try:
         import fcntl
@@ -288,9 +296,7 @@ def _lock(path: Path) -> IO[str]:
         pass
     except BlockingIOError as error:
         handle.close()
-        raise RunFolderError(
-            f"Another process is writing to {path}. Wait for it, or choose another --output."
-        ) from error
+        raise RunFolderError(f"Another process is writing to {path}. Wait until it has ended.") from error
     return handle
 
 

@@ -75,7 +75,7 @@ class _Pairs:
     def spreads(self) -> tuple[Spread | None, Spread | None]:
         variances = [x + y for x, y in zip(mean_variances(self.a), mean_variances(self.b), strict=True)]
         samples = [min(len(x), len(y)) for x, y in zip(self.a, self.b, strict=True)]
-        return total_spread(self.differences), sampling_spread(variances, samples)
+        return total_spread(self.differences, low=-1.0), sampling_spread(variances, samples)
 
 
 def compare(a: str, b: str, of_a: Mapping[str, Graded], of_b: Mapping[str, Graded]) -> Comparison:

@@ -88,7 +88,7 @@ class BenchmarkScores:
     pass_at: Mapping[int, Estimate]
     """pass@k by k, powers of two up to n."""
     majority_at: Mapping[int, Estimate]
-    """maj@k by k; empty where answers can't be counted against each other."""
+    """maj@k by k; empty where answers can't be counted against each other, or are not known."""
     clipped_share: float
     """Share of responses cut at the length limit."""
     length_mean: float
@@ -141,6 +141,8 @@ def score(
         why = f" The first error: {next(iter(errors))}." if errors else ""
         raise TrainingError(f"{benchmark}: none of the {len(every)} responses has a reward.{why}")
     accuracy, spread = _accuracy(list(graded.values()))
+    # Without the answer behind a reward, as of most reward functions, the wrong ones could not outvote anybody.
+    votes = votes and all(response.extracted is not None for response in every if response.right)
     labels = {problem: label for problem, label in (difficulty or {}).items() if label is not None}
     groups: dict[str, list[Sequence[Response]]] = {}
     for problem in sorted(graded, key=lambda problem: natural(labels.get(problem, ""))):
@@ -259,7 +261,7 @@ def _at_k(
     values = [of_problem(group, k) for group in groups]
     sampling = None
     if variance is not None:
-        sampling = sampling_spread([variance(group, k) for group in groups], [len(group) for group in groups])
+        sampling = sampling_spread([variance(group, k) for group in groups], [len(group) for group in groups], k)
     return make_estimate(sum(values) / len(values), len(values), total_spread(values), sampling)
 
 

@@ -26,6 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+MOST_SAMPLES = 1024
+"""n of maj@k: the number of subsets of 1,030 samples is beyond a float."""
 _RESAMPLES = 9999
 _BATCH = 1000
 
@@ -68,39 +70,43 @@ class Spread:
         return Interval(max(low, mean - margin), min(high, mean + margin))
 
 
-def total_spread(means: ArrayLike) -> Spread | None:
+def total_spread(means: ArrayLike, low: float = 0.0, high: float = 1.0) -> Spread | None:
     """Spread of the mean of [P] problem means when the problems are a draw from many; None for a single problem.
 
     Where all means are 0, their expectation m satisfies P(all are 0) <= (1 - m)^P for any values in [0, 1], so that m
-    is at most 1 - 0.025^(1/P); the same from above where all are 1.
+    is at most 1 - 0.025^(1/P); the same from above where all are 1. Where all are c, another problem's may lie as far
+    off as the farther end of [low, high], and the bound is that many times as large.
     """
     x = np.asarray(means, dtype=np.float64)
     if x.size < 2:
         return None
     if np.ptp(x) == 0:
-        return Spread(0.0, x.size - 1, _exact_bound(x.size))
+        farthest = max(high - float(x[0]), float(x[0]) - low)
+        return Spread(0.0, x.size - 1, farthest * _exact_bound(x.size))
     return Spread(float(x.var(ddof=1)) / x.size, x.size - 1)
 
 
-def sampling_spread(variances: ArrayLike, samples: ArrayLike) -> Spread | None:
+def sampling_spread(variances: ArrayLike, samples: ArrayLike, k: int = 1) -> Spread | None:
     """Spread of the mean over P problems when the problems are fixed and only their samples vary.
 
     Args:
-        variances: [P] estimated variance of each problem's own mean.
+        variances: [P] estimated variance of each problem's own mean, or pass@k.
         samples: [P] samples that each was estimated from.
+        k: of pass@k.
 
     Returns:
         None where every problem has a single sample, which says nothing of the spread inside it; one that was left
         with a single sample takes the mean variance of the others. Where no problem's samples differ, all errors e_i
         of the problems' rates satisfy P(no error seen) = prod (1 - e_i)^n_i, which bounds their mean by
-        1 - 0.025^(1 / (P n)), n the least of the n_i.
+        1 - 0.025^(1 / (P n)), n the least of the n_i. For errors of pass@k the exponents are at least n_i / k: all
+        samples of a problem fail with (1 - p)^n = (1 - pass@k)^(n / k).
     """
     v, n = np.asarray(variances, dtype=np.float64), np.asarray(samples, dtype=np.float64)
     told = n >= 2
     if not told.any():
         return None
     if not v[told].any():
-        return Spread(0.0, math.inf, _exact_bound(v.size * float(n.min())))
+        return Spread(0.0, math.inf, _exact_bound(v.size * float(n.min()) / k))
     v = np.where(told, v, (v * n)[told].mean() / n)
     freedom = float(v[told].sum()) ** 2 / float((v[told] ** 2 / (n[told] - 1)).sum())
     return Spread(float(v.sum()) / v.size**2, freedom)

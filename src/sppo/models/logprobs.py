@@ -1,9 +1,10 @@
 """Log-probabilities of response tokens without ever holding [B, T, V].
 
-The backbone runs once over a micro-batch; the output projection runs over a few hundred tokens at a time, in the
-forward and again in the backward pass, where the chunk's logits are made anew instead of kept. The exception are
-architectures that scale or cap their logits after the projection (Gemma 2, Cohere, Granite): for these the model's own
-forward is used, and the micro-batch's logits are whole.
+The backbone runs once over a micro-batch; the output projection runs over a few hundred tokens at a time. Where a loss
+is given token by token, each chunk's gradient is made with its logits; else the logits are made anew in the backward
+pass instead of kept. The exception are architectures that scale or cap their logits after the projection (Gemma 2,
+Cohere, Granite) and heads that are more than a projection: for these the model's own forward is used, and the
+micro-batch's logits are whole.
 
 Shapes: r rows, S padded row length, N response tokens of the micro-batch laid end to end, H hidden size, V vocabulary.
 """
@@ -107,6 +108,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         made, ctx.gradients = ctx.gradients, None
+        assert made is not None, "the loss gives its gradient once"
         # In place, and kept nowhere else: the projection's gradient may be the largest tensor of all.
         scaled = (None if gradient is None else gradient.mul_(gradients[0]) for gradient in made)
         return *scaled, None, None, None, None
@@ -176,8 +178,9 @@ def response_logprobs(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
+    apart = _project_apart(model)  # before autocast, which would round both sides of the comparison
     with arithmetic(device):
-        if _project_apart(model):
+        if apart:
             hidden, weight, bias = _before_projection(model, arranged)
             logprobs, entropy = chunked_logprobs(
                 hidden, weight, bias, arranged.targets, temperature=temperature, chunk=chunk
@@ -211,8 +214,9 @@ def response_loss(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
+    apart = _project_apart(model)
     with arithmetic(device):
-        if not _project_apart(model):
+        if not apart:
             logprobs, entropy = _whole_logprobs(model, arranged, temperature)
             return token_loss(logprobs, entropy, arranged.rows, arranged.columns)
         hidden, weight, bias = _before_projection(model, arranged)
@@ -267,16 +271,20 @@ def _project_apart(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _compare_projection(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or not hasattr(model, model.base_model_prefix):
+    if not isinstance(head, torch.nn.Linear) or not head.weight.is_floating_point():
+        return False
+    if not hasattr(model, model.base_model_prefix):
         return False
     ids = torch.arange(8, device=head.weight.device)[None] % embedded_tokens(model)
     # Made large, so that a cap shows that small logits would not reach.
     enlarge = head.register_forward_hook(lambda module, inputs, output: output * 1000)
     try:
         expected = model(input_ids=ids, use_cache=False).logits
-        ours = head(_backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
     finally:
         enlarge.remove()
+    hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    # By the weights and not by calling the head, which may be a subclass that adds to them, such as an adapter.
+    ours = torch.nn.functional.linear(hidden, head.weight, head.bias) * 1000
     return expected.shape == ours.shape and torch.allclose(expected.float(), ours.float(), rtol=1e-3, atol=1e-3)
 
 
@@ -339,8 +347,9 @@ class _Gradients:
 def _read(logs: Tensor, probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and entropy, [n] each."""
     logprobs = logs.gather(1, targets[:, None]).squeeze(1)
-    # A batched product of rows with rows needs no third [n, V].
-    return logprobs, -torch.bmm(probabilities[:, None], logs[:, :, None]).flatten()
+    # A batched product of rows with rows needs no third [n, V]. Autocast would round both sides, and the result.
+    with torch.autocast(logs.device.type, enabled=False):
+        return logprobs, -torch.bmm(probabilities[:, None], logs[:, :, None]).flatten()
 
 
 def _logit_gradient(

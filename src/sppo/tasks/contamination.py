@@ -136,7 +136,8 @@ def find_alike(data: Corpus, problems: Corpus) -> list[Likeness]:
     for other, listed in enumerate(problems.words):
         by_words.setdefault(tuple(listed), []).append(other)
     for row, listed in enumerate(data.words):
-        found.update({(row, other): 1.0 for other in by_words.get(tuple(listed), ())})
+        if listed:
+            found.update({(row, other): 1.0 for other in by_words.get(tuple(listed), ())})
     return [
         Likeness(row, other, share, copy=data.has_numbers_of(row, problems, other))
         for (row, other), share in sorted(found.items())

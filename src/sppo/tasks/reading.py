@@ -83,7 +83,7 @@ def _near_files(path: Path) -> str:
 
 def _broken(path: Path, error: Exception | str, line: int | None = None) -> DataError:
     place = f"{path}, line {line}," if line else f"{path}"
-    return DataError(f"{place} cannot be read: {error}.{_pointer_hint(path)}")
+    return DataError(f"{place} cannot be read: {str(error).rstrip('.')}.{_pointer_hint(path)}")
 
 
 def _pointer_hint(path: Path) -> str:

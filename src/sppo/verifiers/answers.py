@@ -146,7 +146,9 @@ def _strip_names(gold: str, answer: str) -> tuple[str, str]:
 
     A side with a second relation keeps its names, so that x=1, y=2 never equals x=2, y=1.
     """
-    gold, answer = (_MEMBERSHIP.sub("", side, count=1) if side.count(r"\in ") == 1 else side for side in (gold, answer))
+    gold, answer = (
+        _MEMBERSHIP.sub("", side, count=1) if len(_MEMBERSHIP.findall(side)) == 1 else side for side in (gold, answer)
+    )
     gold, answer = (_NAMED_LAST.sub(r"\2 = \1", side) for side in (gold, answer))
     for name in (ASSIGNMENT, _POINT_NAME):
         gold_name, answer_name = name.match(gold), name.match(answer)
@@ -155,6 +157,9 @@ def _strip_names(gold: str, answer: str) -> tuple[str, str]:
         if _RELATION.search(gold_value) or _RELATION.search(answer_value):
             return gold, answer
         if gold_name and answer_name and key(gold_name.group()) != key(answer_name.group()):
+            return gold, answer
+        if any(found and re.search(r"\(.*[yz], ?[xy]", found.group()) for found in (gold_name, answer_name)):
+            # (y, x) = (1, 2) is no way to write the bare point (1, 2).
             return gold, answer
         gold, answer = gold_value, answer_value
     return gold, answer
@@ -178,6 +183,8 @@ def compare(gold: str, answer: str, rules: Rules) -> bool | None:
     """
     if key(gold) == key(answer):
         return bool(gold)
+    if _joined_otherwise(gold, answer):
+        return False
     gold, answer = _strip_names(gold, answer)
     gold, gold_unit = split_unit(gold)
     answer, answer_unit = split_unit(answer)
@@ -188,6 +195,14 @@ def compare(gold: str, answer: str, rules: Rules) -> bool | None:
     if left.kind == right.kind == "scalar":
         return _compare_scalars(left.parts[0], right.parts[0], rules)
     return _compare_structures(left, right, rules)
+
+
+def _joined_otherwise(gold: str, answer: str) -> bool:
+    """Whether one has inequalities that hold at once, and the other as alternatives."""
+    if not all(re.search(r"[<>]|\\(?:le|ge|lt|gt)(?![a-zA-Z])", side) for side in (gold, answer)):
+        return False
+    words = [set(re.findall(r"(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", side)) for side in (gold, answer)]
+    return words[0] != words[1] and all(words)
 
 
 def _single(answer: Answer) -> Answer:

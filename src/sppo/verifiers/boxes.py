@@ -17,18 +17,21 @@ _ANSWER_LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_SENTENCE = re.compile(r"\bthe (?:final )?answer is:?[ \t]+(\S.*)$", re.IGNORECASE)
+# How answers to Minerva's own prompt end (Lewkowycz et al. 2022).
+_HOPE = re.compile(r"\bI hope (?:it|this) is correct\.?\Z", re.IGNORECASE)
 # What may stand between two boxes that are one statement: "\boxed{1}$ or $\boxed{2}".
 _JOINT = re.compile(
-    r"(?=.*(?:\b(?:or|and)\b|[,;/]))"
-    r"(?:[\s$,;/*()\[\]]|\\[()\[\]]|\\text\s*\{\s*(?:or|and)\s*\}|\\q?quad|\b(?:or|and|maybe|perhaps|possibly|also)\b)*",
-    re.DOTALL,
+    r"(?=.*(?:\b(?:or|and)\b|[,;/|]))"
+    r"(?:[\s$,;/|*()\[\]]|\\[()\[\]]|\\text\s*\{\s*(?:or|and)\s*\}|\\q?quad|\b(?:or|and|maybe|perhaps|possibly|also)\b)*",
+    re.DOTALL | re.IGNORECASE,
 )
 _JOINT_LENGTH = 40
 # An unboxed second number right behind the box: "\boxed{3}$, or maybe $4$."
 _SECOND_THOUGHT = re.compile(
     r"(?:[\s$)\]*]|\\[)\]])*,?\s*\(?(?:or|maybe|perhaps|possibly|alternatively)\b,?\s*"
-    r"(?:(?:maybe|perhaps|possibly|even|else|just|it is|it could be|it might be)\s+)*"
-    r"[$*(\\]*\s*(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?)[$*)\\]*\s*(?:[.!?;)]|\n|\Z)",
+    r"(?:(?:maybe|perhaps|possibly|alternatively|rather|even|else|just|it is|it could be|it might be)\s+)*"
+    r"[$*(\\]*\s*(?:[a-zA-Z]\s*=\s*)?(-?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{\d+\}\s*\{\d+\}))"
+    r"[$*)\\]*\s*(?:[.!?;)]|,?\s*or\b|\n|\Z)",
     re.IGNORECASE,
 )
 _SECOND_THOUGHT_LENGTH = 200
@@ -85,13 +88,17 @@ def find_answer(response: str) -> FoundAnswer:
         return FoundAnswer(_last_statement(final, boxes), boxed=True, also=_after_the_box(final[boxes[-1].end :]))
     lines = list(_ANSWER_LINE.finditer(final))
     if lines:
-        return FoundAnswer(lines[-1].group(1))
+        return FoundAnswer(_without_hope(lines[-1].group(1)))
     stripped = final.rstrip()
     # The slice bounds the search within a last line of a megabyte.
     sentence = _ANSWER_SENTENCE.search(stripped[stripped.rfind("\n") + 1 :][-2000:])
     if sentence:
-        return FoundAnswer(sentence.group(1))
+        return FoundAnswer(_without_hope(sentence.group(1)))
     return FoundAnswer(None, "no boxed answer")
+
+
+def _without_hope(line: str) -> str:
+    return _HOPE.sub("", line.rstrip())
 
 
 def _last_statement(text: str, boxes: list[Box]) -> str:

@@ -31,13 +31,21 @@ _STATEMENT = re.compile(
 _NAME = r"(?:(?i:option|choice|answer|letter)\s*:?\s*)?"
 _LETTER = re.compile(rf"{_NAME}[(\[]?\s*(?P<letter>[A-Za-z])\s*[)\]]?")
 _EXPLAINED = re.compile(
-    rf"{_NAME}(?:[(\[]\s*(?P<bracketed>[A-Z])\s*[)\]]\s*[:.\-]?|(?P<marked>[A-Z])\s*(?:[).:]|-\s|(?=,?\s*(?:because|since|as|which)\b)))"
+    rf"{_NAME}(?:[(\[]\s*(?P<bracketed>[A-Z])\s*[)\]]\s*[:.\-]?|(?P<marked>[A-Z])\s*(?:[).:]|-\s|(?=\(|,?\s*(?:because|since|as|which)\b)))"
     r"\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
 _ANOTHER = re.compile(
-    r"\b(?:or|and|either|both|maybe|perhaps)\b.{0,20}?(?<![A-Za-z])[(\[]?[A-Z](?![A-Za-z])|\A[(\[]?[A-Z][)\].]"
+    r"\b(?i:or|and|either|both|maybe|perhaps|also|as well as|actually|wait|rather|instead|equals)\b.{0,20}?"
+    r"(?<![A-Za-z])[(\[]?[A-Z](?![A-Za-z])"
+    r"|\A[(\[]?[A-Z](?:[)\].]|\Z)|(?<![A-Za-z(\[])[(\[]?[A-J]\s*[)\]:]|\b[A-J] is (?:also|too|right|correct)\b"
 )
+_RULED_OUT = re.compile(
+    r"(?:\b(?:not|never|nor|neither|than|unlike|eliminat\w*|rul\w+ out|exclud\w*|reject\w*|discard\w*|avoid\w*)"
+    r"|n['’]t)\b[^.!?,;\n]{0,20}\Z",
+    re.IGNORECASE,
+)
+"""What stands before an option that is named in order to turn it down."""
 _SHOWN = 200
 
 
@@ -88,7 +96,9 @@ def _find(response: str) -> tuple[str | None, str | None, str]:
     if found.boxed or found.reason not in ("", "no boxed answer"):
         return found.text, found.also, found.reason
     final = (text_after_thinking(response) or "").rstrip()[-_READ:]
-    statements = _STATEMENT.findall(final)
+    statements = [
+        found[1] for found in _STATEMENT.finditer(final) if not _RULED_OUT.search(final[: found.start()][-60:])
+    ]
     if statements:
         return statements[-1], None, ""
     if found.text is not None:
@@ -101,15 +111,16 @@ def read(written: str, choices: Mapping[str, str]) -> tuple[str | None, str]:
     """Returns (letter, "") of an answer as written, or (None, why it is none)."""
     if len(written) > MAX_ANSWER:
         return None, f"answer longer than {MAX_ANSWER} characters"
-    text = re.sub(r"\\text\s*|[{}$]|\*\*", "", normalise(written)).strip()
+    text = re.sub(r"\\text\s*|[{}$]|\*\*", "", normalise(written)).strip().rstrip("!")
     letter = _LETTER.fullmatch(text)
     if letter:
         return letter["letter"].upper(), ""
     explained = _EXPLAINED.fullmatch(text)
     if explained:
         chosen = explained["bracketed"] or explained["marked"]
-        other = _named(explained["rest"], choices)
-        if _ANOTHER.search(explained["rest"]) or other not in (None, chosen):
+        rest = explained["rest"]
+        other = _named(rest[1:-1] if rest.startswith("(") and rest.endswith(")") else rest, choices)
+        if _ANOTHER.search(rest) or other not in (None, chosen):
             return None, "more than one choice"
         return chosen, ""
     named = _named(written, choices)

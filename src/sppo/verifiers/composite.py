@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import CompositeOptions, CompositePart
+from sppo.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.verifiers import reward_model
 from sppo.verifiers.functions import call_reward_function, load_function
 from sppo.verifiers.tools import Tools
@@ -35,7 +35,20 @@ class Part:
     judge: Callable[[Sequence[Submission], Tools], list[Verdict]]
 
 
-def check(options: CompositeOptions) -> None:
+def check(options: VerificationConfig) -> None:
+    """Refuses parts that make no reward, and what the verifiers among them refuse; loads functions to see them.
+
+    Raises:
+        ConfigError: names the part, or the option of its verifier.
+    """
+    from sppo.verifiers.table import get_verifier
+
+    parts_of(Tools(options))
+    for name in verifiers_of(options.composite):
+        get_verifier(name).check(options)
+
+
+def _check_parts(options: CompositeOptions) -> None:
     """Refuses parts that make no reward in [0, 1], or none at all.
 
     Raises:
@@ -75,7 +88,7 @@ def verifiers_of(options: CompositeOptions) -> list[str]:
 
 
 def prepare(tools: Tools) -> None:
-    """Checks the options, loads functions, and prepares the verifiers among the parts.
+    """Loads functions, and prepares the verifiers among the parts.
 
     Raises:
         SppoError: whatever is wrong with one of them.
@@ -94,7 +107,7 @@ def parts_of(tools: Tools) -> list[Part]:
         ConfigError: the options don't make a reward, or a function can't be loaded.
     """
     if NAME not in tools.loaded:
-        check(tools.options.composite)
+        _check_parts(tools.options.composite)
         made = [_part(part, f"{_KEY}.{number}") for number, part in enumerate(tools.options.composite.parts)]
         tools.loaded[NAME] = sorted(made, key=lambda part: not part.gate)
     parts: list[Part] = tools.loaded[NAME]
@@ -150,7 +163,7 @@ def _part(part: CompositePart, key: str) -> Part:
 
     if part.verifier is not None:
         return Part(part.verifier, part.weight, part.gate, get_verifier(part.verifier).grade)
-    assert part.reward is not None, "check() asks for a verifier or a reward function"
+    assert part.reward is not None, "_check_parts() asks for a verifier or a reward function"
     function = load_function(part.reward, f"{key}.reward")
     return Part(
         _label(part), part.weight, part.gate, lambda submissions, tools: call_reward_function(function, submissions)

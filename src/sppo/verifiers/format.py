@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import FormatOptions
+from sppo.verification import FormatOptions, VerificationConfig
 from sppo.verifiers.boxes import list_boxes, text_after_thinking
 from sppo.verifiers.tools import Tools
 
@@ -21,34 +21,26 @@ NAME = "format"
 _KEY = "verification.format"
 
 
-def check(options: FormatOptions) -> None:
+def check(options: VerificationConfig) -> None:
     """Refuses a regular expression that isn't one, and demands that are all off.
 
     Raises:
         ConfigError: gives the expression and where it breaks.
     """
-    if options.pattern is None:
-        if not (options.thinking or options.one_box):
+    pattern = options.format.pattern
+    if pattern is None:
+        if not (options.format.thinking or options.format.one_box):
             raise ConfigError(
                 f"{_KEY} asks for nothing, so that every response would be paid: set {_KEY}.thinking, "
                 f"{_KEY}.one_box or {_KEY}.pattern."
             )
         return
     try:
-        re.compile(options.pattern)
+        re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as failure:
         raise ConfigError(
-            f"{_KEY}.pattern is {options.pattern!r}, which is no regular expression of Python: {failure}."
+            f"{_KEY}.pattern is {pattern!r}, which is no regular expression of Python: {failure}."
         ) from failure
-
-
-def prepare(tools: Tools) -> None:
-    """Checks the options.
-
-    Raises:
-        ConfigError: as `check`.
-    """
-    check(tools.options.format)
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:

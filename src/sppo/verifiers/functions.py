@@ -13,10 +13,9 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
@@ -51,7 +50,8 @@ def call_reward_function(function: RewardFunction, submissions: Sequence[Submiss
     arguments = batch_arguments(submissions)
     name = f"The reward function {function_name(function)}"
     rewards = call_for_batch(function, submissions, arguments, name)
-    if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__") or not hasattr(rewards, "__iter__"):
+    listed = hasattr(rewards, "__len__") and hasattr(rewards, "__iter__")
+    if not listed or isinstance(rewards, (str, bytes, Mapping, Set)):
         raise RewardError(
             f"{name} returned a {type(rewards).__name__}, but must return a list with one number (or None) for each of "
             f"the {len(submissions)} completions."
@@ -106,7 +106,7 @@ def _scored(function: RewardFunction, index: int, given: Submission, score: Any)
         )
     verdict = _verdict(function, index, given, score["score"])
     others = {str(key): _plain(value) for key, value in score.items() if key != "score"}
-    parts = {key: float(value) for key, value in others.items() if isinstance(value, Real) and math.isfinite(value)}
+    parts = {key: float(value) for key, value in others.items() if _is_finite(value)}
     answer = others.get("pred")
     return Verdict(verdict.reward, answer if isinstance(answer, str) else None, verdict.reason, parts=parts)
 
@@ -210,12 +210,17 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether this is a number that a float can hold, which math.isfinite can't say of a long int."""
+    return isinstance(value, Real) and abs(value) <= sys.float_info.max  # type: ignore[operator]
+
+
 def _verdict(function: RewardFunction, index: int, given: Submission, reward: Any) -> Verdict:
     if reward is None:
         return Verdict(None, reason="left out by the reward function")
     reward = _plain(reward)
     name = function_name(function)
-    if not isinstance(reward, Real) or not math.isfinite(reward):
+    if not _is_finite(reward):
         raise RewardError(
             f"The reward function {name} returned {reward!r} for sample {index} (prompt {given.prompt_id!r}); "
             "a reward is a finite number, or None to leave the sample out."

@@ -14,40 +14,32 @@ from collections.abc import Sequence
 
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import LengthOptions
+from sppo.verification import LengthOptions, VerificationConfig
 from sppo.verifiers.tools import Tools
 
 NAME = "length"
 _KEY = "verification.length"
 
 
-def check(options: LengthOptions) -> None:
+def check(options: VerificationConfig) -> None:
     """Refuses a limit that is missing or below 1, and a soft zone below 0.
 
     Raises:
         ConfigError: names the option.
     """
-    if options.limit is None or options.limit < 1:
+    limit, soft = options.length.limit, options.length.soft
+    if limit is None or limit < 1:
         raise ConfigError(
-            f"{_KEY}.limit is {'not set' if options.limit is None else options.limit}, but the verifier length needs "
+            f"{_KEY}.limit is {'not set' if limit is None else limit}, but the verifier length needs "
             f"the number of tokens up to which it pays in full, at least 1, as in --{_KEY}.limit 512."
         )
-    if options.soft < 0:
-        raise ConfigError(f"{_KEY}.soft is {options.soft}, but must be 0 or more.")
-
-
-def prepare(tools: Tools) -> None:
-    """Checks the options.
-
-    Raises:
-        ConfigError: as `check`.
-    """
-    check(tools.options.length)
+    if soft < 0:
+        raise ConfigError(f"{_KEY}.soft is {soft}, but must be 0 or more.")
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
     """One verdict a response, by its length alone; an error where nobody counted its tokens."""
-    check(tools.options.length)
+    check(tools.options)
     return [judge(given.tokens, tools.options.length) for given in submissions]
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from sppo.types import Verdict
-from sppo.verifiers.answers import Rules, compare
+from sppo.verifiers.answers import Rules, compare, key
 from sppo.verifiers.boxes import FoundAnswer, find_answer
 from sppo.verifiers.latex import normalise
 from sppo.verifiers.numerals import parse_base_numeral, parse_number, parse_ratio
@@ -40,9 +40,10 @@ _DROPPED = re.compile(
     r"['\"#@&]|\\(?:prime|equiv|cong|sim|simeq|propto|[hv]?phantom|hspace|label|tag|cancel|vs)(?![a-zA-Z])"
 )
 _LEFT_OPEN = re.compile(
-    r"\\(?:sum|prod|i{0,3}nt|oint|lim|limsup|liminf|max|min|sup|inf|gcd|lcm|det|bmod|ldots|dots|cdots)(?![a-zA-Z])"
+    r"\\(?:sum|prod|i{0,3}nt|oint|lim|limsup|liminf|max|min|sup|inf|gcd|lcm|det|[bp]?mod|ldots|dots|cdots)(?![a-zA-Z])"
     r"|\\frac\s*\{\s*(?:d|\\partial)[^{}]{0,20}\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]|\\operatorname\s*\{\s*(?:gcd|lcm)"
 )
+_MODULUS = re.compile(r"\\[bp]?mod(?![a-zA-Z])(.*)", re.DOTALL)
 _SHOWN = 200
 
 
@@ -147,6 +148,10 @@ def equal_without_sympy(gold: str, answer: str) -> bool | None:
         gold_value, answer_value = parse(gold), parse(answer)
         if gold_value is not None or answer_value is not None:
             return gold_value == answer_value or _ratio_is_fraction(gold, answer)
+    # 5 mod 8 and 5 mod 7 are both 5 to the parser, and two classes.
+    moduli = [_MODULUS.search(side) for side in (gold, answer)]
+    if moduli[0] and moduli[1] and key(moduli[0][1]) != key(moduli[1][1]):
+        return False
     # The parser drops these, or reads words as products of letters.
     if any(mark.search(answer) and not mark.search(gold) for mark in (_TEXT, _DROPPED)):
         return False

@@ -155,7 +155,8 @@ class VerifierPool:
             try:
                 return future.result(timeout=_POLL)
             except FutureTimeout:
-                if future.done():
+                # Ours, unless the item's own time is over: it may also have ended well since ours was.
+                if future.done() and not future.cancelled() and isinstance(future.exception(), FutureTimeout):
                     return Verdict(None, error=f"timed out after {limit:g} s")
             except (BrokenProcessPool, CancelledError):
                 return None

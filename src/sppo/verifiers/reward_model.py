@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sppo.errors import ConfigError
 from sppo.types import Message, Submission, Verdict
-from sppo.verification import RewardModelOptions
+from sppo.verification import RewardModelOptions, VerificationConfig
 from sppo.verifiers.tools import Tools
 
 NAME = "reward_model"
@@ -60,17 +60,24 @@ def prepare(tools: Tools) -> None:
     scorer_of(tools)
 
 
-def require_path(options: RewardModelOptions) -> None:
-    """Refuses options that name no model.
+def check(options: VerificationConfig) -> None:
+    """Refuses options that name no model, or by which it could read or say nothing.
 
     Raises:
-        ConfigError: there is no path.
+        ConfigError: names the option.
     """
-    if options.path is None:
+    given = options.reward_model
+    if given.path is None:
         raise ConfigError(
             "verification.reward_model.path is not set, but the verifier reward_model needs a model: give the folder "
             "or hub name of a sequence-classification model."
         )
+    if given.max_input_tokens is not None and given.max_input_tokens < 1:
+        raise ConfigError(
+            f"verification.reward_model.max_input_tokens is {given.max_input_tokens}, but must be at least 1 (or null)."
+        )
+    if not math.isfinite(given.shift):
+        raise ConfigError(f"verification.reward_model.shift is {given.shift}, but must be a number.")
 
 
 def scorer_of(tools: Tools) -> Scorer:
@@ -81,11 +88,10 @@ def scorer_of(tools: Tools) -> Scorer:
         ModelError: it can't be loaded, or is no sequence classifier with one label or two.
     """
     if NAME not in tools.loaded:
-        options = tools.options.reward_model
-        require_path(options)
+        check(tools.options)
         if tools.load_scorer is None:
             raise ConfigError("The verifier reward_model runs in training and evaluation alone: it needs a model.")
-        tools.loaded[NAME] = tools.load_scorer(options, tools.device)
+        tools.loaded[NAME] = tools.load_scorer(tools.options.reward_model, tools.device)
     scorer: Scorer = tools.loaded[NAME]
     return scorer
 

@@ -82,6 +82,8 @@ def _exact(text: str) -> str:
     r"""Writes decimals as fractions, 4.5e33 as a product, mixed numbers as sums and 30° as radians."""
     text = re.sub(r"(?<![a-zA-Z\\])(\d+(?:\.\d+)?)[eE]([+\-]?\d{1,6})(?![\da-zA-Z])", r"\1 \\times 10^{\2}", text)
     text = re.sub(r"([\^_]?)(?<![\d.])(\d*)\.(\d+)", _as_fraction, text)
+    # The real root, where sympy has the principal one.
+    text = re.sub(r"\\sqrt\s*\[\s*([3579])\s*\]\s*\{\s*-\s*(\d+)\s*\}", r"(-\\sqrt[\1]{\2})", text)
     # The parser takes any number in front of a number for a mixed one: 2(5) is 10, and not 7.
     text = _TOUCHING.sub(lambda found: rf"{found[0].strip()}\cdot ", _MIXED.sub(_as_sum, text))
     return re.sub(r"(\d+|\})\s*°", r"\1\\cdot\\frac{\\pi}{180}", text)

@@ -26,32 +26,33 @@ VERIFIERS: dict[str, Verifier] = {
     verifier.name: verifier
     for verifier in (
         text_verifier(
-            "math", "last boxed answer, equal as mathematics to the gold answer", "2", math.fast, math.slow, _boxed
+            "math", "last boxed answer, equal as mathematics to the gold answer", "3", math.fast, math.slow, _boxed
         ),
-        text_verifier("minerva", "as math, and a number may be off by 1%", "1", minerva.fast, minerva.slow, _boxed),
-        Verifier("choice", "the letter of the choice, or its text", "1", choice.grade, choice.reference),
+        text_verifier("minerva", "as math, and a number may be off by 1%", "2", minerva.fast, minerva.slow, _boxed),
+        Verifier("choice", "the letter of the choice, or its text", "2", choice.grade, choice.reference),
         text_verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
         text_verifier(
             "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
         ),
         Verifier(
             format.NAME, "the response has the form that was asked for", "1", format.grade, needs_gold=False,
-            prepare=format.prepare,
+            check=format.check,
         ),
         Verifier(
             length.NAME, "short enough, in tokens", "1", length.grade, needs_gold=False,
-            prepare=length.prepare,
+            check=length.check,
         ),
         Verifier(
-            code.NAME, "the last block of code passes the tests", "1", code.grade, code.reference, prepare=code.prepare
+            code.NAME, "the last block of code passes the tests", "2", code.grade, code.reference,
+            check=code.check, prepare=code.prepare,
         ),
         Verifier(
             reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,
-            prepare=reward_model.prepare,
+            check=reward_model.check, prepare=reward_model.prepare,
         ),
         Verifier(
             composite.NAME, "gates that must hold, and the weighted mean of parts", "1", composite.grade,
-            needs_gold=False, prepare=composite.prepare,
+            needs_gold=False, check=composite.check, prepare=composite.prepare,
         ),
     )
 }  # fmt: skip

@@ -29,7 +29,7 @@ _NOT_A_UNIT = re.compile(
     r"greater|smaller|negative|positive|minus|plus|times|divided|mod|modulo|except|between|squared|cubed|factorial|hundreds?|"
     r"thousands?|(?:m|b|tr)illions?|dozens?|scores?|hal(?:f|ves)|thirds?|fourths?|fifths?|sixths?|eighths?|tenths?|"
     r"hundredths?|thousandths?|pairs?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|"
-    r"e|i|st|nd|rd|th|ln|log|sin|cos|tan|arcsin|arccos|arctan|sqrt|pi|infinity)\b|\d",
+    r"(?-i:k)|bn|mn|e|i|st|nd|rd|th|ln|log|sin|cos|tan|arcsin|arccos|arctan|sqrt|pi|infinity)\b|\d",
     re.IGNORECASE,
 )
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\s*\d\s*\}|-?\d))"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sppo.types import Submission, Verdict
+from sppo.verification import VerificationConfig
 from sppo.verifiers.tools import Tools
 
 
@@ -25,5 +26,7 @@ class Verifier:
     """From gold answer and columns, a response that should be marked right; None where there is nothing to check."""
     needs_gold: bool = True
     """Whether a prompt without a gold answer is a mistake."""
+    check: Callable[[VerificationConfig], None] = lambda options: None
+    """Refuses options that it can't work with, before any data, model or process; raises a ConfigError."""
     prepare: Callable[[Tools], None] = lambda tools: None
-    """Loads and checks what it needs before the first response; raises an SppoError where it can't work."""
+    """Loads what it needs before the first response; raises an SppoError where it can't work."""

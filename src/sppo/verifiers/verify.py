@@ -38,10 +38,12 @@ def verify(
         The verdict; its `reward` is None, and `error` says why, where the verifier itself failed.
 
     Raises:
-        ConfigError: for an unknown verifier.
+        ConfigError: for an unknown verifier, or options that it can't work with.
     """
     options = options or VerificationConfig()
     if time_limit is not None:
         options = replace(options, time_limit=time_limit)
     submission = Submission(response, gold, finished, columns=columns or {})
-    return get_verifier(verifier).grade([submission], Tools(options))[0]
+    judge = get_verifier(verifier)
+    judge.check(options)
+    return judge.grade([submission], Tools(options))[0]

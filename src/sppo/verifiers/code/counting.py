@@ -25,4 +25,4 @@ def count_assertions(source: str) -> CodeType:
     Raises:
         SyntaxError: it is not Python.
     """
-    return compile(ast.fix_missing_locations(_Count().visit(ast.parse(source))), "tests.py", "exec")
+    return compile(ast.fix_missing_locations(_Count().visit(ast.parse(source))), "tests.py", "exec", dont_inherit=True)

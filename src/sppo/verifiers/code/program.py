@@ -32,7 +32,7 @@ def main() -> CodeType | None:
     reply({"id": -1})
     with os.fdopen(SETTINGS["requests"], "rb") as requests:
         if SETTINGS["style"] == "input":
-            code = load(lambda: compile(SETTINGS["source"], "program.py", "exec"))
+            code = load(lambda: compile(SETTINGS["source"], "program.py", "exec", dont_inherit=True))
             # A collection in a child would copy every page that it looks at.
             gc.freeze()
             for line in requests:
@@ -72,10 +72,10 @@ def define() -> Any:
     module = type(sys)("program")
     sys.modules["program"] = module
     if SETTINGS["prelude"]:
-        exec(compile(SETTINGS["prelude"], "prompt.py", "exec"), module.__dict__)
+        exec(compile(SETTINGS["prelude"], "prompt.py", "exec", dont_inherit=True), module.__dict__)
         # The prompt's own stub must not stand in for a function that the response fails to define.
         module.__dict__.pop(SETTINGS["function"], None)
-    exec(compile(SETTINGS["source"], "program.py", "exec"), module.__dict__)
+    exec(compile(SETTINGS["source"], "program.py", "exec", dont_inherit=True), module.__dict__)
     return module
 
 

@@ -16,6 +16,8 @@ from sppo.verifiers.sandbox import Backend, Job, Limits, Running, SandboxError, 
 from sppo.verifiers.sandbox.process import TICK, memory_file
 
 _REPLY_BYTES = 4 * 2**20
+_REPLY_BYTES_A_BYTE = 6
+"""Most that JSON needs to say one byte of output."""
 _RESULT_BYTES = 2**20
 _TESTER_MEMORY_MB = 1024
 _START_SECONDS = 20.0
@@ -75,6 +77,7 @@ def run_suite(
     """
     wall = budget.total_seconds + _START_SECONDS
     inputs = [given for given, _ in suite.tests] if suite.style == "input" else []  # type: ignore[str-unpack]
+    printed = _REPLY_BYTES_A_BYTE * (budget.output_bytes + 2**16) if suite.style == "input" else 0
     # Standard input is a file, and a character is up to 4 bytes of it.
     disk_mb = max(budget.disk_mb, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
     limits = Limits(budget.total_seconds, wall, budget.memory_mb, budget.processes, disk_mb)
@@ -87,7 +90,8 @@ def run_suite(
             "prelude": suite.prelude, "output_bytes": budget.output_bytes,
         }  # fmt: skip
         tester_settings = common | {
-            "requests": ask_write, "replies": reply_read, "result": result_write, "reply_bytes": _REPLY_BYTES,
+            "requests": ask_write, "replies": reply_read, "result": result_write,
+            "reply_bytes": max(_REPLY_BYTES, printed), "defined": suite.defined,
             "tests": tests if isinstance(tests, str) else list(tests), "setup": suite.setup,
             "tolerance": suite.tolerance, "wrapped": suite.wrapped, "start_seconds": _START_SECONDS,
             "total_seconds": budget.total_seconds, "stop_at_failure": not every_test,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +46,11 @@ class Suite:
     """How far numbers may be off."""
     wrapped: bool = False
     """Every expected value is a list of one, as some published sets wrap it: the value in it will do, too."""
+
+    @property
+    def defined(self) -> list[str]:
+        """Names of the functions that the reference solution defines."""
+        return re.findall(r"^(?:async )?def (\w+)", self.reference or "", re.MULTILINE)
 
     @property
     def count(self) -> int:

@@ -183,7 +183,8 @@ class Tests:
     def assertions(self) -> Iterator[Callable[[], None]]:
         """Lines of test code, each a test of its own."""
         codes = [compiled(source) for source in (SETTINGS["setup"], *SETTINGS["tests"])]
-        names = {name for code in codes for name in names_of(code)} - set(dir(builtins))
+        pythons = set(dir(builtins)) - set(SETTINGS["defined"])
+        names = {name for code in codes for name in names_of(code)} - pythons
         space: dict[str, Any] = {name: self.stand_in(name) for name in names}
         self.execute(codes[0], space)
         for code in codes[1:]:
@@ -263,7 +264,7 @@ def compiled(source: str, counting: bool = False) -> CodeType:
     """Compiles test code; counting makes each assertion count on its own, and none end the run."""
     try:
         if not counting:
-            return compile(source, "tests.py", "exec")
+            return compile(source, "tests.py", "exec", dont_inherit=True)
         from sppo.verifiers.code.counting import count_assertions
 
         return count_assertions(source)

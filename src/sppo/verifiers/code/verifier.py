@@ -11,13 +11,14 @@ that cannot be run, are errors.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import CodeOptions
+from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code.blocks import find_code
 from sppo.verifiers.code.runner import Budget, Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite
@@ -28,13 +29,13 @@ NAME = "code"
 _SHOWN = 200
 
 
-def prepare(tools: Tools) -> None:
-    """Checks the options and finds the sandbox.
+def check(options: VerificationConfig) -> None:
+    """Refuses limits that no program could keep.
 
     Raises:
-        ConfigError: an option that cannot be, or no sandbox on this machine.
+        ConfigError: names the option.
     """
-    options = tools.options.code
+    given = options.code
     for name in (
         "runtime_target",
         "runtime_repeats",
@@ -44,14 +45,22 @@ def prepare(tools: Tools) -> None:
         "disk_mb",
         "output_kb",
     ):
-        if getattr(options, name) <= 0:
-            raise ConfigError(f"verification.code.{name} is {getattr(options, name)}, but must be more than 0.")
+        if not 0 < getattr(given, name) < math.inf:
+            raise ConfigError(f"verification.code.{name} is {getattr(given, name)}, but must be more than 0.")
     for name in ("shown_share", "runtime_floor"):
-        if not 0 <= getattr(options, name) < 1:
-            raise ConfigError(f"verification.code.{name} is {getattr(options, name)}, but must be in [0, 1).")
-    if options.memory_mb < 64:
-        raise ConfigError(f"verification.code.memory_mb is {options.memory_mb}, but Python itself needs 64.")
-    open_sandbox(options.unsafe_code)
+        if not 0 <= getattr(given, name) < 1:
+            raise ConfigError(f"verification.code.{name} is {getattr(given, name)}, but must be in [0, 1).")
+    if given.memory_mb < 64:
+        raise ConfigError(f"verification.code.memory_mb is {given.memory_mb}, but Python itself needs 64.")
+
+
+def prepare(tools: Tools) -> None:
+    """Finds the sandbox.
+
+    Raises:
+        ConfigError: there is none on this machine.
+    """
+    open_sandbox(tools.options.code.unsafe_code)
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import platform
 import secrets
@@ -92,6 +93,16 @@ def spare_users() -> range:
     return range(0)
 
 
+_turn = itertools.count(secrets.randbelow(2**31))
+
+
+def next_user() -> int:
+    """Returns a spare user id that no other run of this process has: who shares one is killed with the other."""
+    users = spare_users()
+    # A process that was forked off goes on from the same count.
+    return users[(next(_turn) + 7919 * os.getpid()) % len(users)]
+
+
 @functools.cache
 def _bubblewrap_unavailable() -> str | None:
     program = shutil.which("bwrap")
@@ -112,7 +123,7 @@ def _bubblewrap(disk_bytes: int) -> Confinement:
     if spare_users():
         # Only root can bind an interpreter in root's home, so the launcher changes the user, after the mounts. It is
         # another user to the kernel too, which a user namespace alone would not give: root's own limits do not bind.
-        user = secrets.choice(spare_users())
+        user = next_user()
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--disable-userns"]
@@ -153,7 +164,7 @@ def _landlock_unavailable() -> str | None:
 
 def _landlock(disk_bytes: int) -> Confinement:
     specification = {
-        "user": secrets.choice(spare_users()),
+        "user": next_user(),
         "readable": [*python_folders()[1:], *_LIBRARIES],
         "devices": list(_DEVICES),
         "filter": filter_program(),

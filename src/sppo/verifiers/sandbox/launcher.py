@@ -6,6 +6,7 @@ in the same interpreter as the program, so that a sandboxed start costs one star
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 
@@ -89,7 +90,9 @@ def become(specification: dict[str, Any]) -> None:
     sys.modules["__main__"] = main
     sys.argv = ["program.py", *specification["arguments"]]
     sys.path.insert(0, os.getcwd())
+    # The module site, which would bring them, is not loaded.
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
     code = specification["main"]
     if isinstance(code, str):
-        code = compile(code, "program.py", "exec")
+        code = compile(code, "program.py", "exec", dont_inherit=True)
     exec(code, main.__dict__)
