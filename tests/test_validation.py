@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sppo.build import Given, check
 from sppo.config import AlgorithmConfig, Config, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
 from sppo.errors import ConfigError
 from sppo.validation import validate
@@ -30,7 +31,6 @@ def test_the_defaults_are_valid():
             replace(GOOD, prompts_per_step=100, optimizer=OptimizerConfig(minibatch_size=30)),
             r"optimizer.minibatch_size is 30, which does not divide a step's 100 sequences .* These would: 20, 25, 50",
         ),
-        (replace(GOOD, critic=CriticConfig(minibatch_size=100)), "critic.minibatch_size is 100, which does not divide"),
         (
             replace(GOOD, optimizer=OptimizerConfig(tokens_per_microbatch=1000)),
             "tokens_per_microbatch is 1000, less than the longest sequence: .* Set it to at least 2048",
@@ -47,3 +47,11 @@ def test_the_defaults_are_valid():
 def test_what_cannot_work_is_refused_with_the_value_and_the_way_out(config, message):
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+def test_mini_batches_of_the_critic_matter_where_there_is_one():
+    uneven = replace(GOOD, critic=CriticConfig(minibatch_size=100))
+    with pytest.raises(ConfigError, match=r"critic\.minibatch_size is 100, which does not divide"):
+        check(uneven, Given())
+    grouped = replace(uneven, sampling=SamplingConfig(samples_per_prompt=8), algorithm=AlgorithmConfig(name="grpo"))
+    assert check(grouped, Given()) == grouped

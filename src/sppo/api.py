@@ -96,8 +96,8 @@ def train(
 @overload
 def evaluate(
     path: str | PathLike[str],
-    recipe: str | Path | Config | None = None,
     *,
+    recipe: str | Path | Config | None = None,
     rows: Iterable[Mapping[str, Any]] | None = None,
     reward: str | RewardFunction | None = None,
     samples_per_prompt: int | None = None,
@@ -123,8 +123,8 @@ def evaluate(
 
 def evaluate(
     path: str | PathLike[str],
-    recipe: str | Path | Config | None = None,
     *,
+    recipe: str | Path | Config | None = None,
     benchmarks: Benchmarks | None = None,
     rows: Iterable[Mapping[str, Any]] | None = None,
     reward: str | RewardFunction | None = None,

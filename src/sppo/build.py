@@ -45,7 +45,7 @@ from sppo.tasks import demonstrations, load_prompts, prompt_key
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Prompt
 from sppo.update import make_optimizer
-from sppo.validation import validate
+from sppo.validation import require_divisor, validate
 from sppo.verifiers.functions import load_function
 from sppo.verifiers.tools import Tools
 
@@ -107,6 +107,8 @@ def check(config: Config, given: Given) -> Config:
         critic_loss=config.critic.loss,
         process_rewards=config.verification.process.used,
     )
+    if choose_algorithm(config.algorithm.name, config.critic.loss).critic in ("prompt", "token"):
+        require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
     check_rewards(config, has_reward_function=given.reward_function is not None)
     require_sinks(config)
     require_engine(config.engine.name)

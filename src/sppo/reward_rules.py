@@ -5,6 +5,7 @@ from __future__ import annotations
 from sppo.algorithms import choose_algorithm
 from sppo.config import Config
 from sppo.errors import ConfigError
+from sppo.tasks import get_task
 from sppo.verifiers import reward_model, steps
 from sppo.verifiers.functions import load_function
 from sppo.verifiers.table import get_verifier, verifiers_behind
@@ -27,7 +28,8 @@ def check_rewards(config: Config, *, has_reward_function: bool = False) -> None:
         if options.process.function is not None:
             load_function(options.process.function, "verification.process.function")
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
-    named = [] if has_reward_function or config.data.reward else [data.verifier for data in sections if data.verifier]
+    judged = not (has_reward_function or config.data.reward)
+    named = [data.verifier or get_task(data.task).verifier for data in sections if judged]
     for name in named:
         get_verifier(name).check(options)
     behind = {judge for name in named for judge in verifiers_behind(name, tools)}

@@ -108,20 +108,25 @@ def _check_fine_tuning(config: Config) -> None:
             )
 
 
-def _check_batches(config: Config) -> None:
+def require_divisor(config: Config, key: str, size: int) -> None:
+    """Refuses mini-batches that do not divide a step's sequences.
+
+    Raises:
+        ConfigError: names sizes that would.
+    """
     total = config.sequences_per_step
-    for key, size in (
-        ("optimizer.minibatch_size", config.optimizer.minibatch_size),
-        ("critic.minibatch_size", config.critic.minibatch_size),
-    ):
-        if total % size:
-            divisors = [d for d in range(1, total + 1) if total % d == 0]
-            near = sorted(sorted(divisors, key=lambda d: max(d / size, size / d))[:3])
-            raise ConfigError(
-                f"{key} is {size}, which does not divide a step's {total} sequences (prompts_per_step "
-                f"{config.prompts_per_step} x sampling.samples_per_prompt {config.sampling.samples_per_prompt}). "
-                f"These would: {', '.join(map(str, near))}."
-            )
+    if total % size:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: max(d / size, size / d))[:3])
+        raise ConfigError(
+            f"{key} is {size}, which does not divide a step's {total} sequences (prompts_per_step "
+            f"{config.prompts_per_step} x sampling.samples_per_prompt {config.sampling.samples_per_prompt}). "
+            f"These would: {', '.join(map(str, near))}."
+        )
+
+
+def _check_batches(config: Config) -> None:
+    require_divisor(config, "optimizer.minibatch_size", config.optimizer.minibatch_size)
     longest = config.data.max_prompt_tokens + config.sampling.max_response_tokens
     if config.optimizer.tokens_per_microbatch < longest:
         raise ConfigError(

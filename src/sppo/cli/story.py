@@ -45,6 +45,11 @@ def print_result(console: Console, summary: Summary, *, calibration: bool = Fals
 
 def print_evaluation(console: Console, result: Summary) -> None:
     """Prints what `sppo eval` measured: accuracy and its standard error, in all and by difficulty."""
+    if result.get("measure") == "mean reward":
+        error = result.get("accuracy_stderr")
+        spread = "" if error is None else f" ± {error:.3f}"
+        console.print(f"mean reward {result['accuracy']:.3f}{spread}, {result['prompts']:,} prompts")
+        return
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     table.add_column("difficulty")
     for heading in ("prompts", "accuracy", "s.e."):

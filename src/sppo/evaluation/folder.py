@@ -87,8 +87,8 @@ class EvaluationFolder:
         different = [] if before is None else differences(before, settings)
         if different:
             raise RunFolderError(
-                f"{path} holds responses that were made otherwise: {'; '.join(different)}. Give the same options to go "
-                "on with it, or choose another folder with --output."
+                f"{path} holds responses that were made otherwise: {'; '.join(different)}. To go on with it, make "
+                "them the same; or choose another folder with --output."
             )
         try:
             folder = cls(path, lock(path))

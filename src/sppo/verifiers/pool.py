@@ -181,6 +181,8 @@ def _start_worker(memory_limit_mb: int) -> None:
     """Runs first in every worker."""
     # pebble's handler is Python code, which a worker deep in one big-integer operation would never get to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A terminal's Ctrl-C goes to the whole group; ending the workers is the parent's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from sppo.verifiers import preload  # noqa: F401  (already there where the fork server has loaded it)
 
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sppo.errors import ConfigError, did_you_mean
@@ -85,6 +85,11 @@ def _shown(gold: str | None) -> str:
     return text if len(text) <= 100 else f"{text[:60]}..."
 
 
+def _check_options(names: Iterable[str], tools: Tools) -> None:
+    for name in sorted(names):
+        get_verifier(name).check(tools.options)
+
+
 def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> dict[int, str]:
     """Finds gold answers that are missing or would not be marked right if a response gave them.
 
@@ -96,8 +101,9 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
         {index: reason} of the unusable ones, in order.
 
     Raises:
-        ConfigError: for an unknown verifier's name.
+        ConfigError: for an unknown verifier's name, or options that its verifier can't work with.
     """
+    _check_options({name for name, _ in submissions}, tools)
     unusable: dict[int, str] = {}
     asked: dict[str, dict[tuple[str, str | None], list[int]]] = {}
     wanted = [
