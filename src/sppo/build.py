@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -29,7 +28,7 @@ from sppo.models.loading import (
     load_model_config,
     load_policy,
     load_tokenizer,
-    pick_device,
+    prepare_device,
     prepare_policy,
     require_end_token,
 )
@@ -128,11 +127,7 @@ def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_
         SppoError: whatever is missing or doesn't fit together.
     """
     algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
-    device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    # Bars for loading and saving would run across the display of the run's own progress.
-    transformers.utils.logging.disable_progress_bar()
+    device = prepare_device(config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
     require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")

@@ -35,7 +35,7 @@ from sppo.errors import ConfigError, RunFolderError, TrainingError
 from sppo.evaluation.benchmarking import weights_digest
 from sppo.evaluation.folder import lock
 from sppo.rollout import sample
-from sppo.run import NoProgress, Progress, derive_seed, write_atomically
+from sppo.run import NoProgress, Progress, derive_seed, write_text_atomically
 from sppo.types import Prompt
 
 _AUROC_PARTS = 8
@@ -195,7 +195,7 @@ def _open(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> dict[str,
         lines = records.read_bytes().split(b"\n")[:-1]
         found = {line["prompt_id"]: line for line in map(json.loads, lines)}
     text = "".join(_line(record) for record in found.values())
-    write_atomically(records, lambda path: _write_text(path, text))
+    write_text_atomically(records, text)
     (folder / "result.json").unlink(missing_ok=True)
     _write_json(file, settings)
     return found
@@ -351,8 +351,4 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomically(path, lambda temporary: _write_text(temporary, json.dumps(value, indent=2, ensure_ascii=False)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False))

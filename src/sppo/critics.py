@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from sppo.batch import Batch, Credit, Estimates, Options, microbatches
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.distributed import sum_over_ranks
 from sppo.models.chat import encode_many
-from sppo.models.critic import PromptCritic, TokenCritic, distinct
+from sppo.models.critic import Model, PromptCritic, TokenCritic, distinct
 from sppo.types import Prompt
 from sppo.update import StepGuard, make_optimizer, mean_of_finite, minibatches, row_logprobs, token_rows
 
@@ -62,10 +62,11 @@ class Critic(Protocol):
         """Writes the critic into a checkpoint."""
 
 
-class _ModelCritic:
+class _ModelCritic(Generic[Model]):
     """What both critics that are models share."""
 
-    def __init__(self, model: PromptCritic | TokenCritic, config: CriticConfig) -> None:
+    def __init__(self, model: Model, config: CriticConfig) -> None:
+        self.model = model
         self.config = config
         self.adam = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"critic": self.adam}
@@ -78,9 +79,19 @@ class _ModelCritic:
         """Never called, as no prompt is unseen."""
         raise AssertionError("a model needs no start")
 
+    def set_prior(self, solve_rate: float) -> None:
+        """V of everything becomes the solve rate, or the mean reward where V is no probability."""
+        if self.model.probability:
+            self.model.set_prior(solve_rate)
+        else:
+            self.model.set_bias(solve_rate)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes trunk, tokenizer and head."""
+        self.model.save_pretrained(folder)
+
     def _learn(
         self,
-        model: PromptCritic | TokenCritic,
         losses: Callable[[list[int]], Iterator[Tensor]],
         total: int,
         expected_rows: int,
@@ -95,17 +106,16 @@ class _ModelCritic:
             for part_loss in losses(rows):
                 part_loss.backward()
                 loss += float(part_loss.detach())
-            norms.append(guard.step("critic", self.adam, model, loss, self.config.max_grad_norm))
+            norms.append(guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}
 
 
-class PromptModelCritic(_ModelCritic):
+class PromptModelCritic(_ModelCritic[PromptCritic]):
     """V(prompt) by a model that reads the prompt's text (SPPO)."""
 
     def __init__(self, model: PromptCritic, config: CriticConfig, policy_tokenizer: Tokenizer | None = None) -> None:
         super().__init__(model, config)
-        self.model = model
         # Then the rollouts' prompt ids are the ones that this critic would make.
         self.reads_policy_ids = model.tokenizer is policy_tokenizer
 
@@ -123,17 +133,6 @@ class PromptModelCritic(_ModelCritic):
         if not self.model.probability:
             return [None] * len(prompts)
         return list(self.model.values(prompts).flatten().tolist())
-
-    def set_prior(self, solve_rate: float) -> None:
-        """V of every prompt becomes the solve rate, or the mean reward."""
-        if self.model.probability:
-            self.model.set_prior(solve_rate)
-        else:
-            self.model.set_bias(solve_rate)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes trunk, tokenizer and head."""
-        self.model.save_pretrained(folder)
 
     def update(
         self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
@@ -156,10 +155,10 @@ class PromptModelCritic(_ModelCritic):
                 chosen = logits[place[local][members].to(logits.device)]
                 yield loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
 
-        return self._learn(self.model, losses, len(batch), expected_rows, seed, guard)
+        return self._learn(losses, len(batch), expected_rows, seed, guard)
 
 
-class TokenModelCritic(_ModelCritic):
+class TokenModelCritic(_ModelCritic[TokenCritic]):
     """V before every response token by a model that reads the policy's token ids (PPO)."""
 
     def __init__(
@@ -174,8 +173,7 @@ class TokenModelCritic(_ModelCritic):
             value_clip: width of the value clip of the squared loss.
         """
         super().__init__(model, config)
-        self.model = model
-        self.probability = probability
+        model.probability = probability
         self.value_clip = value_clip
 
     @torch.no_grad()
@@ -184,22 +182,11 @@ class TokenModelCritic(_ModelCritic):
         raw = torch.zeros_like(batch.sampler_logprobs)
         for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):
             raw[rows] = self._outputs(batch, rows).cpu()
-        return torch.where(batch.mask, raw.sigmoid() if self.probability else raw, 0.0)
+        return torch.where(batch.mask, raw.sigmoid() if self.model.probability else raw, 0.0)
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
         """None: V belongs to states of a response."""
         return [None] * len(prompts)
-
-    def set_prior(self, solve_rate: float) -> None:
-        """V of every state becomes the solve rate."""
-        if self.probability:
-            self.model.set_prior(solve_rate)
-        else:
-            self.model.set_bias(solve_rate)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes trunk, tokenizer and head."""
-        self.model.save_pretrained(folder)
 
     def update(
         self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
@@ -214,7 +201,7 @@ class TokenModelCritic(_ModelCritic):
             for part in microbatches([lengths[row] for row in rows], self.model.tokens_per_microbatch):
                 yield self._loss(batch, values, targets, [rows[index] for index in part], tokens)
 
-        metrics = self._learn(self.model, losses, len(batch), expected_rows, seed, guard)
+        metrics = self._learn(losses, len(batch), expected_rows, seed, guard)
         gap = (targets - values).abs()
         return {
             **metrics,
@@ -229,7 +216,7 @@ class TokenModelCritic(_ModelCritic):
         outputs = self._outputs(batch, rows)
         weights = (batch.mask[rows].float() / tokens).to(outputs.device)
         aims = targets[rows].to(outputs.device)
-        if self.probability:
+        if self.model.probability:
             return bce_value_loss(outputs, aims, weights)
         assert self.value_clip is not None, "the squared loss has a value clip"
         return clipped_value_loss(outputs, old[rows].to(outputs.device), aims, weights, self.value_clip)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms import get_algorithm
@@ -27,7 +26,7 @@ from sppo.evaluation.scores import EvaluationResult
 from sppo.grading import Grader
 from sppo.models.chat import opens_thinking
 from sppo.models.critic import PromptCritic
-from sppo.models.loading import load_model_config, load_policy, load_tokenizer, pick_device
+from sppo.models.loading import load_model_config, load_policy, load_tokenizer, prepare_device
 from sppo.recipes.evaluation import benchmark_config, evaluation_config
 from sppo.rollout import sampling_parameters
 from sppo.run import NoProgress, Progress, derive_seed
@@ -74,11 +73,7 @@ def evaluate_run(
             progress.message(note)
     if is_run and rows is None:
         require_data(folder, config)
-    # Its bars would run across the display of our own progress.
-    transformers.utils.logging.disable_progress_bar()
-    device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    device = prepare_device(config)
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)
     model = resolve(path, config, checkpoint).model

@@ -93,6 +93,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(temporary, path)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file that is whole or absent."""
+    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
 class RunFolder:
     """Writes one run's files. Made by `create` for a new run and by `reopen` for one that goes on."""
 
@@ -169,12 +174,12 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Writes config.yaml."""
         text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-        write_atomically(self.path / "config.yaml", lambda path: _write_text(path, text))
+        write_text_atomically(self.path / "config.yaml", text)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
         text = json.dumps(summary, indent=2, ensure_ascii=False)
-        write_atomically(self.path / "summary.json", lambda path: _write_text(path, text))
+        write_text_atomically(self.path / "summary.json", text)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.checkpoint import require_checkpoint
@@ -27,7 +26,7 @@ from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, 
 from sppo.evaluation.statistics import MOST_SAMPLES
 from sppo.grading import Grader
 from sppo.models.chat import encode_many, opens_thinking
-from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer, pick_device
+from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer, prepare_device
 from sppo.record import versions
 from sppo.rollout import sample, sampling_parameters
 from sppo.run import NoProgress, Progress, derive_seed
@@ -100,11 +99,7 @@ def run_benchmarks(
             outside [0, 1].
     """
     progress = progress or NoProgress()
-    # Its bars would run across the display of our own progress.
-    transformers.utils.logging.disable_progress_bar()
-    device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    device = prepare_device(config)
     tokenizer = load_tokenizer(subject.model, ALPHABET)
     tools = Tools(config.verification, str(device))
     graders = {

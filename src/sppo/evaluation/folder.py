@@ -24,7 +24,7 @@ from typing import IO, Any
 from sppo.config import flatten
 from sppo.errors import RunFolderError
 from sppo.evaluation.scores import EvaluationResult, Response, score
-from sppo.run import write_atomically
+from sppo.run import write_text_atomically
 
 NOT_COMPARED = (
     "versions.", "model.name", "benchmarks.", "verification.workers", "verification.time_limit",
@@ -149,7 +149,7 @@ class EvaluationFolder:
         self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, lambda path: _write_text(path, text))
+        write_text_atomically(self.path / name, text)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
@@ -302,10 +302,6 @@ def lock(path: Path) -> IO[str]:
 
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _shown(value: Any) -> str:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import ModelConfig
+from sppo.config import Config, ModelConfig
 from sppo.errors import ModelError
 from sppo.models.tokenizers import character_tokenizer
 
@@ -46,6 +47,20 @@ def pick_device(name: str) -> torch.device:
             "device is cuda, but torch sees no NVIDIA GPU here. Use --device cpu, or install a CUDA torch."
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def prepare_device(config: Config) -> torch.device:
+    """Sets torch and transformers up as the options say, before any model is loaded; returns where models run.
+
+    Raises:
+        ModelError: as `pick_device`.
+    """
+    device = pick_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # Bars for loading and saving would run across the display of our own progress.
+    transformers.utils.logging.disable_progress_bar()
+    return device
 
 
 def arithmetic(device: torch.device) -> AbstractContextManager[Any]:

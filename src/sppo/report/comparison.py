@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS, read_run, summarise
 from sppo.report.comparison_text import as_markdown
 from sppo.report.plots import STYLE
-from sppo.run import write_atomically
+from sppo.run import write_text_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,17 +45,10 @@ def write_comparison(output: Path, settings: Mapping[str, Any], runs: Sequence[M
     results = {name: summarise(runs, name, settings["targets"]) for name in settings["conventions"]}
     found = {"settings": dict(settings), "results": results, "runs": runs}
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "comparison.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    _write(output / "comparison.md", as_markdown(found))
+    write_text_atomically(output / "comparison.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(output / "comparison.md", as_markdown(found))
     _write_pictures(output, found)
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
 
 
 def _write_pictures(output: Path, found: Mapping[str, Any]) -> None:
