@@ -37,6 +37,7 @@ from sppo.evaluation.folder import lock
 from sppo.rollout import sample
 from sppo.run import NoProgress, Progress, derive_seed, write_text_atomically
 from sppo.types import Prompt
+from sppo.verification import ProcessOptions
 
 _AUROC_PARTS = 8
 
@@ -80,6 +81,8 @@ def calibrate(
             "without which a solve rate's own noise cannot be told."
         )
     saved = require_checkpoint(run, checkpoint)
+    # Steps are scored for training alone: their model need not be loaded.
+    config = replace(config, verification=replace(config.verification, process=ProcessOptions()))
     config = _with_prompts(config, prompts)
     parts = build(config, Given(), saved)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sppo.verification import CodeOptions
 from sppo.verifiers.code.suite import Suite, SuiteError
 from sppo.verifiers.code.wire import NotPlain, from_line
 from sppo.verifiers.sandbox import Backend, Job, Limits, Running, SandboxError, code_of
@@ -23,21 +24,6 @@ _TESTER_MEMORY_MB = 1024
 _START_SECONDS = 20.0
 """Time to start both sandboxes on a busy machine; the clock of the tests begins when they stand."""
 _HERE = "sppo.verifiers.code"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one program may use, over all its tests."""
-
-    test_seconds: float = 5.0
-    """Wall time of one test; of loading the program; of all of a check function."""
-    total_seconds: float = 30.0
-    """Wall time of everything."""
-    memory_mb: int = 512
-    processes: int = 16
-    disk_mb: int = 16
-    output_bytes: int = 2**20
-    """Bytes that one test may print."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ def run_suite(
     program: str,
     suite: Suite,
     tests: Sequence[Any] | str,
-    budget: Budget,
+    options: CodeOptions,
     backend: Backend,
     *,
     every_test: bool = False,
@@ -67,7 +53,7 @@ def run_suite(
         program: its source.
         suite: says how the tests are run.
         tests: those of its tests to run, in order.
-        budget: what the program may use.
+        options: what the program may use, over all its tests.
         backend: the sandbox.
         every_test: don't stop at the first failure, and count each assertion of a check function.
 
@@ -75,26 +61,26 @@ def run_suite(
         SandboxError: a sandbox failed.
         SuiteError: the tests themselves cannot be run.
     """
-    wall = budget.total_seconds + _START_SECONDS
+    wall = options.total_seconds + _START_SECONDS
     inputs = [given for given, _ in suite.tests] if suite.style == "input" else []  # type: ignore[str-unpack]
-    printed = _REPLY_BYTES_A_BYTE * (budget.output_bytes + 2**16) if suite.style == "input" else 0
+    printed = _REPLY_BYTES_A_BYTE * (options.output_kb * 1024 + 2**16) if suite.style == "input" else 0
     # Standard input is a file, and a character is up to 4 bytes of it.
-    disk_mb = max(budget.disk_mb, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
-    limits = Limits(budget.total_seconds, wall, budget.memory_mb, budget.processes, disk_mb)
-    trusted = Limits(wall, wall, max(_TESTER_MEMORY_MB, budget.memory_mb), budget.processes, disk_mb)
+    disk_mb = max(options.disk_mb, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
+    limits = Limits(options.total_seconds, wall, options.memory_mb, options.processes, disk_mb)
+    trusted = Limits(wall, wall, max(_TESTER_MEMORY_MB, options.memory_mb), options.processes, disk_mb)
     with _Pipes() as pipes, memory_file(b"") as scratch:
         (ask_read, ask_write), (reply_read, reply_write), (result_read, result_write) = (pipes.make() for _ in range(3))
-        common = {"time_limit": budget.test_seconds, "style": suite.style, "function": suite.function}
+        common = {"time_limit": options.test_seconds, "style": suite.style, "function": suite.function}
         program_settings = common | {
             "requests": ask_read, "replies": reply_write, "input": scratch.fileno(), "source": program,
-            "prelude": suite.prelude, "output_bytes": budget.output_bytes,
+            "prelude": suite.prelude, "output_bytes": options.output_kb * 1024,
         }  # fmt: skip
         tester_settings = common | {
             "requests": ask_write, "replies": reply_read, "result": result_write,
             "reply_bytes": max(_REPLY_BYTES, printed), "defined": suite.defined,
             "tests": tests if isinstance(tests, str) else list(tests), "setup": suite.setup,
             "tolerance": suite.tolerance, "wrapped": suite.wrapped, "start_seconds": _START_SECONDS,
-            "total_seconds": budget.total_seconds, "stop_at_failure": not every_test,
+            "total_seconds": options.total_seconds, "stop_at_failure": not every_test,
             "count_assertions": every_test,
         }  # fmt: skip
         program_channels = (ask_read, reply_write, scratch.fileno())

@@ -20,7 +20,7 @@ from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
 from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code.blocks import find_code
-from sppo.verifiers.code.runner import Budget, Report, run_suite
+from sppo.verifiers.code.runner import Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite
 from sppo.verifiers.sandbox import Backend, SandboxError, open_sandbox
 from sppo.verifiers.tools import Tools
@@ -113,7 +113,7 @@ def judge_one(given: Submission, options: CodeOptions, backend: Backend) -> Verd
         return Verdict(0.0, None, found.reason)
     shown = shown_tests(suite, options)
     count_all = options.reward == "fraction" or shown > 0
-    report = run_suite(found.text, suite, suite.tests, _budget(options), backend, every_test=count_all)
+    report = run_suite(found.text, suite, suite.tests, options, backend, every_test=count_all)
     share, parts = _shares(report, suite, shown, options)
     passed = f"{sum(report.passed)} of {max(len(report.passed), suite.count)} tests passed"
     reason = passed if share == 1.0 or not report.reason else f"{passed}; {report.reason}"
@@ -154,19 +154,12 @@ def _speed_up(program: str, report: Report, suite: Suite, options: CodeOptions, 
         return options.runtime_target
     ours, theirs = [report.seconds], []
     for turn in range(options.runtime_repeats):
-        other = run_suite(suite.reference, suite, suite.tests, _budget(options), backend)
+        other = run_suite(suite.reference, suite, suite.tests, options, backend)
         if not all(other.passed):
             raise SuiteError(f"the reference solution fails: {other.reason}")
         theirs.append(other.seconds)
         if turn:
-            again = run_suite(program, suite, suite.tests, _budget(options), backend)
+            again = run_suite(program, suite, suite.tests, options, backend)
             # One that is right only now and then is as slow as may be.
             ours.append(again.seconds if all(again.passed) else options.total_seconds)
     return statistics.median(theirs) / max(statistics.median(ours), 1e-9)
-
-
-def _budget(options: CodeOptions) -> Budget:
-    return Budget(
-        options.test_seconds, options.total_seconds, options.memory_mb, options.processes, options.disk_mb,
-        options.output_kb * 1024,
-    )  # fmt: skip
