@@ -18,6 +18,8 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.recipes import load_recipe
 from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Completion, Prompt, Rollout, Verdict
+from sppo.verifiers.sandbox import BACKENDS, Backend
+from sppo.verifiers.sandbox.run import probe
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -108,3 +110,13 @@ def tiny_config(output: Path, **overrides: object) -> Config:
         "sft.phases": [],
     }
     return load_recipe("demo", {**small, **{name.replace("__", "."): value for name, value in overrides.items()}})
+
+
+@pytest.fixture(params=["bubblewrap", "landlock"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each way to confine a program that this machine has."""
+    found = BACKENDS[request.param]
+    reason = found.unavailable() or probe(found)
+    if reason:
+        pytest.skip(f"{found.name}: {reason}")
+    return found

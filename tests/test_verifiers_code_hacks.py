@@ -16,8 +16,7 @@ from sppo.types import Submission, Verdict
 from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.code.verifier import fenced, judge_one
-from sppo.verifiers.sandbox import BACKENDS, Backend
-from sppo.verifiers.sandbox.run import probe
+from sppo.verifiers.sandbox import Backend
 from sppo.verifiers.sandbox.tree import children_of
 from sppo.verifiers.tools import Tools
 
@@ -205,15 +204,6 @@ def judge(program: str, style: str, backend: Backend | None = None) -> Verdict:
     if backend is not None:
         return judge_one(given, options, backend)
     return code.grade([given], Tools(VerificationConfig(code=options)))[0]
-
-
-@pytest.fixture(params=["bubblewrap", "landlock"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    found = BACKENDS[request.param]
-    reason = found.unavailable() or probe(found)
-    if reason:
-        pytest.skip(f"{found.name}: {reason}")
-    return found
 
 
 @pytest.mark.parametrize("style", GOLDS)

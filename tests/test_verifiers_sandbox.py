@@ -22,15 +22,6 @@ from sppo.verifiers.sandbox.tree import children_of
 SHORT = Limits(cpu_seconds=1, wall_seconds=10, memory_mb=256)
 
 
-@pytest.fixture(params=["bubblewrap", "landlock"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    found = BACKENDS[request.param]
-    reason = found.unavailable() or probe(found)
-    if reason:
-        pytest.skip(f"{found.name}: {reason}")
-    return found
-
-
 @pytest.fixture
 def trial(backend: Backend):
     def run_here(program: str, limits: Limits = SHORT, **more: object) -> Outcome:
