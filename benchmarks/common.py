@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from sppo.config import Config
-from sppo.recipes import load_recipe
-from sppo.trainer import fine_tune
+from sppo.config.recipes import load_recipe
+from sppo.training.loop import fine_tune
 
 PACKAGES = ("sppo", "torch", "transformers", "trl")
 

@@ -18,15 +18,15 @@ import torch
 from common import demo_config, machine, medians, parse, parser, print_machine, take_turns, warm_start, write_json
 
 from sppo.batch import microbatches
-from sppo.build import Given
 from sppo.config import Config
-from sppo.models.chat import encode_many
-from sppo.models.critic import PromptCritic, make_value_model
+from sppo.critics.models import PromptCritic, make_value_model
+from sppo.data.tasks import load_prompts
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import load_policy, load_tokenizer
-from sppo.run import read_metrics
-from sppo.tasks import load_prompts
-from sppo.tasks.chain_arithmetic import ALPHABET
-from sppo.trainer import train
+from sppo.rollouts.encode import encode_many
+from sppo.runs.folder import read_metrics
+from sppo.training.build import Given
+from sppo.training.loop import train
 from sppo.types import Prompt
 
 

@@ -20,8 +20,8 @@ import torch
 from common import machine, medians, parse, parser, print_machine, take_turns, write_json
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from sppo.engines import SamplingParameters
-from sppo.engines.hf import HFEngine
+from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.rollouts.engines.hf import HFEngine
 
 STOP, PAD, VOCABULARY = 1, 0, 40
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from common import machine, medians, parse, parser, print_machine, take_turns, write_json
 
+from sppo.config.verification import VerificationConfig
 from sppo.types import Submission
-from sppo.verification import VerificationConfig
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.sandbox import BACKENDS, Backend, run
 from sppo.verifiers.sandbox.backends import ENVIRONMENT, python_executable

@@ -23,11 +23,11 @@ from transformers import PreTrainedModel
 
 from sppo.batch import microbatches
 from sppo.config import OptimizerConfig
+from sppo.data.tasks import demonstrations
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import load_policy, load_tokenizer
 from sppo.models.logprobs import TokenLoss, response_loss
-from sppo.sft import encode_demonstrations
-from sppo.tasks import demonstrations
-from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.rollouts.encode import encode_demonstrations
 
 ROWS, MINIBATCH = 512, 128
 TokenRow = tuple[tuple[int, ...], tuple[int, ...]]

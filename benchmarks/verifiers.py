@@ -29,11 +29,11 @@ from typing import Any
 
 import common
 
+from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
-from sppo.verification import VerificationConfig
 from sppo.verifiers import get_verifier
-from sppo.verifiers.latex import normalise
-from sppo.verifiers.math import fast
+from sppo.verifiers.math.latex import normalise
+from sppo.verifiers.math.verifier import fast
 from sppo.verifiers.tools import Tools, shared_pool
 
 BOMBS = ("9^9^9^9", "(10^{10})!", r"\frac{1}{" * 150 + "x" + "}" * 150, "x^{(10^{10})!}", "9^{9^{9^9}}")

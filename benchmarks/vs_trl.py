@@ -32,15 +32,15 @@ import transformers
 from common import demo_config, machine, peak_bytes, print_machine, warm_start, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from sppo.build import Given
-from sppo.engines.hf import HFEngine
+from sppo.data.tasks import load_prompts
 from sppo.evaluation.held_out import evaluate
-from sppo.grading import Grader
-from sppo.rollout import sampling_parameters
-from sppo.run import NoProgress
-from sppo.tasks import load_prompts
-from sppo.trainer import train
+from sppo.rollouts.engines.hf import HFEngine
+from sppo.rollouts.sample import sampling_parameters
+from sppo.runs.progress import NoProgress
+from sppo.training.build import Given
+from sppo.training.loop import train
 from sppo.verifiers.exact import final_answer
+from sppo.verifiers.grading import Grader
 
 RESPONSES, SAMPLES, MINIBATCH, RESPONSE_TOKENS, LEARNING_RATE = 512, 8, 128, 37, 3e-4
 HELD_OUT = 512

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
 from sppo.config import Config
+from sppo.config.recipes import load_recipe
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
-from sppo.recipes import load_recipe
-from sppo.tasks.chain_arithmetic import ALPHABET
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.sandbox import BACKENDS, Backend
 from sppo.verifiers.sandbox.run import probe

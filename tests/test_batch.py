@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from sppo.batch import collate, microbatches
+from sppo.batch import microbatches
 from sppo.errors import TrainingError
+from sppo.training.collate import collate
 from sppo.types import Verdict
 from tests.conftest import make_rollout
 

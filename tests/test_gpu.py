@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sppo.models.logprobs import response_logprobs
-from sppo.run import read_metrics
-from sppo.trainer import train
+from sppo.runs.folder import read_metrics
+from sppo.training.loop import train
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
 
 pytestmark = [

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from sppo.api import compare_models, evaluate, train
     from sppo.cli.progress import make_progress
     from sppo.config import Config
+    from sppo.config.recipes import load_recipe
+    from sppo.critics.models import PromptCritic
     from sppo.errors import SppoError
-    from sppo.models.critic import PromptCritic
-    from sppo.recipes import load_recipe
     from sppo.types import Prompt, Rollout, Verdict
     from sppo.verifiers.verify import verify
 
@@ -28,10 +28,10 @@ _HOMES = {
     "compare_models": "sppo.api",
     "make_progress": "sppo.cli.progress",
     "verify": "sppo.verifiers.verify",
-    "load_recipe": "sppo.recipes",
+    "load_recipe": "sppo.config.recipes",
     "Config": "sppo.config",
     "SppoError": "sppo.errors",
-    "PromptCritic": "sppo.models.critic",
+    "PromptCritic": "sppo.critics.models",
     "Prompt": "sppo.types",
     "Rollout": "sppo.types",
     "Verdict": "sppo.types",

@@ -7,18 +7,18 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from sppo.build import Given
+from sppo.commands.evaluate import evaluate_on_benchmarks, evaluate_pair, evaluate_run
 from sppo.config import Config
+from sppo.config.evaluation import BENCHMARK_NAMES, SHORT_NAMES, benchmark_config, evaluation_config
+from sppo.config.recipes import load_recipe
 from sppo.errors import ConfigError
 from sppo.evaluation.benchmarks import parse_benchmarks
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
-from sppo.measure import evaluate_on_benchmarks, evaluate_pair, evaluate_run
-from sppo.recipes import load_recipe
-from sppo.recipes.evaluation import BENCHMARK_NAMES, SHORT_NAMES, benchmark_config, evaluation_config
 from sppo.report import write_curves
-from sppo.run import NoProgress, Progress
-from sppo.trainer import train as run_training
+from sppo.runs.progress import NoProgress, Progress
+from sppo.training.build import Given
+from sppo.training.loop import train as run_training
 from sppo.verifiers.functions import RewardFunction, load_function
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """PPO with a token critic (Schulman et al., arXiv 1707.06347), and the SPPO paper's ablation PPO + BCE.
 
-    r_t = R at the last token, 0 before; plus process rewards at the last token of each step (sppo.shaping), minus
-          beta k_t at each token, where there are such
+    r_t = R at the last token, 0 before; plus process rewards at the last token of each step
+          (sppo.algorithms.shaping), minus beta k_t at each token, where there are such
     delta_t = r_t + gamma V_{t+1} - V_t, V after the last token 0
     A_t = sum over l of (gamma lambda)^l delta_{t+l}          (GAE, arXiv 1506.02438)
 

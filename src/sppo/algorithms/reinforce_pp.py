@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 
 from sppo.algorithms.groups import group_statistics
+from sppo.algorithms.shaping import rewards_to_go
 from sppo.batch import Batch, Credit, Estimates, Options
-from sppo.shaping import rewards_to_go
 
 
 def reinforce_pp_credit(batch: Batch, before: Estimates, options: Options) -> Credit:

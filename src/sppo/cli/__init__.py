@@ -32,13 +32,15 @@ COMMANDS = {
     "compare": Command(
         "sppo.cli.compare", "Compare algorithms from the same start.", "sppo compare demo --algorithms sppo,grpo"
     ),
-    "verify": Command(
-        "sppo.cli.verify", "Check a data set: gold answers, repeats, copies of benchmarks.", "sppo verify my.jsonl"
+    "audit": Command(
+        "sppo.cli.audit", "Check a data set: gold answers, repeats, copies of benchmarks.", "sppo audit my.jsonl"
     ),
     "calibrate": Command("sppo.cli.calibrate", "Hold a run's critic against solve rates.", "sppo calibrate runs/demo"),
     "plot": Command("sppo.cli.plot", "Draw pictures of a run.", "sppo plot tail runs/demo_ppo"),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }
+_RENAMED = {"verify": "audit"}
+"""Commands of earlier versions; `sppo.verify` in Python grades one response."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +82,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"sppo {version('sppo')}")
         return 0
+    if name in _RENAMED:
+        raise ConfigError(f"sppo {name} is now sppo {_RENAMED[name]}.")
     if name not in COMMANDS:
         raise ConfigError(f"{name!r} is not a command.{did_you_mean(name, COMMANDS)}")
     result: int = importlib.import_module(COMMANDS[name].module).run(rest)

@@ -60,13 +60,13 @@ def run(arguments: Sequence[str]) -> int:
     samples = whole_number(given.settings, "samples_per_prompt", least=2) or 64
     if "json" in given.settings:
         require_writable("--json", Path(given.settings["json"]))
-    from sppo.recipes.evaluation import evaluation_config
+    from sppo.config.evaluation import evaluation_config
 
     config, notes = evaluation_config(path, None, given.overrides)
     from rich.console import Console
 
-    from sppo.calibrate import calibrate
     from sppo.cli.progress import make_progress
+    from sppo.commands.calibrate import calibrate
     from sppo.report.calibration import write_calibration
 
     console = Console(highlight=False)

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.markup import escape
 
     from sppo.cli.progress import make_progress
-    from sppo.compare import compare
+    from sppo.commands.compare import compare
 
     output = flags.get("output", "runs/compare")
     progress = make_progress()

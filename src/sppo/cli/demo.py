@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 0
     given = parse(arguments, USAGE, switches=("resume",))
-    from sppo.recipes import load_recipe
+    from sppo.config.recipes import load_recipe
 
     resume = "resume" in given.switches
     config = load_recipe("demo", given.overrides)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sppo.evaluation.scores import EvaluationResult
-    from sppo.run import Progress
+    from sppo.runs.progress import Progress
 
 USAGE = (
     "sppo eval RUN_OR_MODEL [OTHER] [--benchmarks NAME[=FILE],...] [-n N] [--checkpoint best|last|step_N] "
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         flags = {flag: text.format(benchmarks=", ".join(BENCHMARKS)) for flag, text in FLAGS.items()}
         print_help(USAGE, "Measures a model: on held-out prompts, on benchmarks, or against another.", flags, arguments)
         return 0
-    from sppo.recipes.evaluation import BENCHMARK_NAMES, SHORT_NAMES
+    from sppo.config.evaluation import BENCHMARK_NAMES, SHORT_NAMES
 
     # -n is what papers and other programs call it.
     arguments = ["--samples_per_prompt" if argument == "-n" else argument for argument in arguments]
@@ -106,11 +106,11 @@ def _held_out(
     path: str, settings: Mapping[str, str], overrides: Sequence[str], progress: Progress
 ) -> tuple[Mapping[str, Any], Callable[[Console], None]]:
     checkpoint, samples = checkpoint_name(settings), whole_number(settings, "samples_per_prompt")
-    from sppo.recipes.evaluation import evaluation_config
+    from sppo.config.evaluation import evaluation_config
 
     config, notes = evaluation_config(path, settings.get("recipe"), overrides)
     from sppo.cli.story import print_evaluation
-    from sppo.measure import evaluate_run
+    from sppo.commands.evaluate import evaluate_run
 
     for note in notes:
         progress.message(note)
@@ -121,13 +121,13 @@ def _held_out(
 def _benchmarks(
     path: str, settings: Mapping[str, str], overrides: Sequence[str], progress: Progress
 ) -> tuple[Mapping[str, Any], Callable[[Console], None]]:
+    from sppo.config.evaluation import benchmark_config
     from sppo.evaluation.benchmarks import parse_benchmarks
-    from sppo.recipes.evaluation import benchmark_config
 
     benchmarks = parse_benchmarks(settings["benchmarks"])
     arguments = _arguments(settings)
     config, notes = benchmark_config(path, overrides)
-    from sppo.measure import evaluate_on_benchmarks
+    from sppo.commands.evaluate import evaluate_on_benchmarks
 
     for note in notes:
         progress.message(note)
@@ -150,7 +150,7 @@ def _pair(
     benchmarks = parse_benchmarks(settings["benchmarks"]) if "benchmarks" in settings else None
     arguments = _arguments(settings)
     from sppo.cli.scores import print_comparison
-    from sppo.measure import evaluate_pair
+    from sppo.commands.evaluate import evaluate_pair
 
     a, b = given.positionals
     comparison = evaluate_pair(a, b, benchmarks, overrides, progress=progress, **arguments)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sppo.config import Config
+from sppo.config.parsing import NoValue, split_arguments, without_none
 from sppo.errors import ConfigError, did_you_mean
-from sppo.recipes.options import NoValue, split_arguments, without_none
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,9 +172,9 @@ def _print_indented(console: Console, text: str, indent: int = 6) -> None:
 
 def _names_for(key: str) -> str:
     """What may be given for an option that is a name in a table of ours."""
-    from sppo.engines import ENGINES
-    from sppo.tasks import TASKS
-    from sppo.tasks.chain_arithmetic import Options
+    from sppo.data.tasks import TASKS
+    from sppo.data.tasks.chain_arithmetic import Options
+    from sppo.rollouts.engines import ENGINES
     from sppo.verifiers import VERIFIERS
 
     if key == "data.options":
@@ -183,7 +183,7 @@ def _names_for(key: str) -> str:
         "data.task": TASKS,
         "data.verifier": VERIFIERS,
         "engine.name": ENGINES,
-        "algorithm.name": _names_in_source("sppo.algorithms", "Algorithm"),
+        "algorithm.name": _names_in_source("sppo.algorithms.table", "Algorithm"),
     }
     return f" Known: {', '.join(tables[key])}." if tables.get(key) else ""
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo.cli.story import duration
-from sppo.run import Progress
+from sppo.runs.progress import Progress
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _PLAIN_SECONDS = 2.0

@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from sppo.recipes import list_recipes
+    from sppo.config.recipes import list_recipes
 
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
     table.add_column("recipe", no_wrap=True, style="bold")

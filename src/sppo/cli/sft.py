@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
         print_help(USAGE, "Fine-tunes a model on demonstrations.", FLAGS, arguments)
         return 0
     given = parse(arguments, USAGE, positional="RECIPE", switches=("resume", "print_config"))
-    from sppo.recipes import load_recipe, to_yaml
+    from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
     if "print_config" in given.switches:
@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from sppo.cli.progress import make_progress
     from sppo.cli.story import print_result
-    from sppo.trainer import fine_tune
+    from sppo.training.loop import fine_tune
 
     progress = make_progress()
     try:

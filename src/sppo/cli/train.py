@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
         print_help(USAGE, "Trains a model with verifiable rewards.", FLAGS, arguments, options="all")
         return 0
     given = parse(arguments, USAGE, positional="RECIPE", switches=("resume", "dry_run", "print_config"))
-    from sppo.recipes import load_recipe, to_yaml
+    from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
     if "print_config" in given.switches:
@@ -46,7 +46,7 @@ def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, An
     """Trains with the live display, draws the curves and returns the summary."""
     from sppo.cli.progress import make_progress
     from sppo.report import write_curves
-    from sppo.trainer import train
+    from sppo.training.loop import train
 
     progress = make_progress()
     try:
@@ -63,7 +63,7 @@ def print_plan(config: Config, *, resume: bool = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sppo.plan import plan
+    from sppo.commands.plan import plan
 
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
     for label, value in plan(config, resume=resume):

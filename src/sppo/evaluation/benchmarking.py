@@ -16,24 +16,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.checkpoint import require_checkpoint
 from sppo.config import Config, ModelConfig
-from sppo.engines import Engine, SamplingParameters, build_engine
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, RewardError
 from sppo.evaluation.benchmarks import Problems
 from sppo.evaluation.folder import EvaluationFolder, light
 from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, score
 from sppo.evaluation.statistics import MOST_SAMPLES
-from sppo.grading import Grader
-from sppo.models.chat import encode_many, opens_thinking
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer, prepare_device
-from sppo.record import versions
-from sppo.rollout import sample, sampling_parameters
-from sppo.run import NoProgress, Progress, derive_seed
-from sppo.tasks.chain_arithmetic import ALPHABET
+from sppo.models.scoring import verifier_tools
+from sppo.rollouts.encode import encode_many, opens_thinking
+from sppo.rollouts.engines import build_engine
+from sppo.rollouts.engines.engine import Engine, SamplingParameters
+from sppo.rollouts.sample import sample, sampling_parameters
+from sppo.runs.checkpoint import require_checkpoint
+from sppo.runs.progress import NoProgress, Progress
+from sppo.runs.seeds import derive_seed
+from sppo.runs.versions import versions
 from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.functions import RewardFunction
-from sppo.verifiers.tools import Tools
+from sppo.verifiers.grading import Grader
 
 _CPU_ROWS = 64
 _SAMPLE_BYTES = 2**20
@@ -101,7 +103,7 @@ def run_benchmarks(
     progress = progress or NoProgress()
     device = prepare_device(config)
     tokenizer = load_tokenizer(subject.model, ALPHABET)
-    tools = Tools(config.verification, str(device))
+    tools = verifier_tools(config.verification, device)
     graders = {
         problems.name: Grader(reward_function, tools, opens_thinking(problems.prompts[0], tokenizer))
         for problems in benchmarks

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sppo.config import DataConfig
+from sppo.data.tasks import LoadedPrompts, get_task, load_prompts, prompt_key
+from sppo.data.tasks.reading import file_kind
 from sppo.errors import ConfigError, DataError, did_you_mean
-from sppo.tasks import LoadedPrompts, get_task, load_prompts, prompt_key
-from sppo.tasks.reading import file_kind
 from sppo.types import Prompt
 from sppo.verifiers.tools import Tools
 
@@ -27,7 +27,7 @@ class Benchmark:
     """One line of the table; the data's hub name, its layouts, instruction and verifier are those of its task."""
 
     task: str
-    """Name in `sppo.tasks.TASKS`; the benchmark has the same name."""
+    """Name in `sppo.data.tasks.TASKS`; the benchmark has the same name."""
     problems: int
     """As published; another number is told."""
     split: str = "train"

@@ -24,7 +24,7 @@ from typing import IO, Any
 from sppo.config import flatten
 from sppo.errors import RunFolderError
 from sppo.evaluation.scores import EvaluationResult, Response, score
-from sppo.run import write_text_atomically
+from sppo.runs.files import write_text_atomically
 
 NOT_COMPARED = (
     "versions.", "model.name", "benchmarks.", "verification.workers", "verification.time_limit",

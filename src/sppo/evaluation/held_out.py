@@ -9,15 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.calibration import brier, expected_calibration_error, pearson, reliability_rows, spearman
-from sppo.critics import Critic
-from sppo.engines import Engine, SamplingParameters
+from sppo.critics.critic import Critic
 from sppo.errors import TrainingError
+from sppo.evaluation.calibration import brier, expected_calibration_error, pearson, reliability_rows, spearman
 from sppo.evaluation.scores import natural
 from sppo.evaluation.statistics import total_spread
-from sppo.grading import Grader
-from sppo.rollout import sample
+from sppo.rollouts.engines.engine import Engine, SamplingParameters
+from sppo.rollouts.sample import sample
 from sppo.types import EvaluationRecord, Prompt
+from sppo.verifiers.grading import Grader
 
 
 @dataclass(frozen=True)

@@ -29,26 +29,3 @@ def render(prompt: Prompt, tokenizer: Tokenizer, *, open_turn: bool = True) -> s
         ) from error
     assert isinstance(text, str)
     return text
-
-
-def encode(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the prompt's token ids. A chat template writes its special tokens itself; plain text gets them here."""
-    return encode_many([prompt], tokenizer)[0]
-
-
-def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """`encode` for many prompts at once, which fast tokenizers do in parallel."""
-    templated = [not isinstance(prompt.content, str) and bool(tokenizer.chat_template) for prompt in prompts]
-    encoded: list[tuple[int, ...]] = [()] * len(prompts)
-    for special in (False, True):
-        rows = [row for row, chat in enumerate(templated) if chat != special]
-        if rows:
-            texts = [render(prompts[row], tokenizer) for row in rows]
-            for row, ids in zip(rows, tokenizer(texts, add_special_tokens=special)["input_ids"], strict=True):
-                encoded[row] = tuple(ids)
-    return encoded
-
-
-def opens_thinking(prompt: Prompt, tokenizer: Tokenizer) -> bool:
-    """Whether the chat template itself opens the thinking block, so that the response starts inside it."""
-    return render(prompt, tokenizer).rstrip().endswith("<think>")

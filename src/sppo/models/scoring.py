@@ -25,6 +25,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.batch import microbatches
+from sppo.config.verification import ProcessOptions, RewardModelOptions, VerificationConfig
 from sppo.errors import ModelError
 from sppo.models.chat import render
 from sppo.models.loading import (
@@ -36,10 +37,16 @@ from sppo.models.loading import (
     read_tokenizer,
 )
 from sppo.types import Prompt
-from sppo.verification import ProcessOptions, RewardModelOptions
 from sppo.verifiers.reward_model import Exchange, Score
+from sppo.verifiers.tools import Tools
 
 _SCORED = "that a reward model scores"
+
+
+def verifier_tools(options: VerificationConfig, device: torch.device) -> Tools:
+    """What verifiers run with where models can be loaded: those that score responses among them."""
+    return Tools(options, str(device), load_scorer=SequenceScorer.load_reward_model)
+
 
 Row = Mapping[str, Sequence[int]]
 """What a tokenizer makes of one text: input_ids and whatever else the model reads beside them, all of one length."""

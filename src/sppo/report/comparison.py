@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS, read_run, summarise
 from sppo.report.comparison_text import as_markdown
 from sppo.report.plots import STYLE
-from sppo.run import write_text_atomically
+from sppo.runs.files import write_text_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from sppo.run import read_metrics
+from sppo.runs.folder import read_metrics
 
 UNITS = {"steps": "steps", "responses": "responses", "seconds": "seconds of training"}
 """What a budget is counted in and curves are drawn against, and the axis label of each."""

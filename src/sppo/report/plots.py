@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sppo.run import read_metrics, read_summary
+from sppo.runs.folder import read_metrics, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sppo.errors import RunFolderError
 from sppo.report.plots import BLUE, RED, STYLE
-from sppo.run import read_rollouts
+from sppo.runs.folder import read_rollouts
 
 POINTS = 20
 """Places along a response at which V is averaged."""

@@ -14,10 +14,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from sppo.types import Submission, Verdict
-from sppo.verifiers.answers import Rules, compare
-from sppo.verifiers.boxes import find_answer, text_after_thinking
-from sppo.verifiers.latex import normalise
-from sppo.verifiers.math import MAX_ANSWER, equal_without_sympy
+from sppo.verifiers.math.answers import Rules, compare
+from sppo.verifiers.math.boxes import find_answer, text_after_thinking
+from sppo.verifiers.math.latex import normalise
+from sppo.verifiers.math.verifier import MAX_ANSWER, equal_without_sympy
 from sppo.verifiers.tools import Tools
 
 _COLUMNS = ("choices", "options")

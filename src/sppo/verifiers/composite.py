@@ -13,15 +13,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sppo.config.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.verifiers import reward_model
 from sppo.verifiers.functions import call_reward_function, load_function
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verifier import Verifier
 
 NAME = "composite"
 _KEY = "verification.composite.parts"
+Find = Callable[[str], Verifier]
+"""Looks a part's verifier up by its name; handed in by the table, of which this verifier is a line itself."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,28 @@ class Part:
     judge: Callable[[Sequence[Submission], Tools], list[Verdict]]
 
 
-def check(options: VerificationConfig) -> None:
+def check(options: VerificationConfig, find: Find) -> None:
     """Refuses parts that make no reward, and what the verifiers among them refuse; loads functions to see them.
 
     Raises:
         ConfigError: names the part, or the option of its verifier.
     """
-    from sppo.verifiers.table import get_verifier
-
-    parts_of(Tools(options))
+    parts_of(Tools(options), find)
     for name in verifiers_of(options.composite):
-        get_verifier(name).check(options)
+        find(name).check(options)
+
+
+def verifier(find: Find) -> Verifier:
+    """Returns the verifier, whose parts are looked up by `find`."""
+    return Verifier(
+        NAME,
+        "gates that must hold, and the weighted mean of parts",
+        "1",
+        grade=lambda submissions, tools: grade(submissions, tools, find),
+        needs_gold=False,
+        check=lambda options: check(options, find),
+        prepare=lambda tools: prepare(tools, find),
+    )
 
 
 def _check_parts(options: CompositeOptions) -> None:
@@ -87,20 +101,18 @@ def verifiers_of(options: CompositeOptions) -> list[str]:
     return [part.verifier for part in options.parts if part.verifier is not None]
 
 
-def prepare(tools: Tools) -> None:
+def prepare(tools: Tools, find: Find) -> None:
     """Loads functions, and prepares the verifiers among the parts.
 
     Raises:
         SppoError: whatever is wrong with one of them.
     """
-    from sppo.verifiers.table import get_verifier
-
-    for part in parts_of(tools):
+    for part in parts_of(tools, find):
         if part.label in verifiers_of(tools.options.composite):
-            get_verifier(part.label).prepare(tools)
+            find(part.label).prepare(tools)
 
 
-def parts_of(tools: Tools) -> list[Part]:
+def parts_of(tools: Tools, find: Find) -> list[Part]:
     """The parts in the order in which they are asked; made once and kept.
 
     Raises:
@@ -108,18 +120,18 @@ def parts_of(tools: Tools) -> list[Part]:
     """
     if NAME not in tools.loaded:
         _check_parts(tools.options.composite)
-        made = [_part(part, f"{_KEY}.{number}") for number, part in enumerate(tools.options.composite.parts)]
+        made = [_part(part, f"{_KEY}.{number}", find) for number, part in enumerate(tools.options.composite.parts)]
         tools.loaded[NAME] = sorted(made, key=lambda part: not part.gate)
     parts: list[Part] = tools.loaded[NAME]
     return parts
 
 
-def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
+def grade(submissions: Sequence[Submission], tools: Tools, find: Find) -> list[Verdict]:
     """One verdict a submission, with each part's reward in `parts`: None where a part was not asked for or failed.
 
     What a part is made of itself stands beside it, as PART/NAME.
     """
-    parts = parts_of(tools)
+    parts = parts_of(tools, find)
     said: list[dict[str, Verdict]] = [{} for _ in submissions]
     asked = list(range(len(submissions)))
     for part in parts:
@@ -158,11 +170,9 @@ def _label(part: CompositePart) -> str:
     return part.verifier or (part.reward or "").rpartition(":")[2]
 
 
-def _part(part: CompositePart, key: str) -> Part:
-    from sppo.verifiers.table import get_verifier
-
+def _part(part: CompositePart, key: str, find: Find) -> Part:
     if part.verifier is not None:
-        return Part(part.verifier, part.weight, part.gate, get_verifier(part.verifier).grade)
+        return Part(part.verifier, part.weight, part.gate, find(part.verifier).grade)
     assert part.reward is not None, "_check_parts() asks for a verifier or a reward function"
     function = load_function(part.reward, f"{key}.reward")
     return Part(

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sppo.config.verification import FormatOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import FormatOptions, VerificationConfig
-from sppo.verifiers.boxes import list_boxes, text_after_thinking
+from sppo.verifiers.math.boxes import list_boxes, text_after_thinking
 from sppo.verifiers.tools import Tools
 
 NAME = "format"

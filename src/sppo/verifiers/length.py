@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sppo.config.verification import LengthOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import LengthOptions, VerificationConfig
 from sppo.verifiers.tools import Tools
 
 NAME = "length"

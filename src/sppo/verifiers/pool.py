@@ -183,7 +183,6 @@ def _start_worker(memory_limit_mb: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A terminal's Ctrl-C goes to the whole group; ending the workers is the parent's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from sppo.verifiers import preload  # noqa: F401  (already there where the fork server has loaded it)
 
     try:
         import resource
@@ -255,5 +254,5 @@ else:
     def _worker_context() -> BaseContext:
         context = _ForkServerContext()
         # Without effect if the program has already started a fork server; workers then import for themselves.
-        context.set_forkserver_preload(["sppo.verifiers.preload"])
+        context.set_forkserver_preload(["sppo.verifiers.math.preload"])
         return context

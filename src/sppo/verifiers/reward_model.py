@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sppo.config.verification import RewardModelOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Message, Submission, Verdict
-from sppo.verification import RewardModelOptions, VerificationConfig
 from sppo.verifiers.tools import Tools
 
 NAME = "reward_model"

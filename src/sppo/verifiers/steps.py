@@ -1,8 +1,8 @@
 """Process rewards: a response cut into steps, and the steps scored by a function of the user's.
 
 A step ends with the first separator after some text, so that its end can be told as soon as it is there, whatever
-comes after: the guarantee of `sppo.shaping` rests on it. More separators in a row belong to the step after. The
-signature of a function is
+comes after: the guarantee of `sppo.algorithms.shaping` rests on it. More separators in a row belong to the step after.
+The signature of a function is
 
     f(prompts, completions, steps, **columns) -> one list of numbers in [0, 1] a completion, one number a step
 
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from sppo.config.verification import ProcessOptions
 from sppo.errors import ConfigError, RewardError
 from sppo.types import Submission
-from sppo.verification import ProcessOptions
 from sppo.verifiers.functions import RewardFunction, batch_arguments, call_for_batch, function_name
 
 _SEPARATORS = {"blank_lines": r"\n[ \t\r]*\n", "lines": r"\n"}

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from sppo.errors import ConfigError, did_you_mean
 from sppo.types import Submission
-from sppo.verifiers import choice, composite, exact, format, length, math, minerva, reward_model
+from sppo.verifiers import choice, composite, exact, format, length, reward_model
 from sppo.verifiers.code import verifier as code
+from sppo.verifiers.math import minerva
+from sppo.verifiers.math import verifier as math
 from sppo.verifiers.text import text_verifier
 from sppo.verifiers.tools import Tools
 from sppo.verifiers.verifier import Verifier
@@ -50,10 +52,7 @@ VERIFIERS: dict[str, Verifier] = {
             reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,
             check=reward_model.check, prepare=reward_model.prepare,
         ),
-        Verifier(
-            composite.NAME, "gates that must hold, and the weighted mean of parts", "1", composite.grade,
-            needs_gold=False, check=composite.check, prepare=composite.prepare,
-        ),
+        composite.verifier(lambda name: get_verifier(name)),
     )
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sppo.verification import VerificationConfig
+from sppo.config.verification import VerificationConfig
 from sppo.verifiers.pool import VerifierPool
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
-from sppo.verification import VerificationConfig
 from sppo.verifiers.tools import Tools
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
-from sppo.verification import VerificationConfig
 from sppo.verifiers.table import get_verifier
 from sppo.verifiers.tools import Tools
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sppo.verifiers.boxes import text_after_thinking
+from sppo.verifiers.math.boxes import text_after_thinking
 
 _FENCE = re.compile(r"([ \t]{0,3})(`{3,}|~{3,})([^`]*)")
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")

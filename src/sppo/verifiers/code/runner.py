@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppo.verification import CodeOptions
+from sppo.config.verification import CodeOptions
 from sppo.verifiers.code.suite import Suite, SuiteError
 from sppo.verifiers.code.wire import NotPlain, from_line
 from sppo.verifiers.sandbox import Backend, Job, Limits, Running, SandboxError, code_of

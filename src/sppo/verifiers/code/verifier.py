@@ -16,9 +16,9 @@ import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from sppo.config.verification import CodeOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
-from sppo.verification import CodeOptions, VerificationConfig
 from sppo.verifiers.code.blocks import find_code
 from sppo.verifiers.code.runner import Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite

@@ -1,0 +1,334 @@
+"""`sppo eval`: a run's checkpoint, or any model, on held-out prompts or benchmarks; and two of them, paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.algorithms.table import get_algorithm
+from sppo.config import Config, ModelConfig
+from sppo.config.evaluation import benchmark_config, evaluation_config
+from sppo.critics.models import PromptCritic
+from sppo.critics.prompt import PromptModelCritic
+from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.errors import ConfigError, DataError
+from sppo.evaluation import paired
+from sppo.evaluation.benchmarking import resolve, run_benchmarks
+from sppo.evaluation.benchmarks import Problems, load_benchmark
+from sppo.evaluation.folder import Measured, is_evaluation, read_evaluation
+from sppo.evaluation.held_out import Evaluation, evaluate
+from sppo.evaluation.paired import Comparison
+from sppo.evaluation.scores import EvaluationResult
+from sppo.models.loading import load_model_config, load_policy, load_tokenizer, prepare_device
+from sppo.models.scoring import verifier_tools
+from sppo.rollouts.encode import opens_thinking
+from sppo.rollouts.engines import build_engine
+from sppo.rollouts.sample import sampling_parameters
+from sppo.runs.progress import NoProgress, Progress
+from sppo.runs.seeds import derive_seed
+from sppo.training.build import Given, load_data, load_held_out, require_data
+from sppo.types import Prompt
+from sppo.verifiers.functions import RewardFunction, load_function
+from sppo.verifiers.grading import Grader
+from sppo.verifiers.tools import Tools
+
+
+def evaluate_run(
+    path: str,
+    config: Config | None = None,
+    *,
+    checkpoint: str = "last",
+    samples_per_prompt: int | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+    reward_function: RewardFunction | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Samples and grades responses to held-out prompts.
+
+    Args:
+        path: a run folder, or a model's folder or hub name.
+        config: data and sampling; default: the run's own. See `sppo.config.evaluation.evaluation_config`.
+        checkpoint: "best", "last" or "step_N" of a run.
+        samples_per_prompt: default: the config's final_samples_per_prompt.
+        rows: dicts of columns to measure on, all of them, instead of the config's held-out prompts.
+        reward_function: grades instead of the config's verifier or reward function.
+        progress: told what it does.
+
+    Returns:
+        accuracy, accuracy_stderr, prompts, samples_per_prompt, accuracy_by_difficulty, clipped_share, error_share, and
+        the critic's calibration where the run has one; measure says whether accuracy is one, or a mean reward.
+
+    Raises:
+        SppoError: no such checkpoint, or a model or data that can't be loaded.
+    """
+    folder = Path(path).expanduser()
+    is_run = (folder / "config.yaml").is_file()
+    progress = progress or NoProgress()
+    if config is None:
+        config, notes = evaluation_config(path)
+        for note in notes:
+            progress.message(note)
+    if is_run and rows is None:
+        require_data(folder, config)
+    device = prepare_device(config)
+    if reward_function is None and config.data.reward is not None:
+        reward_function = load_function(config.data.reward)
+    model = resolve(path, config, checkpoint).model
+    critic = _critic_beside(model, config, device) if is_run else None
+    tokenizer = load_tokenizer(model, ALPHABET)
+    count = samples_per_prompt or config.evaluation.final_samples_per_prompt
+    prompts, left_out = _prompts(config, tokenizer, rows, has_reward_function=reward_function is not None)
+    for note in left_out:
+        progress.message(note)
+    measured = _measure(config, model, tokenizer, critic, device, prompts, count, reward_function, progress)
+    return {
+        "model": str(model.path),
+        "measure": measured.measure,
+        "accuracy": measured.accuracy,
+        "accuracy_stderr": measured.accuracy_stderr,
+        "prompts": len(prompts),
+        "samples_per_prompt": count,
+        "accuracy_by_difficulty": measured.by_difficulty(),
+        "clipped_share": measured.metrics()["eval/clipped_share"],
+        "error_share": measured.error_share,
+        **measured.calibration(),
+    }
+
+
+def _critic_beside(model: ModelConfig, config: Config, device: torch.device) -> PromptModelCritic | None:
+    """The prompt critic that a run's checkpoint holds beside its policy."""
+    saved = Path(model.path or "").parent / "critic"
+    if not saved.is_dir() or get_algorithm(config.algorithm.name).critic != "prompt":
+        return None
+    return PromptModelCritic(PromptCritic.from_pretrained(saved, device=device), config.critic)
+
+
+def evaluate_on_benchmarks(
+    path: str,
+    benchmarks: Mapping[str, str | None],
+    config: Config,
+    *,
+    checkpoint: str = "last",
+    samples_per_prompt: int | None = None,
+    limit: int | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Samples and grades responses to benchmarks, or goes on where it was stopped.
+
+    Args:
+        path: a run folder, or a model's folder or hub name.
+        benchmarks: {name: file or hub name, or None for the benchmark's own}, as `parse_benchmarks` returns.
+        config: see `sppo.config.evaluation.benchmark_config`.
+        checkpoint: "best", "last" or "step_N" of a run.
+        samples_per_prompt: n; default: the config's final_samples_per_prompt.
+        limit: only the first so many problems of each benchmark.
+        output: folder to write to; default: evaluations/CHECKPOINT in the run folder, or evals/MODEL.
+        progress: told what it does.
+
+    Raises:
+        SppoError: a model or data that can't be loaded, or a folder made with other settings.
+    """
+    subject = resolve(path, config, checkpoint)
+    # A model that isn't there is told before the data is read and its gold answers are checked.
+    load_model_config(subject.model)
+    tools = Tools(config.verification)
+    loaded = [
+        load_benchmark(
+            name, source, instruction=config.data.instruction, system_prompt=config.data.system_prompt, tools=tools
+        )
+        for name, source in benchmarks.items()
+    ]
+    return run_benchmarks(
+        subject,
+        config,
+        loaded,
+        samples=samples_per_prompt or config.evaluation.final_samples_per_prompt,
+        limit=limit,
+        output=output,
+        progress=progress,
+    )
+
+
+def evaluate_pair(
+    a: str,
+    b: str,
+    benchmarks: Mapping[str, str | None] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    checkpoint: str = "last",
+    samples_per_prompt: int | None = None,
+    limit: int | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Evaluates two runs or models, as far as that isn't done yet, and compares them problem by problem.
+
+    Args:
+        a: a run folder, a model's folder or hub name, or the folder of an evaluation that was made before.
+        b: another.
+        benchmarks: as for `evaluate_on_benchmarks`; None: two evaluations on the benchmarks that both have, or two
+            runs on their own held-out prompts, with the sampling of their own evaluations.
+        overrides: options, as `load_recipe` takes them.
+        checkpoint: as for `evaluate_on_benchmarks`, of runs.
+        samples_per_prompt: n.
+        limit: only the first so many problems.
+        output: folder for the two evaluations; default: each one's own.
+        progress: told what it does.
+
+    Raises:
+        SppoError: as `evaluate_on_benchmarks`; also where the problems differ.
+    """
+    progress = progress or NoProgress()
+    options: dict[str, Any] = {"samples_per_prompt": samples_per_prompt, "limit": limit, "progress": progress}
+    ready = [is_evaluation(Path(path).expanduser()) for path in (a, b)]
+    folders: list[Path] = []
+    if benchmarks is None and any(ready) and not all(ready):
+        raise ConfigError(f"{b if ready[0] else a} is no evaluation yet: name the benchmarks with --benchmarks.")
+    if all(ready) and (overrides or samples_per_prompt or limit or output):
+        raise ConfigError(f"{a} and {b} are evaluations made before, so options of sampling and --output mean nothing.")
+    if benchmarks is None and not all(ready):
+        folders = _held_out_pair(a, b, overrides, checkpoint, output, options)
+    else:
+        for path, is_ready, place in zip((a, b), ready, ("a", "b"), strict=True):
+            if is_ready:
+                folders.append(Path(path).expanduser())
+                continue
+            assert benchmarks is not None, "two evaluations are ready"
+            config, notes = benchmark_config(path, overrides)
+            for note in notes:
+                progress.message(note)
+            own = None if output is None else output / place
+            result = evaluate_on_benchmarks(path, benchmarks, config, checkpoint=checkpoint, output=own, **options)
+            folders.append(Path(result.output))
+    return compare_evaluations(folders[0], folders[1], benchmarks)
+
+
+def compare_evaluations(a: Path, b: Path, benchmarks: Iterable[str] | None = None) -> Comparison:
+    """Compares two finished evaluations problem by problem, on some benchmarks or on all that both have.
+
+    Raises:
+        SppoError: an evaluation that has not ended, or other problems under the same benchmark's name.
+    """
+    first, second = (read_evaluation(path, benchmarks) for path in (a, b))
+    for name in set(first.responses) & set(second.responses):
+        if len({measured.settings["benchmarks"][name]["problems"] for measured in (first, second)}) > 1:
+            raise DataError(
+                f"{name}: {a} and {b} were measured on problems or gold answers that differ, so they can't be paired. "
+                "Evaluate both on the same file."
+            )
+    names = [first.name, second.name] if first.name != second.name else [str(a), str(b)]
+    comparison = paired.compare(names[0], names[1], first.responses, second.responses)
+    old, new = first.settings["sampling"], second.settings["sampling"]
+    other = [f"{key} {old[key]} and {new[key]}" for key in old if old[key] != new[key]]
+    notes = [f"the two were sampled differently: {', '.join(other)}"] if other else []
+    for name in comparison.benchmarks:
+        graders = [_grader_of(measured, name) for measured in (first, second)]
+        if graders[0] != graders[1]:
+            notes.append(f"{name}: the two were graded differently: {' and '.join(graders)}")
+    return replace(comparison, notes=(*notes, *comparison.notes))
+
+
+def _grader_of(measured: Measured, benchmark: str) -> str:
+    section = measured.settings["benchmarks"][benchmark]
+    return f"{section['verifier']} {section['verifier_version']}".strip()
+
+
+def _held_out_pair(
+    a: str,
+    b: str,
+    overrides: Sequence[str] | Mapping[str, Any],
+    checkpoint: str,
+    output: Path | None,
+    options: Mapping[str, Any],
+) -> list[Path]:
+    """Evaluates two runs on their held-out prompts; returns the folders."""
+    planned = []
+    for path in (a, b):
+        if not (Path(path).expanduser() / "config.yaml").is_file():
+            raise ConfigError(
+                f"{path} is no run folder, so it has no held-out prompts: name benchmarks (--benchmarks)."
+            )
+        config, notes = evaluation_config(path, None, overrides)
+        require_data(Path(path), config)
+        subject = resolve(path, config, checkpoint)
+        reward_function = load_function(config.data.reward) if config.data.reward is not None else None
+        tokenizer = load_tokenizer(subject.model, ALPHABET)
+        prompts, more = _prompts(config, tokenizer, None, has_reward_function=reward_function is not None)
+        planned.append(
+            (subject, config, Problems("held_out", tuple(prompts), path, True, {}, (*notes, *more)), reward_function)
+        )
+    first, second = ([(p.id, p.text, p.gold) for p in problems.prompts] for _, _, problems, _ in planned)
+    if first != second:
+        shared = len(set(first) & set(second))
+        raise DataError(
+            f"The held-out prompts of {a} and {b} are not the same ({shared} in common, of {len(first)} and "
+            f"{len(second)}), or in another order, so the runs can't be paired on them. Name benchmarks for both: "
+            "--benchmarks math500"
+        )
+    folders = []
+    for place, (subject, config, problems, reward_function) in zip(("a", "b"), planned, strict=True):
+        own = subject.output.with_name(f"held_out-{subject.output.name}") if output is None else output / place
+        samples = options["samples_per_prompt"] or config.evaluation.final_samples_per_prompt
+        result = run_benchmarks(
+            subject,
+            config,
+            [problems],
+            samples=samples,
+            limit=options["limit"],
+            output=own,
+            reward_function=reward_function,
+            progress=options["progress"],
+        )
+        folders.append(Path(result.output))
+    return folders
+
+
+def _measure(
+    config: Config,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    critic: PromptModelCritic | None,
+    device: torch.device,
+    prompts: Sequence[Prompt],
+    samples_per_prompt: int,
+    reward_function: RewardFunction | None,
+    progress: Progress,
+) -> Evaluation:
+    grader = Grader(reward_function, verifier_tools(config.verification, device), opens_thinking(prompts[0], tokenizer))
+    grader.prepare(prompts)
+    policy = load_policy(model, tokenizer, device)
+    engine = build_engine(policy, config.engine)
+    progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
+    try:
+        return evaluate(
+            prompts,
+            engine,
+            tokenizer,
+            grader,
+            sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
+            samples_per_prompt=samples_per_prompt,
+            seed=derive_seed(config.seed, "evaluation"),
+            critic=critic,
+        )
+    finally:
+        engine.close()
+
+
+def _prompts(
+    config: Config, tokenizer: Tokenizer, rows: Iterable[Mapping[str, Any]] | None, *, has_reward_function: bool
+) -> tuple[Sequence[Prompt], Sequence[str]]:
+    """The prompts to measure on, and notes on what was left out."""
+    require_gold = not has_reward_function
+    if rows is None and config.evaluation.data is None:
+        _, prompts, notes = load_data(config, Given(), tokenizer, has_reward_function=has_reward_function)
+        return prompts, notes
+    if rows is not None:
+        rows = list(rows)
+        config = replace(config, evaluation=replace(config.evaluation, prompts=max(len(rows), 1)))
+    return load_held_out(config, tokenizer, rows, require_gold=require_gold)

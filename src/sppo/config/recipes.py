@@ -1,0 +1,94 @@
+"""Recipes: YAML files of options, one a published or built-in experiment, and how one becomes a `Config`.
+
+`load_recipe("demo", {"steps": 5})` is what `sppo train demo --steps 5` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sppo.config import Config, to_dict
+from sppo.config.parsing import CommandLineText, build, merge, read_yaml, set_option, split_arguments
+from sppo.config.ranges import validate
+from sppo.errors import ConfigError, did_you_mean
+
+_ENDINGS = (".yaml", ".yml")
+_BUILT_IN = resources.files("sppo") / "recipes"
+
+
+def list_recipes() -> dict[str, str]:
+    """Returns {name: description} of the built-in recipes, by name."""
+    recipes = {}
+    for file in sorted(_BUILT_IN.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(_ENDINGS):
+            values = read_yaml(file.read_text(encoding="utf-8"), file.name)
+            recipes[file.name.rsplit(".", 1)[0]] = str(values.get("description", ""))
+    return recipes
+
+
+def load_recipe(recipe: str | Path | Config | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """Reads a recipe, puts the overrides over it, and checks the whole.
+
+    Args:
+        recipe: Name of a built-in recipe, path of a file that ends in .yaml, a config, or None for the defaults.
+        overrides: As on the command line, ["--steps", "5"] or ["steps=5"]; or a dict of keys, dotted or nested,
+            which is merged into the recipe.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key, a value of the wrong type, or options that cannot work.
+    """
+    if isinstance(recipe, Config):
+        values = to_dict(recipe)
+    else:
+        values = {} if recipe is None else _values(str(recipe))
+    if isinstance(overrides, Mapping):
+        merge(values, overrides)
+    else:
+        positionals, pairs = split_arguments(overrides)
+        for positional in positionals:
+            key, separator, text = positional.partition("=")
+            if not separator:
+                raise ConfigError(f"{positional!r} is not an override: write key=value, as in steps=5.")
+            pairs.append((key, CommandLineText(text)))
+        for key, text in pairs:
+            set_option(values, key, text)
+    config: Config = build(Config, values)
+    validate(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """Returns the config as YAML that `load_recipe` reads back to an equal config."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _values(name_or_path: str) -> dict[str, Any]:
+    """Returns a recipe's options, over those of the recipe that its `extends` names."""
+    values = read_yaml(*_read(name_or_path))
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    inherited = _values(str(base))
+    merge(inherited, values)
+    return inherited
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    """Returns the recipe's text and the name that errors call it by."""
+    path = Path(name_or_path).expanduser()
+    if path.suffix in _ENDINGS:
+        if not path.is_file():
+            raise ConfigError(f"There is no recipe file {name_or_path} (looked from {Path.cwd()}).")
+        return path.read_text(encoding="utf-8"), name_or_path
+    built_in = _BUILT_IN / f"{name_or_path}.yaml"
+    if name_or_path not in list_recipes():
+        raise ConfigError(
+            f"{name_or_path!r} is not a built-in recipe.{did_you_mean(name_or_path, list_recipes())} "
+            "A recipe of your own is a file that ends in .yaml."
+        )
+    return built_in.read_text(encoding="utf-8"), f"{name_or_path}.yaml"

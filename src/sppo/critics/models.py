@@ -1,0 +1,245 @@
+"""Critics: any transformers trunk with a scalar head.
+
+The prompt critic V(prompt) shares nothing with the policy: its own size, tokenizer and optimiser. The public SPPO code
+feeds the policy's token ids to the critic; here it takes text, so it may come from another model family. The token
+critic of PPO values each token of the policy's own responses, so it reads the policy's ids.
+
+Shapes: B rows, U distinct prompts among them, S padded length, H hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.batch import microbatches
+from sppo.config import Config
+from sppo.errors import ModelError
+from sppo.models.loading import (
+    LOAD_FAILURES,
+    arithmetic,
+    build_config,
+    cannot_load,
+    disable_dropout,
+    embedded_tokens,
+    enable_gradient_checkpointing,
+    read_tokenizer,
+)
+from sppo.models.packing import TokenRow, lay_out
+from sppo.rollouts.encode import encode_many
+from sppo.types import Prompt
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Model = TypeVar("Model", bound="ValueModel")
+
+HEAD_FILE = "value_head.safetensors"
+
+
+class ValueModel(nn.Module):
+    """A trunk of any transformers model with a scalar head; saved as a folder that AutoModel loads, and the head."""
+
+    def __init__(
+        self,
+        trunk: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        tokens_per_microbatch: int = 16384,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Puts a scalar head on a trunk.
+
+        Args:
+            trunk: a model whose output has `last_hidden_state`.
+            tokenizer: the trunk's own.
+            tokens_per_microbatch: padded tokens in one forward pass.
+            gradient_checkpointing: recompute activations in the backward pass.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.tokenizer = tokenizer
+        self.tokens_per_microbatch = tokens_per_microbatch
+        self.probability = True
+        """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
+        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
+        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        disable_dropout(trunk)
+        # A row is read once, so a cache would only take memory.
+        trunk.config.use_cache = False
+        trunk.eval()
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(trunk)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the critic's weights are."""
+        return self.head.weight.device
+
+    def set_prior(self, solve_rate: float) -> None:
+        """Starts sigmoid(logit) at `solve_rate`; kept away from 0 and 1, where the logit is infinite."""
+        rate = min(max(solve_rate, 0.01), 0.99)
+        self.set_bias(math.log(rate / (1 - rate)))
+
+    def set_bias(self, bias: float) -> None:
+        """Starts the head's output at `bias` for every input."""
+        with torch.no_grad():
+            self.head.bias.fill_(bias)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
+        self.trunk.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
+            folder / HEAD_FILE,
+            metadata={"value": "probability" if self.probability else "output"},
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        tokens_per_microbatch: int = 16384,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Loads what `save_pretrained` wrote.
+
+        Raises:
+            ModelError: the folder holds no critic.
+        """
+        path = Path(folder)
+        if not (path / HEAD_FILE).is_file():
+            raise ModelError(f"{path} holds no critic: {HEAD_FILE} is missing.")
+        try:
+            trunk = AutoModel.from_pretrained(path, dtype=torch.float32)
+        except LOAD_FAILURES as error:
+            raise ModelError(cannot_load("critic", str(path), error)) from error
+        critic = cls(
+            trunk,
+            read_tokenizer(str(path), "critic"),
+            tokens_per_microbatch=tokens_per_microbatch,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        critic.head.load_state_dict(load_file(path / HEAD_FILE))
+        with safe_open(path / HEAD_FILE, "pt") as head:
+            critic.probability = (head.metadata() or {}).get("value") != "output"
+        return critic.to(device)
+
+
+class PromptCritic(ValueModel):
+    """Reads prompts, returns one logit each; V = sigmoid(logit), or the logit itself where V is no probability."""
+
+    def logits(self, token_rows: Sequence[Sequence[int]]) -> Tensor:
+        """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
+        counts = [len(row) for row in token_rows]
+        width = max(counts)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in token_rows], device=self.device)  # [U, S]
+        lengths = torch.tensor(counts, device=self.device)
+        # Encoders look at padding unless told not to; causal trunks ignore what comes after.
+        mask = None if min(counts) == width else (torch.arange(width, device=self.device) < lengths[:, None]).long()
+        with arithmetic(self.device):
+            hidden = self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
+        # The last prompt token by index: right for any padding side that the tokenizer prefers.
+        last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
+        logits: Tensor = self.head(last.float())
+        return logits
+
+    def values(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
+        return self.row_values(encode_many(list(prompts), self.tokenizer))
+
+    @torch.no_grad()
+    def row_values(self, encoded: Sequence[tuple[int, ...]]) -> Tensor:
+        """`values` of prompts that are token ids already."""
+        token_rows, inverse = distinct(encoded)
+        logits = torch.empty(len(token_rows), 1)
+        for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
+            logits[part] = self.logits([token_rows[row] for row in part]).cpu()
+        return (logits.sigmoid() if self.probability else logits)[inverse]
+
+
+def distinct(encoded: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Returns U distinct token rows, and [B] which of them each row is."""
+    number: dict[tuple[int, ...], int] = {}
+    inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
+    return list(number), inverse
+
+
+class TokenCritic(ValueModel):
+    """Reads prompt and response as the policy's token ids; a value before each response token (PPO)."""
+
+    def response_values(self, rows: Sequence[TokenRow], width: int) -> Tensor:
+        """Returns [r, T] raw head outputs before each response token, 0 elsewhere, in one forward pass.
+
+        Args:
+            rows: r pairs of prompt and response token ids.
+            width: T.
+        """
+        arranged = lay_out(rows, "sorted", self.device)
+        with arithmetic(self.device):
+            hidden = self.trunk(**arranged.inputs).last_hidden_state.flatten(0, 1)
+        outputs = self.head(hidden[arranged.sources].float()).squeeze(1)
+        spread = torch.zeros(len(rows), width, device=self.device)
+        return spread.index_put((arranged.rows, arranged.columns), outputs)
+
+
+def make_value_model(kind: type[Model], config: Config, policy: PreTrainedModel, policy_tokenizer: Tokenizer) -> Model:
+    """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
+
+    Args:
+        kind: PromptCritic or TokenCritic.
+        config: all options.
+        policy: copied where no other trunk is named.
+        policy_tokenizer: used where the critic brings none.
+
+    Raises:
+        ModelError: the trunk or its tokenizer can't be loaded, or embeds fewer tokens than the tokenizer has.
+    """
+    options = config.critic
+    tokenizer = policy_tokenizer
+    if kind is TokenCritic and options.tokenizer:
+        raise ModelError(
+            f"critic.tokenizer is {options.tokenizer}, but a token critic reads the policy's own token ids. Unset it."
+        )
+    if kind is PromptCritic and (options.tokenizer or options.path):
+        key = "critic.tokenizer" if options.tokenizer else "critic.path"
+        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key)
+    try:
+        if options.path is not None:
+            trunk = AutoModel.from_pretrained(options.path, dtype=torch.float32)
+        elif options.config is not None:
+            settings = {"vocab_size": len(tokenizer), **options.config}
+            trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
+        else:
+            trunk = copy.deepcopy(getattr(policy, policy.base_model_prefix)).float()
+    except LOAD_FAILURES as error:
+        raise ModelError(cannot_load("critic.path", options.path or "made from critic.config", error)) from error
+    embedded = embedded_tokens(trunk)
+    if len(tokenizer) > embedded:
+        raise ModelError(
+            f"The critic's tokenizer has {len(tokenizer)} tokens, but the critic embeds only {embedded}. "
+            "Give the critic its own tokenizer with --critic.tokenizer."
+        )
+    model = kind(
+        trunk,
+        tokenizer,
+        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+    model.probability = options.loss == "bce"
+    return model.to(policy.device)

@@ -1,0 +1,70 @@
+"""V(prompt) by a model that reads the prompt's text (SPPO).
+
+Shapes: B sequences, U distinct prompts among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.algorithms.value_loss import bce_value_loss, squared_value_loss
+from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.config import CriticConfig
+from sppo.critics.critic import Metrics
+from sppo.critics.learning import _ModelCritic
+from sppo.critics.models import PromptCritic, distinct
+from sppo.rollouts.encode import encode_many
+from sppo.types import Prompt
+from sppo.update.ranks import sum_over_ranks
+from sppo.update.steps import StepGuard
+
+
+class PromptModelCritic(_ModelCritic[PromptCritic]):
+    """V(prompt) by a model that reads the prompt's text (SPPO)."""
+
+    def __init__(self, model: PromptCritic, config: CriticConfig, policy_tokenizer: Tokenizer | None = None) -> None:
+        super().__init__(model, config)
+        # Then the rollouts' prompt ids are the ones that this critic would make.
+        self.reads_policy_ids = model.tokenizer is policy_tokenizer
+
+    def values(self, batch: Batch) -> Tensor:
+        """[B, 1] probabilities; of a critic that learns by squares, rewards."""
+        return self.model.row_values(self._token_rows(batch))
+
+    def _token_rows(self, batch: Batch) -> list[tuple[int, ...]]:
+        if self.reads_policy_ids:
+            return [rollout.prompt_token_ids for rollout in batch.rollouts]
+        return encode_many(batch.prompts, self.model.tokenizer)
+
+    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
+        """V of each prompt where it is a probability; None of a critic that learns by squares."""
+        if not self.model.probability:
+            return [None] * len(prompts)
+        return list(self.model.values(prompts).flatten().tolist())
+
+    def update(
+        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
+    ) -> Metrics:
+        """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
+        assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
+        goals = credit.value_targets
+        loss = bce_value_loss if self.model.probability else squared_value_loss
+        prompts, inverse = distinct(self._token_rows(batch))
+
+        def losses(rows: list[int]) -> Iterator[Tensor]:
+            used, local = inverse[rows].unique(return_inverse=True)  # [U], [b]
+            targets = goals[rows]
+            weights = torch.full_like(targets, 1.0 / float(sum_over_ranks(torch.tensor(float(len(rows))))))
+            for part in microbatches([len(prompts[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
+                logits = self.model.logits([prompts[u] for u in used[part].tolist()])  # [U', 1]
+                place = torch.full((len(used),), -1)
+                place[part] = torch.arange(len(part))
+                members = place[local] >= 0
+                chosen = logits[place[local][members].to(logits.device)]
+                yield loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
+
+        return self._learn(losses, len(batch), expected_rows, seed, guard)

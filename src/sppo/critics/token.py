@@ -1,0 +1,90 @@
+"""V before every response token by a model (PPO)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sppo.algorithms.masked import masked_mean
+from sppo.algorithms.table import Algorithm
+from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
+from sppo.batch import Batch, Credit, Estimates, Options, microbatches
+from sppo.config import CriticConfig
+from sppo.critics.critic import Metrics
+from sppo.critics.learning import _ModelCritic
+from sppo.critics.models import TokenCritic
+from sppo.types import Prompt
+from sppo.update.logprobs import token_rows
+from sppo.update.ranks import sum_over_ranks
+from sppo.update.steps import StepGuard
+
+
+class TokenModelCritic(_ModelCritic[TokenCritic]):
+    """V before every response token by a model that reads the policy's token ids (PPO)."""
+
+    def __init__(
+        self, model: TokenCritic, config: CriticConfig, *, probability: bool, value_clip: float | None
+    ) -> None:
+        """Wraps the model.
+
+        Args:
+            model: trunk and head.
+            config: learning rate, mini-batches, epochs.
+            probability: V is a sigmoid and learns by cross-entropy; else V is the output and learns by squares.
+            value_clip: width of the value clip of the squared loss.
+        """
+        super().__init__(model, config)
+        model.probability = probability
+        self.value_clip = value_clip
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> Tensor:
+        """[B, T], 0 outside the responses."""
+        raw = torch.zeros_like(batch.sampler_logprobs)
+        for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):
+            raw[rows] = self._outputs(batch, rows).cpu()
+        return torch.where(batch.mask, raw.sigmoid() if self.model.probability else raw, 0.0)
+
+    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
+        """None: V belongs to states of a response."""
+        return [None] * len(prompts)
+
+    def update(
+        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
+    ) -> Metrics:
+        """The value loss, token mean over each mini-batch."""
+        assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
+        assert before.values is not None, "values are read before they are updated"
+        values, targets, lengths = before.values, credit.value_targets, batch.lengths
+
+        def losses(rows: list[int]) -> Iterator[Tensor]:
+            tokens = float(sum_over_ranks(batch.mask[rows].sum().float()))
+            for part in microbatches([lengths[row] for row in rows], self.model.tokens_per_microbatch):
+                yield self._loss(batch, values, targets, [rows[index] for index in part], tokens)
+
+        metrics = self._learn(losses, len(batch), expected_rows, seed, guard)
+        gap = (targets - values).abs()
+        return {
+            **metrics,
+            "critic/value_mean": masked_mean(values, batch.mask),
+            "critic/error_mean": masked_mean(gap, batch.mask),
+        }
+
+    def _outputs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
+        return self.model.response_values(token_rows(batch, rows), batch.mask.shape[1])
+
+    def _loss(self, batch: Batch, old: Tensor, targets: Tensor, rows: Sequence[int], tokens: float) -> Tensor:
+        outputs = self._outputs(batch, rows)
+        weights = (batch.mask[rows].float() / tokens).to(outputs.device)
+        aims = targets[rows].to(outputs.device)
+        if self.model.probability:
+            return bce_value_loss(outputs, aims, weights)
+        assert self.value_clip is not None, "the squared loss has a value clip"
+        return clipped_value_loss(outputs, old[rows].to(outputs.device), aims, weights, self.value_clip)
+
+
+def value_clip_of(algorithm: Algorithm, options: Options) -> float | None:
+    """Width of the value clip, for algorithms whose critic learns by squares."""
+    return options["value_clip"] if algorithm.value_loss == "squared" else None

@@ -1,0 +1,1 @@
+"""Data: tasks, prompts and the order in which they come."""

@@ -1,0 +1,97 @@
+"""Which prompts come next: a seeded walk over them, epoch after epoch, with a cursor that a resume restores exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sppo.errors import DataError, RunFolderError
+from sppo.types import Prompt
+
+
+class PromptStream:
+    """Endless prompts: every epoch is a permutation of all of them that depends on the seed and the epoch alone."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+        """Starts at the first prompt of epoch 0.
+
+        Raises:
+            DataError: no prompts.
+        """
+        if not prompts:
+            raise DataError("There are no prompts to train on.")
+        self._prompts = tuple(prompts)
+        self._seed = seed
+        self._epoch = 0
+        self._offset = 0
+        self._order = self._permutation(0)
+        self._fingerprint = fingerprint(self._prompts, seed)
+
+    def __len__(self) -> int:
+        """Returns the number of prompts in an epoch."""
+        return len(self._prompts)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs gone through so far, such as 1.25."""
+        return self._epoch + self._offset / len(self._prompts)
+
+    def take(self, n: int) -> list[Prompt]:
+        """Returns the next n prompts; may go on into the next epoch."""
+        assert n >= 0, f"cannot take {n} prompts"
+        taken: list[Prompt] = []
+        while len(taken) < n:
+            indices = self._order[self._offset : self._offset + n - len(taken)]
+            taken.extend(self._prompts[index] for index in indices)
+            self._offset += len(indices)
+            if self._offset == len(self._prompts):
+                self._epoch, self._offset = self._epoch + 1, 0
+                self._order = self._permutation(self._epoch)
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the cursor: epoch, offset and a fingerprint of prompts and seed; plain JSON values."""
+        return {"epoch": self._epoch, "offset": self._offset, "fingerprint": self._fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Moves to a saved cursor.
+
+        Raises:
+            RunFolderError: the cursor is incomplete, or was saved with other prompts or another seed.
+        """
+        missing = [key for key in ("epoch", "offset", "fingerprint") if key not in state]
+        if missing:
+            raise RunFolderError(
+                f"The saved position in the data lacks {', '.join(missing)}: the checkpoint is broken."
+            )
+        if state["fingerprint"] != self._fingerprint:
+            raise RunFolderError(
+                f"The saved position in the data belongs to other prompts or another seed (fingerprint "
+                f"{state['fingerprint']}, now {self._fingerprint}; {len(self._prompts)} prompts). Resume with the data "
+                "and options that the run was started with, or start a new run."
+            )
+        epoch, offset = state["epoch"], state["offset"]
+        if not (isinstance(epoch, int) and isinstance(offset, int) and epoch >= 0 and 0 <= offset < len(self._prompts)):
+            raise RunFolderError(
+                f"The saved position in the data is epoch {epoch!r}, offset {offset!r}, but the offset must be below "
+                f"{len(self._prompts)}: the checkpoint is broken."
+            )
+        self._epoch, self._offset = epoch, offset
+        self._order = self._permutation(epoch)
+
+    def _permutation(self, epoch: int) -> list[int]:
+        order = list(range(len(self._prompts)))
+        random.Random(f"prompt order {self._seed} {epoch}").shuffle(order)
+        return order
+
+
+def fingerprint(prompts: Sequence[Prompt], seed: int) -> str:
+    """Returns 16 hex digits that change with the seed, the order, or any prompt's id, content, gold, verifier."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
+    for prompt in prompts:
+        content = prompt.content if isinstance(prompt.content, str) else [dict(turn) for turn in prompt.content]
+        digest.update(json.dumps([prompt.id, content, prompt.gold, prompt.verifier], sort_keys=True).encode())
+    return digest.hexdigest()

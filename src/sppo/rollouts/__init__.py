@@ -1,0 +1,1 @@
+"""Rollouts: prompts in, responses with token ids and log-probabilities out."""

@@ -1,0 +1,101 @@
+"""From prompts and demonstrations to token ids: nothing else in the house tokenises text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.config import Config, DataConfig
+from sppo.errors import ConfigError, DataError
+from sppo.models.chat import render
+from sppo.models.packing import TokenRow
+from sppo.types import Prompt
+
+
+def encode(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the prompt's token ids. A chat template writes its special tokens itself; plain text gets them here."""
+    return encode_many([prompt], tokenizer)[0]
+
+
+def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """`encode` for many prompts at once, which fast tokenizers do in parallel."""
+    templated = [not isinstance(prompt.content, str) and bool(tokenizer.chat_template) for prompt in prompts]
+    encoded: list[tuple[int, ...]] = [()] * len(prompts)
+    for special in (False, True):
+        rows = [row for row, chat in enumerate(templated) if chat != special]
+        if rows:
+            texts = [render(prompts[row], tokenizer) for row in rows]
+            for row, ids in zip(rows, tokenizer(texts, add_special_tokens=special)["input_ids"], strict=True):
+                encoded[row] = tuple(ids)
+    return encoded
+
+
+def opens_thinking(prompt: Prompt, tokenizer: Tokenizer) -> bool:
+    """Whether the chat template itself opens the thinking block, so that the response starts inside it."""
+    return render(prompt, tokenizer).rstrip().endswith("<think>")
+
+
+def filter_overlong(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, config: DataConfig, key: str = "data"
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Leaves out prompts longer than max_prompt_tokens, or refuses them, as the config says.
+
+    Returns:
+        The prompts kept, and a note that counts the others.
+
+    Raises:
+        DataError: overlong prompts where they are refused, or no prompt left.
+    """
+    lengths = [len(ids) for ids in encode_many(list(prompts), tokenizer)]
+    empty = [prompt.id for prompt, length in zip(prompts, lengths, strict=True) if length == 0]
+    if empty:
+        raise DataError(f"{len(empty)} prompts have no tokens at all, the first is {empty[0]!r}. Leave such rows out.")
+    limit = config.max_prompt_tokens
+    kept = tuple(prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= limit)
+    overlong = [p.id for p, length in zip(prompts, lengths, strict=True) if length > limit]
+    if not overlong:
+        return kept, ()
+    shown = ", ".join(overlong[:5]) + (", ..." if len(overlong) > 5 else "")
+    found = f"{len(overlong)} of {len(prompts)} prompts are longer than {key}.max_prompt_tokens {limit} ({shown})"
+    longest = f"The longest has {max(lengths)} tokens."
+    if config.overlong_prompts == "refuse":
+        raise DataError(f"{found}. {longest} Raise the limit, or set {key}.overlong_prompts to filter.")
+    if not kept:
+        raise DataError(f"{found}, so none is left. {longest} Raise the limit.")
+    return kept, (f"{found}; left out.",)
+
+
+def require_context(config: Config, length: int | None, name: str) -> None:
+    """Refuses sequences longer than a model's context.
+
+    Raises:
+        ConfigError: names the lengths.
+    """
+    wanted = config.data.max_prompt_tokens + config.sampling.max_response_tokens
+    if length is not None and wanted > length:
+        raise ConfigError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} + sampling.max_response_tokens "
+            f"{config.sampling.max_response_tokens} = {wanted} tokens, but {name} was made for {length}. "
+            "Lower one of them."
+        )
+
+
+def encode_demonstrations(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[TokenRow]:
+    """Returns prompt ids and response ids (end token included) of each demonstration.
+
+    Raises:
+        DataError: a prompt has no demonstration.
+    """
+    without = [prompt.id for prompt in prompts if not prompt.demonstration]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(prompts)} prompts have no demonstration to learn from (the first is "
+            f"{without[0]!r}). Give rows a column named demonstration, or leave the fine-tuning phases out."
+        )
+    texts = [prompt.demonstration for prompt in prompts]
+    responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [
+        (ids, (*response, end)) for ids, response in zip(encode_many(list(prompts), tokenizer), responses, strict=True)
+    ]

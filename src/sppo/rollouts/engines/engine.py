@@ -1,0 +1,75 @@
+"""What an engine is: rows of token ids in, sampled token ids with their log-probabilities out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sppo.errors import ConfigError
+from sppo.types import Completion
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How one call samples. Applied in this order: temperature, top_k, top_p, each on what the one before left."""
+
+    max_tokens: int
+    """Longest response, in tokens, the stop token included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_p: float = 1.0
+    """Sample from the smallest set of most likely tokens with at least this much probability; 1 is all."""
+    top_k: int = 0
+    """Sample from the k most likely tokens; 0 is all."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end a response; empty: every response runs to max_tokens."""
+
+    def __post_init__(self) -> None:
+        for name, value, holds, wanted in (
+            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "a finite number, 0 or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("stop_token_ids", sorted(self.stop_token_ids), all(i >= 0 for i in self.stop_token_ids), "0 or more each"),
+        ):
+            if not holds:
+                raise ConfigError(f"sampling {name} is {value}, but must be {wanted}.")
+
+
+class Engine(Protocol):
+    """Samples responses from a policy whose weights the trainer hands over after each step."""
+
+    @property
+    def version(self) -> int:
+        """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int | Sequence[int]
+    ) -> list[Completion]:
+        """Samples one response to each row.
+
+        Args:
+            prompts: rows of token ids, none empty; a row that stands twice gets two independent responses.
+            sampling: length, distribution and stop ids, the same for all rows.
+            seed: the same seed, rows, sampling and weights give the same responses. One seed a row makes each response
+                independent of which other rows it is sampled with.
+
+        Returns:
+            One completion a row, in the rows' order.
+
+        Raises:
+            ConfigError: the longest prompt and max_tokens together exceed the model's context.
+            ModelError: an empty prompt, or a model that gives logits which are not finite.
+        """
+        ...
+
+    def load_weights(self, model: nn.Module, version: int) -> None:
+        """Makes `generate` sample from `model`'s present weights, and notes their version."""
+
+    def close(self) -> None:
+        """Releases memory and processes; `generate` must not be called afterwards."""

@@ -1,0 +1,58 @@
+"""Sampling: prompts in, rollouts out. Token ids are kept all the way; text is never tokenised again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.config import SamplingConfig
+from sppo.rollouts.encode import encode_many
+from sppo.rollouts.engines.engine import Engine, SamplingParameters
+from sppo.types import Prompt, Rollout
+
+
+def end_token_ids(tokenizer: Tokenizer, model: PreTrainedModel, extra: Sequence[int]) -> frozenset[int]:
+    """Every id that ends a response: the tokenizer's end token, those of the model's generation config, and `extra`."""
+    declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
+    listed = declared if isinstance(declared, list) else [declared]
+    return frozenset(int(i) for i in [tokenizer.eos_token_id, *listed, *extra] if i is not None)
+
+
+def sampling_parameters(
+    sampling: SamplingConfig, tokenizer: Tokenizer, model: PreTrainedModel, temperature: float | None = None
+) -> SamplingParameters:
+    """Returns the engine's parameters; `temperature` overrides that of training."""
+    return SamplingParameters(
+        max_tokens=sampling.max_response_tokens,
+        temperature=sampling.temperature if temperature is None else temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop_token_ids=end_token_ids(tokenizer, model, sampling.stop_token_ids),
+    )
+
+
+def sample(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    parameters: SamplingParameters,
+    *,
+    samples_per_prompt: int,
+    seed: int | Sequence[int],
+) -> list[Rollout]:
+    """Samples G responses to each of P prompts; `seed` is as the engine takes it, one for all or one a response.
+
+    Returns:
+        B = P * G rollouts; the G of one prompt stand together, in the prompts' order.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
+    completions = engine.generate(encoded, parameters, seed=seed)
+    assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
+    texts = tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
+    return [
+        Rollout(prompt, ids, completion, text, engine.version)
+        for prompt, ids, completion, text in zip(repeated, encoded, completions, texts, strict=True)
+    ]

@@ -1,0 +1,208 @@
+"""Checkpoints: whole or absent, loadable by anyone, enough to go on bit for bit.
+
+    checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer
+    checkpoints/step_N/critic/         HF folder: AutoModel.from_pretrained (trunk), PromptCritic.from_pretrained (all)
+    checkpoints/step_N/optimizers.pt   AdamW states
+    checkpoints/step_N/random.pt       generators of torch, CUDA, numpy and Python
+    checkpoints/step_N/state.json      step, data cursor, counters
+    checkpoints/last, best             links to two of them
+
+A checkpoint is written under a hidden name, synced, and renamed; so every step_N that exists is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.errors import RunFolderError, TrainingError
+
+
+class Saved(Protocol):
+    """What a checkpoint asks of a critic."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes itself into a folder of its own."""
+
+
+@dataclass
+class TrainingState:
+    """What a run remembers from step to step, beside weights and optimisers."""
+
+    step: int = 0
+    stream: dict[str, Any] = field(default_factory=dict)
+    """The prompt stream's cursor."""
+    prior_is_set: bool = False
+    """Whether the critic's bias has been set to the first batch's mean reward."""
+    best_accuracy: float | None = None
+    best_step: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time by phase."""
+    responses: int = 0
+    tokens_sampled: int = 0
+    tokens_trained: int = 0
+    skipped_optimizer_steps: int = 0
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    """Responses without a reward."""
+    reliability: list[dict[str, Any]] = field(default_factory=list)
+    """V, as read before each update, against R: reliability bins over all responses so far."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """Accuracy and examples before training, for the summary."""
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    state: TrainingState,
+    *,
+    policy: PreTrainedModel,
+    tokenizer: Tokenizer,
+    critic: Saved | None,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    keep: int,
+) -> Path:
+    """Writes step_N, points `last` and `best`, and removes what is no longer to be kept.
+
+    Raises:
+        TrainingError: the disk is full or not writable; the half-written folder is removed.
+    """
+    final = checkpoints / f"step_{state.step}"
+    temporary = checkpoints / f".step_{state.step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        policy.save_pretrained(temporary / "policy")
+        tokenizer.save_pretrained(temporary / "policy")
+        if critic is not None:
+            critic.save_pretrained(temporary / "critic")
+        torch.save(
+            {name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt"
+        )
+        torch.save(random_state(), temporary / "random.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        _sync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _point(checkpoints / "last", final)
+        if state.best_step == state.step:
+            _point(checkpoints / "best", final)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(
+            f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
+            "free some disk space and go on with --resume."
+        ) from error
+    _prune(checkpoints, keep, state.best_step)
+    return final
+
+
+def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
+    """Returns the folder of "last", "best" or "step_N" in a run; None where there is no such checkpoint."""
+    checkpoints = folder / "checkpoints"
+    steps = _steps(checkpoints)
+    if name == "last":
+        # The newest folder itself, not the link: a process killed between rename and link leaves the link behind.
+        return checkpoints / f"step_{steps[-1]}" if steps else None
+    path = checkpoints / name
+    return path.resolve() if (path / "state.json").is_file() else None
+
+
+def count_checkpoints(folder: Path) -> int:
+    """How many whole checkpoints a run has."""
+    return len(_steps(folder / "checkpoints"))
+
+
+def require_checkpoint(folder: Path, name: str) -> Path:
+    """`find_checkpoint` that refuses.
+
+    Raises:
+        RunFolderError: there is none of that name; lists those that exist.
+    """
+    path = find_checkpoint(folder, name)
+    if path is None:
+        known = ", ".join(f"step_{step}" for step in _steps(folder / "checkpoints")) or "none"
+        raise RunFolderError(f"{folder} has no checkpoint {name!r}. There are: {known}.")
+    return path
+
+
+def load_state(checkpoint: Path) -> TrainingState:
+    """Reads state.json.
+
+    Raises:
+        RunFolderError: it was written by a version of sppo that remembered other things.
+    """
+    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    try:
+        return TrainingState(**saved)
+    except TypeError as error:
+        raise RunFolderError(f"{checkpoint} was written by another version of sppo, so it can't be resumed.") from error
+
+
+def load_optimizers(checkpoint: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Restores the optimisers in place."""
+    saved = torch.load(checkpoint / "optimizers.pt", map_location="cpu", weights_only=True)
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(saved[name])
+
+
+def random_state() -> dict[str, Any]:
+    """The states of every global generator."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(checkpoint: Path) -> None:
+    """Puts every global generator back to where it was."""
+    # Written by this program into its own run folder; numpy's and Python's states are no tensors.
+    saved = torch.load(checkpoint / "random.pt", map_location="cpu", weights_only=False)
+    torch.set_rng_state(saved["torch"])
+    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    np.random.set_state(saved["numpy"])
+    random.setstate(saved["python"])
+
+
+def _steps(checkpoints: Path) -> list[int]:
+    if not checkpoints.is_dir():
+        return []
+    names = [path.name for path in checkpoints.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
+
+
+def _sync(folder: Path) -> None:
+    """Flushes every file to the disk, so that a rename never outlives its contents in a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _point(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, link)
+
+
+def _prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
+    for step in _steps(checkpoints)[:-keep]:
+        if step != best_step:
+            shutil.rmtree(checkpoints / f"step_{step}")
+    for leftover in checkpoints.glob(".step_*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,85 @@
+"""From graded rollouts to a batch of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sppo.algorithms.shaping import potential_differences
+from sppo.batch import Batch
+from sppo.errors import TrainingError
+from sppo.types import Rollout, Verdict
+
+
+@dataclass(frozen=True)
+class LengthRules:
+    """What becomes of responses that reach the length limit, or come near it."""
+
+    truncated: Literal["keep", "mask", "drop"] = "keep"
+    """Train on responses cut at the limit, keep them for baselines only, or leave them out."""
+    longest: int = 0
+    """The limit L_max, tokens."""
+    penalty_tokens: int = 0
+    """C of the soft overlong penalty, tokens before the limit; 0: none."""
+
+    def penalty(self, rollout: Rollout) -> float:
+        """DAPO's soft overlong penalty (arXiv 2503.14476): 0 up to L_max - C tokens, then down to -1 at L_max."""
+        over = len(rollout.completion.token_ids) - (self.longest - self.penalty_tokens)
+        return 0.0 if self.penalty_tokens == 0 or over <= 0 else -min(over / self.penalty_tokens, 1.0)
+
+
+def collate(
+    rollouts: Sequence[Rollout],
+    verdicts: Sequence[Verdict],
+    *,
+    groups: Sequence[int] | None = None,
+    greedy_rewards: Sequence[float] | None = None,
+    rules: LengthRules | None = None,
+    process_weight: float = 0.0,
+) -> Batch:
+    """Puts the rollouts that have a reward into tensors; those without one are left out.
+
+    Args:
+        rollouts: B' sampled responses.
+        verdicts: B' verdicts.
+        groups: B' numbers, equal for samples of one prompt; default: by the prompts' ids.
+        greedy_rewards: B' rewards of greedy responses to the same prompts, nan where unknown.
+        rules: what becomes of responses that reach or near the length limit; default: nothing.
+        process_weight: of the verdicts' step scores, see `sppo.algorithms.shaping`; 0: they count for nothing.
+
+    Raises:
+        TrainingError: no rollout has a reward.
+    """
+    assert len(rollouts) == len(verdicts), f"{len(rollouts)} rollouts but {len(verdicts)} verdicts"
+    rules = rules or LengthRules()
+    kept = [
+        index
+        for index, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
+        if verdict.reward is not None and (rollout.finished or rules.truncated != "drop")
+    ]
+    if not kept:
+        errors = sorted({v.error or v.reason or "cut at the length limit" for v in verdicts})[:3]
+        raise TrainingError(f"None of the step's {len(rollouts)} responses has a reward: {'; '.join(errors)}.")
+    rows = [rollouts[index] for index in kept]
+    number: dict[object, int] = {}
+    keys = [rollouts[index].prompt.id if groups is None else groups[index] for index in kept]
+    rewards = [float(verdicts[index].reward or 0.0) + rules.penalty(rollouts[index]) for index in kept]
+    responses = [torch.tensor(r.completion.token_ids, dtype=torch.int64) for r in rows]
+    logprobs = [torch.tensor(r.completion.logprobs, dtype=torch.float32) for r in rows]
+    lengths = torch.tensor([len(response) for response in responses])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    steps = [verdicts[index].step_scores for index in kept]
+    return Batch(
+        rollouts=tuple(rows),
+        response_ids=torch.nn.utils.rnn.pad_sequence(responses, batch_first=True),
+        mask=mask,
+        sampler_logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
+        rewards=torch.tensor(rewards, dtype=torch.float32),
+        groups=torch.tensor([number.setdefault(key, len(number)) for key in keys]),
+        trained=torch.tensor([row.finished or rules.truncated == "keep" for row in rows]),
+        greedy_rewards=None if greedy_rewards is None else torch.tensor([greedy_rewards[index] for index in kept]),
+        shaping=potential_differences(steps, mask, process_weight) if process_weight else None,
+    )

@@ -1,0 +1,1 @@
+"""Updates: what is read before them, the policy's own, fine-tuning, and ranks."""

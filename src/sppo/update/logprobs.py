@@ -1,0 +1,44 @@
+"""Log-probabilities of a batch's responses under a model, in micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sppo.batch import Batch, microbatches
+from sppo.config import OptimizerConfig
+from sppo.models.logprobs import TokenLogprobs, response_logprobs
+from sppo.models.packing import TokenRow
+
+
+def token_rows(batch: Batch, rows: Sequence[int]) -> list[TokenRow]:
+    """Prompt and response ids of some rows."""
+    chosen = [batch.rollouts[row] for row in rows]
+    return [(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
+
+
+def row_logprobs(
+    model: PreTrainedModel, rows: Sequence[TokenRow], width: int, optimizer: OptimizerConfig, temperature: float
+) -> TokenLogprobs:
+    """`response_logprobs` of one micro-batch, as the options say."""
+    return response_logprobs(
+        model,
+        rows,
+        width=width,
+        temperature=temperature,
+        chunk=optimizer.logprob_chunk_tokens,
+        layout=optimizer.layout,
+    )
+
+
+@torch.no_grad()
+def batch_logprobs(model: PreTrainedModel, batch: Batch, optimizer: OptimizerConfig, temperature: float) -> Tensor:
+    """[B, T] log-probabilities of the whole batch, on the CPU; 0 outside the responses."""
+    result = torch.zeros_like(batch.sampler_logprobs)
+    for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
+        said = row_logprobs(model, token_rows(batch, rows), batch.mask.shape[1], optimizer, temperature)
+        result[rows] = said.logprobs.cpu()
+    return result

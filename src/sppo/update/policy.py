@@ -1,0 +1,164 @@
+"""The policy's update.
+
+A loss is a weighted sum whose weights are fixed for the whole mini-batch before it is cut into micro-batches, so the
+loss and its gradient don't depend on the cut. Shapes: B sequences of a step, b of a micro-batch, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sppo.algorithms.masked import masked_mean, token_weights, whiten
+from sppo.algorithms.policy_loss import LossOptions, policy_loss
+from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.config import OptimizerConfig, SamplingConfig
+from sppo.models.logprobs import response_loss
+from sppo.models.packing import TokenRow
+from sppo.update.logprobs import row_logprobs, token_rows
+from sppo.update.ranks import sum_over_ranks
+from sppo.update.steps import StepGuard, mean_of_finite, minibatches
+
+
+def update_policy(
+    policy: PreTrainedModel,
+    adam: torch.optim.Optimizer,
+    batch: Batch,
+    before: Estimates,
+    credit: Credit,
+    *,
+    loss_options: LossOptions,
+    optimizer: OptimizerConfig,
+    sampling: SamplingConfig,
+    expected_rows: int,
+    seed: int,
+    guard: StepGuard,
+) -> dict[str, float]:
+    """One step's optimiser steps on the policy.
+
+    Args:
+        policy: to train.
+        adam: its optimiser.
+        batch: B graded responses.
+        before: old log-probabilities and importance weights.
+        credit: advantages [B, 1] or [B, T]; whitened here, over the step's batch, where the loss says so.
+        loss_options: the loss's form.
+        optimizer: mini-batch size, epochs, micro-batches.
+        sampling: temperature and longest response.
+        expected_rows: B when no sample is left out; fixes the number of mini-batches.
+        seed: of the order of rows.
+        guard: takes the optimiser steps.
+
+    Returns:
+        Metrics, each a mean over the tokens or optimiser steps of the whole step.
+    """
+    advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening).expand_as(batch.mask)
+    losses: list[float] = []
+    norms: list[float] = []
+    seen = {name: torch.zeros_like(batch.sampler_logprobs) for name in ("clipfrac", "approx_kl", "entropy")}
+    lengths = batch.lengths
+    for rows in minibatches(len(batch), expected_rows, optimizer.minibatch_size, optimizer.epochs, seed):
+        weights = _minibatch_weights(batch, rows, loss_options, sampling.max_response_tokens)
+        loss = 0.0
+        for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
+            members = [rows[index] for index in part]
+            losing = _Losing.of(before, advantages, weights[part], members, loss_options, policy.device)
+            part_loss = _part_loss(policy, losing, token_rows(batch, members), optimizer, sampling.temperature)
+            part_loss.backward()
+            loss += float(part_loss.detach())
+            for name, values in losing.seen.items():
+                seen[name][members] = values.cpu()
+        norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
+        losses.append(loss)
+    means = {f"policy/{name}": masked_mean(values, batch.mask) for name, values in seen.items()}
+    return {"policy/loss": mean_of_finite(losses), "policy/grad_norm": mean_of_finite(norms), **means}
+
+
+Place = Any
+"""Index into [b, T]: everything, or the rows and columns of some tokens, each [n, 1]."""
+
+
+@dataclass(frozen=True)
+class _Losing:
+    """What the loss of one micro-batch is made of, [b, T] each, and what is noted on the way."""
+
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    ref_logprobs: Tensor | None
+    importance_weights: Tensor | None
+    options: LossOptions
+    seen: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        before: Estimates,
+        advantages: Tensor,
+        weights: Tensor,
+        rows: Sequence[int],
+        options: LossOptions,
+        device: torch.device,
+    ) -> _Losing:
+        old = before.old_logprobs[rows].to(device)
+        return cls(
+            old_logprobs=old,
+            advantages=advantages[rows].to(device),
+            weights=weights.to(device),
+            ref_logprobs=None if before.ref_logprobs is None else before.ref_logprobs[rows].to(device),
+            importance_weights=None
+            if before.importance_weights is None
+            else before.importance_weights[rows].to(device),
+            options=options,
+            seen={name: torch.zeros_like(old) for name in ("clipfrac", "approx_kl", "entropy")},
+        )
+
+    def loss(self, logprobs: Tensor, entropy: Tensor, place: Place) -> Tensor:
+        """The loss of the tokens at `place`, whose log-probabilities and entropies have that place's shape."""
+        result = policy_loss(
+            logprobs,
+            self.old_logprobs[place],
+            self.advantages[place],
+            self.weights[place],
+            self.options,
+            entropy=entropy,
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[place],
+            importance_weights=None if self.importance_weights is None else self.importance_weights[place],
+        )
+        self.seen["clipfrac"][place] = result.clipped.float()
+        self.seen["approx_kl"][place] = result.approx_kl
+        self.seen["entropy"][place] = entropy.detach()
+        return result.loss
+
+
+def _part_loss(
+    policy: PreTrainedModel, losing: _Losing, rows: Sequence[TokenRow], optimizer: OptimizerConfig, temperature: float
+) -> Tensor:
+    """The loss of one micro-batch, with gradient."""
+    if losing.options.ratio != "token":
+        said = row_logprobs(policy, rows, losing.weights.shape[1], optimizer, temperature)
+        return losing.loss(said.logprobs, said.entropy, ...)
+    # No token's loss looks at another's, so that each may pass for a sequence of its own.
+    return response_loss(
+        policy,
+        rows,
+        lambda logprobs, entropy, row, column: losing.loss(
+            logprobs[:, None], entropy[:, None], (row[:, None], column[:, None])
+        ),
+        temperature=temperature,
+        chunk=optimizer.logprob_chunk_tokens,
+        layout=optimizer.layout,
+    )
+
+
+def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, longest: int) -> Tensor:
+    """[b, T] weights of a mini-batch's tokens, by counts over all ranks."""
+    mask = batch.loss_mask[rows]
+    counts = sum_over_ranks(torch.tensor([mask.sum(), mask.any(dim=1).sum()], dtype=torch.float64))
+    tokens, sequences = counts.tolist()
+    return token_weights(mask, loss.aggregation, tokens, max(sequences, 1.0), longest)

@@ -1,0 +1,93 @@
+"""Supervised fine-tuning on demonstrations: the warm start of the demo, and `sppo sft`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from sppo.batch import microbatches
+from sppo.config import OptimizerConfig, SftConfig, SftPhase
+from sppo.models.logprobs import response_loss
+from sppo.models.packing import TokenRow
+from sppo.runs.progress import Progress
+from sppo.update.steps import StepGuard, make_optimizer
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a phase of fine-tuning did."""
+
+    steps: int
+    loss: float
+    """Negative log-likelihood of the last mini-batch, nats a token."""
+    tokens: int
+    """Response tokens trained on."""
+
+
+def fine_tune_phase(
+    policy: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    phase: SftPhase,
+    *,
+    sft: SftConfig,
+    optimizer: OptimizerConfig,
+    seed: int,
+    progress: Progress,
+    guard: StepGuard,
+    check: Callable[[], float],
+) -> PhaseResult:
+    """Minimises the negative log-likelihood of demonstrations, token mean over each mini-batch.
+
+    Args:
+        policy: to train.
+        rows: encoded demonstrations.
+        phase: steps, batch size, learning rate, stopping accuracy.
+        sft: weight decay and gradient clipping.
+        optimizer: micro-batch size and layout.
+        seed: of the order of demonstrations.
+        progress: told of each step.
+        guard: takes the optimiser steps.
+        check: returns held-out accuracy; called only where the phase stops on accuracy.
+    """
+    adam = make_optimizer(policy, phase.learning_rate, sft.weight_decay, sft.betas)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    loss, tokens, step = float("nan"), 0, 0
+    for step in range(1, phase.steps + 1):
+        while len(order) < phase.batch_size:
+            order += torch.randperm(len(rows), generator=generator).tolist()
+        chosen, order = [rows[index] for index in order[: phase.batch_size]], order[phase.batch_size :]
+        if phase.schedule == "linear":
+            for group in adam.param_groups:
+                group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
+        loss = _backward(policy, chosen, optimizer)
+        guard.step("fine-tuned model", adam, policy, loss, sft.max_grad_norm)
+        tokens += sum(len(response) for _, response in chosen)
+        metrics = {"sft/loss": loss}
+        if phase.stop_at_accuracy is not None and step % phase.check_every == 0:
+            metrics["eval/accuracy"] = check()
+        progress.update(step, metrics)
+        if metrics.get("eval/accuracy", -1.0) >= (phase.stop_at_accuracy or float("inf")):
+            break
+    return PhaseResult(step, loss, tokens)
+
+
+def _backward(policy: PreTrainedModel, rows: Sequence[TokenRow], optimizer: OptimizerConfig) -> float:
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    total = sum(len(response) for _, response in rows)
+    loss = 0.0
+    for part in microbatches(lengths, optimizer.tokens_per_microbatch, optimizer.layout):
+        members = [rows[row] for row in part]
+        part_loss = response_loss(
+            policy,
+            members,
+            lambda logprobs, entropy, row, column: -logprobs.sum() / total,
+            chunk=optimizer.logprob_chunk_tokens,
+            layout=optimizer.layout,
+        )
+        part_loss.backward()
+        loss += float(part_loss.detach())
+    return loss

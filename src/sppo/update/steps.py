@@ -1,0 +1,91 @@
+"""Optimiser steps: mini-batches, AdamW, and a guard that skips what is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from sppo.errors import TrainingError
+from sppo.models.loading import trainable_parameters
+from sppo.update.ranks import sum_over_ranks
+
+
+@dataclass
+class StepGuard:
+    """Takes optimiser steps, skipping those whose loss or gradient is not finite; gives up after too many in a row."""
+
+    max_skipped: int
+    """Skipped steps in a row after which training stops."""
+    skipped_total: int = 0
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+
+    def step(
+        self, name: str, optimizer: torch.optim.Optimizer, module: nn.Module, loss: float, max_norm: float
+    ) -> float:
+        """Sums gradients over ranks, clips them and steps; leaves the weights alone where something is not finite.
+
+        Args:
+            name: whose step it is, for the message.
+            optimizer: to step.
+            module: holds the gradients.
+            loss: of this rank's share of the mini-batch.
+            max_norm: gradient norm above which it is scaled down.
+
+        Returns:
+            The gradient norm before clipping; nan where the step was skipped.
+
+        Raises:
+            TrainingError: `max_skipped` steps in a row were skipped.
+        """
+        gradients = [p.grad for p in trainable_parameters(module) if p.grad is not None]
+        total_loss = sum_over_ranks(torch.tensor(loss))
+        for gradient in gradients:
+            sum_over_ranks(gradient)
+        norm = nn.utils.clip_grad_norm_(trainable_parameters(module), max_norm)
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total_loss))
+        if finite:
+            optimizer.step()
+            self.skipped_in_a_row[name] = 0
+        else:
+            self.skipped_total += 1
+            self.skipped_in_a_row[name] = self.skipped_in_a_row.get(name, 0) + 1
+        optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row[name] >= self.max_skipped:
+            raise TrainingError(
+                f"The {name}'s loss or gradient was not finite in {self.max_skipped} optimiser steps in a row "
+                f"(last loss {float(total_loss):g}, gradient norm {float(norm):g}). The weights are as before "
+                "those steps. Lower the learning rate, or look at the rewards and log-probabilities in rollouts.jsonl."
+            )
+        return float(norm) if finite else float("nan")
+
+
+def make_optimizer(
+    module: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """Returns AdamW over the trainable parameters."""
+    return torch.optim.AdamW(
+        list(trainable_parameters(module)), lr=learning_rate, betas=betas, weight_decay=weight_decay
+    )
+
+
+def minibatches(total: int, expected: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
+    """Shuffled, near-equal mini-batches of `total` rows, as many an epoch as `expected` rows would make.
+
+    Samples that were left out make mini-batches smaller, never fewer: the number of optimiser steps stays as planned
+    as long as there is a row for each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(total, generator=generator)
+        for rows in order.tensor_split(min(max(expected // size, 1), total)):
+            yield rows.tolist()
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Mean of the finite values, nan where there is none: a skipped step has no gradient norm."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else float("nan")

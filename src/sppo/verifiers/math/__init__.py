@@ -1,0 +1,1 @@
+"""Answers of mathematics: found, read and compared."""

@@ -1,0 +1,192 @@
+"""Recipes: the published numbers, the round trip through YAML, overrides, and what a mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from sppo.config import Config
+from sppo.config.parsing import _KNOWN_ELSEWHERE_AS, all_keys
+from sppo.config.recipes import list_recipes, load_recipe, to_yaml
+from sppo.errors import ConfigError
+
+R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-"
+
+
+def test_every_recipe_is_listed_described_and_valid() -> None:
+    recipes = list_recipes()
+    assert [name for name in recipes if not name.startswith("demo_")] == [
+        "demo",
+        "quickstart_gsm8k",
+        "r1_distill_1_5b_deepscaler",
+        "r1_distill_7b_dapo",
+        "r1_distill_7b_dapo_small_critic",
+    ]
+    for name, description in recipes.items():
+        assert load_recipe(name).description == description != ""
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "critic", "task", "steps", "prompts", "minibatch", "critic_rate", "decay", "max_prompt"),
+    [
+        ("r1_distill_1_5b_deepscaler", "1.5B", "1.5B", "deepscaler", 1000, 256, 128, 5e-6, 0.01, 1024),
+        ("r1_distill_7b_dapo", "7B", "7B", "dapo_math", 200, 512, 32, 1e-5, 0.1, 2048),
+        ("r1_distill_7b_dapo_small_critic", "7B", "1.5B", "dapo_math", 200, 512, 32, 1e-5, 0.1, 2048),
+    ],
+)
+def test_published_settings(name, policy, critic, task, steps, prompts, minibatch, critic_rate, decay, max_prompt):
+    """The table of settings in the SPPO paper, arXiv 2604.08865."""
+    config = load_recipe(name)
+    assert (config.model.path, config.critic.path) == (R1 + policy, R1 + critic)
+    assert (config.data.task, config.data.max_prompt_tokens) == (task, max_prompt)
+    assert (config.steps, config.prompts_per_step) == (steps, prompts)
+    assert (config.optimizer.minibatch_size, config.critic.minibatch_size) == (minibatch, minibatch)
+    assert (config.optimizer.learning_rate, config.critic.learning_rate) == (1e-6, critic_rate)
+    assert (config.optimizer.weight_decay, config.critic.weight_decay) == (decay, decay)
+    assert (config.optimizer.max_grad_norm, config.critic.max_grad_norm) == (1.0, 1.0)
+    assert (config.optimizer.epochs, config.critic.epochs) == (1, 1)
+    sampling, algorithm = config.sampling, config.algorithm
+    assert (sampling.max_response_tokens, sampling.samples_per_prompt) == (8192, 1)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 1.0, 0)
+    assert (algorithm.name, algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip) == ("sppo", 0.2, 0.2, 3.0)
+    assert (algorithm.old_logprobs, algorithm.importance_cap) == ("trainer", None)
+    assert config.evaluation.temperature == 0.6
+    assert config.evaluation.data is not None
+    assert config.evaluation.data.task == "math500"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_recipe(name, {"seed": 7, "sampling.stop_token_ids": [3, 4]})
+    (tmp_path / "again.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--steps", "5", "--model.config.hidden_size", "32", "--data.options.prompts", "100"],
+        ["--steps=5", "--model.config.hidden_size=32", "--data.options.prompts=100"],
+        ["steps=5", "model.config.hidden_size=32", "data.options.prompts=100"],
+        {"steps": 5, "model.config.hidden_size": 32, "data": {"options": {"prompts": 100}}},
+    ],
+)
+def test_overrides_reach_into_sections_and_option_dicts(overrides) -> None:
+    config, plain = load_recipe("demo", overrides), load_recipe("demo")
+    assert config.steps == 5
+    assert config.data.options == {"prompts": 100}
+    assert config.model.config == {**plain.model.config, "hidden_size": 32}  # type: ignore[dict-item]
+    assert config.optimizer == plain.optimizer
+
+
+def test_overrides_of_lists_sections_and_nulls() -> None:
+    config = load_recipe(
+        "demo",
+        ["--sft.phases.1.steps", "9", "--optimizer.betas", "0.9,0.95", "--evaluation.data.split", "train"]
+        + ["--critic.config", "null", "--description", "a=b: c", "--logging.sinks", "[tensorboard]"]
+        + ["--model.gradient_checkpointing"],
+    )
+    untouched = load_recipe("demo").sft.phases[0]
+    assert config.sft.phases[0] == untouched
+    assert config.sft.phases[1].steps == 9
+    assert config.optimizer.betas == (0.9, 0.95)
+    assert config.evaluation.data is not None
+    assert (config.evaluation.data.split, config.evaluation.data.task) == ("train", "chain_arithmetic")
+    assert config.critic.config is None
+    assert config.description == "a=b: c"
+    assert config.logging.sinks == ["tensorboard"]
+    assert config.model.gradient_checkpointing is True
+    assert load_recipe("demo", ["--evaluation.data", "null"]).evaluation.data is None
+    assert load_recipe("demo", ["--evaluation.data={task: gsm8k}"]).evaluation.data.task == "gsm8k"  # type: ignore[union-attr]
+    assert load_recipe("demo", ["--sft.phases=[]"]).sft.phases == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.learning_rat=1", "optimizer.learning_rat is not an option. Did you mean optimizer.learning_rate?"),
+        ("lr=1", "lr is not an option. Did you mean optimizer.learning_rate or critic.learning_rate?"),
+        ("n=4", "Did you mean sampling.samples_per_prompt?"),
+        ("sampling.max_tokens=4", "Did you mean sampling.max_response_tokens?"),
+        ("--output", "--output has no value: write --output VALUE."),
+        ("--optimizer.betas", "--optimizer.betas has no value"),
+        ("-steps", "'-steps' has a single dash: write --steps."),
+        ("learning_rate=1", "Did you mean critic.learning_rate or optimizer.learning_rate?"),
+        ("evaluation.data.limits=1", "Did you mean evaluation.data.limit?"),
+        ("sft.phases.0.step=1", "sft.phases.0.step is not an option. Did you mean sft.phases.0.steps?"),
+        ("sft.phases.2.steps=1", "'2' is no position in the list; there are 0 to 1"),
+        ("sft.phases=3", "sft.phases is 3, but must be a list of sections"),
+        ("steps=many", "steps is 'many', but must be a whole number."),
+        ("steps=2.5", "steps is '2.5', but must be a whole number."),
+        ("steps=null", "steps is 'null', but must be a whole number."),
+        ("steps=0", "steps is 0, but must be at least 1"),
+        ("data.limit=x", "data.limit is 'x', but must be a whole number or null."),
+        ("optimizer.layout=x", "optimizer.layout is 'x', but must be one of sorted, packed."),
+        ("optimizer.betas=[1]", "optimizer.betas is '[1]', but must be a list of 2, each a number."),
+        ("model=x", "model is 'x', but must be a section of keys, such as path, config"),
+        ("optimizer.minibatch_size=100", "does not divide a step's 512 sequences"),
+    ],
+)
+def test_mistakes_name_the_key_and_the_value(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe("demo", [override])
+    assert said in str(error.value)
+
+
+def test_only_true_or_false_may_lack_a_value() -> None:
+    config = load_recipe("demo", ["--model.gradient_checkpointing", "--model.config.tie_word_embeddings", "--steps=3"])
+    assert config.model.gradient_checkpointing is True
+    assert config.model.config is not None
+    assert config.model.config["tie_word_embeddings"] is True
+    assert config.steps == 3
+
+
+def test_paths_are_text(tmp_path: Path) -> None:
+    config = load_recipe("demo", {"output": tmp_path, "evaluation": {"data": {"task": "rows", "path": tmp_path / "x"}}})
+    assert config.output == str(tmp_path)
+    assert config.evaluation.data is not None
+    assert config.evaluation.data.path == str(tmp_path / "x")
+
+
+def test_names_known_elsewhere_lead_to_options_that_exist() -> None:
+    for ours in _KNOWN_ELSEWHERE_AS.values():
+        assert set(ours) <= set(all_keys(Config))
+    assert not set(_KNOWN_ELSEWHERE_AS) & {key.rpartition(".")[2] for key in all_keys(Config)}
+
+
+def test_unknown_option_shows_near_keys_rather_than_all() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe("demo", ["--sampling.temprature", "1"])
+    assert str(error.value).count("sampling.") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: [", "is not YAML that can be read"),
+        ("- steps", "a recipe is a mapping of keys"),
+        ("steps: 3\nsteps: 4", "key 'steps' is given twice"),
+        ("optimiser:\n  epochs: 1", "optimiser is not an option. Did you mean optimizer?"),
+        ("data:\n  path: 3", "data.path is 3, but must be text or null"),
+        ("", "model.path is not set"),
+    ],
+)
+def test_mistakes_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(tmp_path / "mine.yaml")
+    assert said in str(error.value)
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    text = "model: {path: m, config: {rms_norm_eps: 1e-6}}\noptimizer: {learning_rate: 2e-6}\n"
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    config = load_recipe(tmp_path / "mine.yaml")
+    assert config.optimizer.learning_rate == 2e-6
+    assert config.model.config == {"rms_norm_eps": 1e-6}
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ConfigError, match=r"'dmo' is not a built-in recipe. Did you mean 'demo'.*ends in .yaml"):
+        load_recipe("dmo")
+    with pytest.raises(ConfigError, match=r"There is no recipe file missing.yaml"):
+        load_recipe("missing.yaml")

@@ -1,0 +1,227 @@
+"""The token critic and the tracker: values, gradients that no cut or order changes, and what a checkpoint keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sppo.algorithms.spo import SolveCounts
+from sppo.algorithms.table import ALGORITHMS
+from sppo.batch import Batch, Estimates
+from sppo.config import CriticConfig, OptimizerConfig
+from sppo.critics.models import TokenCritic
+from sppo.critics.token import TokenModelCritic, value_clip_of
+from sppo.critics.tracker import TrackerCritic
+from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.models.tokenizers import character_tokenizer
+from sppo.training.collate import collate
+from sppo.types import Rollout, Verdict
+from sppo.update.logprobs import batch_logprobs
+from sppo.update.steps import StepGuard
+from tests.conftest import make_rollouts, tiny_qwen2
+from tests.update.test_policy import Gradients
+
+KINDS = ["ppo", "ppo_bce"]
+SPO = dict(ALGORITHMS["spo"].options)
+
+
+def token_critic(name: str, budget: int = 10_000, **config) -> TokenModelCritic:
+    model = TokenCritic(tiny_qwen2(seed=3).model, character_tokenizer(ALPHABET), tokens_per_microbatch=budget)
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    options = replace(CriticConfig(minibatch_size=8, max_grad_norm=1e9, learning_rate=1e-2), **config)
+    clip = value_clip_of(ALGORITHMS[name], ALGORITHMS[name].options)
+    return TokenModelCritic(model, options, probability=ALGORITHMS[name].value_loss == "bce", value_clip=clip)
+
+
+def batch_in(order: list[int]) -> Batch:
+    rollouts, verdicts = make_rollouts(8)
+    return collate([rollouts[row] for row in order], [verdicts[row] for row in order])
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_values_are_those_of_each_row_alone_and_zero_on_padding(name):
+    critic, batch = token_critic(name), batch_in(list(range(8)))
+    together = critic.values(batch)
+    assert not together[~batch.mask].any()
+    for row, rollout in enumerate(batch.rollouts):
+        ids = [*rollout.prompt_token_ids, *rollout.completion.token_ids]
+        with torch.no_grad():
+            hidden = critic.model.trunk(torch.tensor([ids])).last_hidden_state[0]
+            # V before the first response token is read at the prompt's last.
+            outputs = critic.model.head(hidden[len(rollout.prompt_token_ids) - 1 : -1]).squeeze(1)
+        expected = outputs.sigmoid() if name == "ppo_bce" else outputs
+        torch.testing.assert_close(together[row][batch.mask[row]], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_value_does_not_see_the_token_that_it_stands_before():
+    critic, batch = token_critic("ppo"), batch_in(list(range(8)))
+    changed = []
+    for rollout in batch.rollouts:
+        ids = (*rollout.completion.token_ids[:-1], 39)
+        changed.append(replace(rollout, completion=replace(rollout.completion, token_ids=ids)))
+    again = replace(batch, rollouts=tuple(changed))
+    torch.testing.assert_close(critic.values(batch), critic.values(again), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_prior_is_the_value_of_every_state_of_a_new_critic(name):
+    critic, batch = token_critic(name), batch_in([0, 1])
+    torch.nn.init.zeros_(critic.model.head.weight)
+    critic.set_prior(0.3)
+    values = critic.values(batch)
+    assert values[batch.mask].tolist() == pytest.approx([0.3] * int(batch.mask.sum()))
+    assert critic.prompt_values(batch.prompts) == [None, None]
+
+
+def gradients(name: str, budget: int, order: list[int]) -> tuple[list[Tensor], dict[str, float]]:
+    """The gradient of one update on all rows, the values having moved since they were read."""
+    critic, batch = token_critic(name, budget), batch_in(order)
+    noise = torch.rand(8, batch.mask.shape[1], generator=torch.Generator().manual_seed(1))[order]
+    values = torch.where(batch.mask, critic.values(batch) + (noise - 0.5 if name == "ppo" else 0.0), 0.0)
+    before = Estimates(batch.sampler_logprobs, values)
+    credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+    recorder = Gradients(critic.model)
+    critic.adam = recorder  # type: ignore[assignment]
+    metrics = critic.update(batch, before, credit, expected_rows=8, seed=1, guard=StepGuard(1))
+    (only,) = recorder.seen
+    return only, metrics
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("budget", [22, 55])
+@pytest.mark.parametrize("order", [list(range(8)), [5, 2, 7, 0, 3, 6, 1, 4]])
+def test_no_cut_or_order_changes_the_critics_gradient(name, budget, order):
+    expected, expected_metrics = gradients(name, 10_000, list(range(8)))
+    found, metrics = gradients(name, budget, order)
+    assert sum(float(part.norm()) for part in expected) > 0.01
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_critics_loss_is_the_mean_over_all_tokens(name):
+    critic, batch = token_critic(name), batch_in(list(range(8)))
+    values = critic.values(batch)
+    before = Estimates(batch.sampler_logprobs, values)
+    credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+    metrics = critic.update(batch, before, credit, expected_rows=8, seed=1, guard=StepGuard(1))
+    losses = []
+    for row, t in batch.mask.nonzero().tolist():
+        v, reward = values[row, t].item(), batch.rewards[row].item()
+        # With gamma = lambda = 1 the return of each token is the reward, for both.
+        losses.append(-math.log(v if reward else 1 - v) if name == "ppo_bce" else 0.5 * (v - reward) ** 2)
+    assert metrics["critic/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    inside = values[batch.mask]
+    assert metrics["critic/value_mean"] == pytest.approx(inside.mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_learning_brings_the_values_towards_the_rewards(name):
+    critic, batch = token_critic(name, learning_rate=1e-2), batch_in(list(range(8)))
+    gaps = []
+    for step in range(20):
+        before = Estimates(batch.sampler_logprobs, critic.values(batch))
+        credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+        gaps.append(critic.update(batch, before, credit, expected_rows=8, seed=step, guard=StepGuard(1)))
+    assert gaps[-1]["critic/error_mean"] < 0.5 * gaps[0]["critic/error_mean"]
+
+
+# Counts
+
+
+def tracker_critic() -> TrackerCritic:
+    return TrackerCritic(tiny_qwen2(), SPO, OptimizerConfig(tokens_per_microbatch=40), temperature=0.8)
+
+
+def sampled_by(critic: TrackerCritic, rollouts: list[Rollout], rewards: list[float]) -> Batch:
+    """A batch whose log-probabilities are the policy's own, as a sampler's are."""
+    batch = collate(rollouts, [Verdict(reward) for reward in rewards])
+    said = batch_logprobs(critic.policy, batch, critic.optimizer, critic.temperature)
+    own = []
+    for row, rollout in enumerate(rollouts):
+        logprobs = tuple(said[row][batch.mask[row]].tolist())
+        own.append(replace(rollout, completion=replace(rollout.completion, logprobs=logprobs)))
+    return collate(own, [Verdict(reward) for reward in rewards])
+
+
+def take_in(critic: TrackerCritic, batch: Batch) -> dict[str, float]:
+    before = Estimates(batch.sampler_logprobs, critic.values(batch))
+    credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
+    return critic.update(batch, before, credit, expected_rows=len(batch), seed=0, guard=StepGuard(1))
+
+
+def test_values_are_read_before_their_update_and_unseen_prompts_are_named_once():
+    critic = tracker_critic()
+    rollouts = make_rollouts(3)[0]
+    prompts = [rollouts[row].prompt for row in (0, 1, 0, 2)]
+    assert [prompt.id for prompt in critic.unseen(prompts)] == ["p0", "p1", "p2"]
+    for prompt in critic.unseen(prompts):
+        critic.start(prompt, [1.0, 0.0, 0.0, 0.0])
+    assert critic.unseen(prompts) == []
+    batch = sampled_by(critic, rollouts, [1.0, 0.0, 0.5])
+    assert critic.values(batch).tolist() == [[0.25]] * 3
+    take_in(critic, batch)
+    # rho is at its limit: 0.96 + R and 0.96 * 3 + 1 - R.
+    assert critic.tracker.counts["p0"] == SolveCounts(pytest.approx(1.96), pytest.approx(2.88))
+    assert critic.tracker.counts["p2"] == SolveCounts(pytest.approx(1.46), pytest.approx(3.38))
+    unknown = replace(rollouts[0].prompt, id="other")
+    assert critic.prompt_values([unknown, rollouts[0].prompt]) == [None, pytest.approx(1.96 / 4.84)]
+
+
+def test_the_drift_is_the_mean_move_of_the_log_probabilities_of_the_last_response():
+    critic, rollouts = tracker_critic(), make_rollouts(4)[0]
+    for rollout in rollouts:
+        critic.start(rollout.prompt, [1.0, 0.0])
+    batch = sampled_by(critic, rollouts, [1.0, 0.0, 1.0, 0.0])
+    assert take_in(critic, batch)["critic/drift_mean"] == 0.0  # never answered before
+    assert take_in(critic, batch)["critic/drift_mean"] == pytest.approx(0.0, abs=1e-6)  # the policy has not moved
+    counts = dict(critic.tracker.counts)
+    with torch.no_grad():
+        critic.policy.lm_head.weight.mul_(0.998)
+    now = batch_logprobs(critic.policy, batch, critic.optimizer, critic.temperature)
+    moved = [(now[row] - batch.sampler_logprobs[row])[batch.mask[row]].abs().mean().item() for row in range(4)]
+    # Other responses to the same prompts: the drift is still read on the last ones.
+    fresh = sampled_by(critic, [replace(rollouts[row], completion=rollouts[row - 1].completion) for row in range(4)],
+                       [0.0] * 4)  # fmt: skip
+    assert take_in(critic, fresh)["critic/drift_mean"] == pytest.approx(sum(moved) / 4, rel=1e-3)
+    for row, rollout in enumerate(rollouts):
+        rho = min(max(2 ** (-moved[row] / 0.06), 0.875), 0.96)
+        alpha = critic.tracker.counts[rollout.prompt.id].alpha
+        assert alpha == pytest.approx(rho * counts[rollout.prompt.id].alpha, rel=1e-4)
+    assert any(0.876 < 2 ** (-move / 0.06) < 0.959 for move in moved)
+
+
+def test_the_drift_is_of_the_policy_and_not_of_its_gap_to_the_sampler():
+    # With top_p or top_k the sampler's log-probabilities are those of another distribution, however still the policy.
+    critic, rollouts = tracker_critic(), make_rollouts(4)[0]
+    for rollout in rollouts:
+        critic.start(rollout.prompt, [1.0, 0.0])
+    batch = collate(rollouts, [Verdict(1.0)] * 4)
+    said = batch_logprobs(critic.policy, batch, critic.optimizer, critic.temperature)
+    assert (said - batch.sampler_logprobs).abs().max() > 0.5
+    before = Estimates(said, critic.values(batch))
+    for _ in range(2):
+        credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
+        metrics = critic.update(batch, before, credit, expected_rows=4, seed=0, guard=StepGuard(1))
+    assert metrics["critic/drift_mean"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_tracker_comes_back_whole_from_its_folder(tmp_path):
+    critic, again = tracker_critic(), tracker_critic()
+    rollouts = make_rollouts(3)[0]
+    for rollout in rollouts:
+        critic.start(rollout.prompt, [1.0, 0.0])
+    take_in(critic, sampled_by(critic, rollouts, [1.0, 0.0, 0.5]))
+    critic.save_pretrained(tmp_path / "critic")
+    again.load(tmp_path / "critic")
+    assert again.tracker == critic.tracker
+    assert again.last == critic.last

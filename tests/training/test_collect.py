@@ -1,0 +1,258 @@
+"""A step's responses: everything that is generated is counted, and each baseline gets what it needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from sppo.config import Config
+from sppo.config.recipes import load_recipe
+from sppo.critics.tracker import TrackerCritic
+from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.errors import RewardError, TrainingError
+from sppo.models.tokenizers import character_tokenizer
+from sppo.runs.folder import read_metrics
+from sppo.training.build import Given, Parts, build, check
+from sppo.training.collect import collect
+from tests.conftest import tiny_qwen2
+from tests.training.test_loop import ROWS, train_on_rows
+
+
+class CountingEngine:
+    """The real engine, remembering every row that it answered."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        self.calls: list[tuple[list, object, list]] = []
+
+    version = 0
+
+    def generate(self, prompts, sampling, *, seed):
+        completions = self.engine.generate(prompts, sampling, seed=seed)
+        self.calls.append((list(prompts), sampling, completions))
+        return completions
+
+    @property
+    def responses(self) -> int:
+        return sum(len(completions) for *_, completions in self.calls)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(one.token_ids) for *_, completions in self.calls for one in completions)
+
+
+def has_a_three(prompts, completions, **columns):
+    return [float("3" in completion) for completion in completions]
+
+
+def made(reward, **options) -> tuple[Parts, Config, CountingEngine]:
+    settings = {
+        "model.path": "tiny", "prompts_per_step": 8, "optimizer.minibatch_size": 8, "critic.minibatch_size": 8,
+        "sampling.max_response_tokens": 6, "data.max_prompt_tokens": 8, "evaluation.prompts": 4, "device": "cpu",
+    }  # fmt: skip
+    settings |= {name.replace("__", "."): value for name, value in options.items()}
+    given = Given(tiny_qwen2(initializer_range=0.05), character_tokenizer(ALPHABET), ROWS, reward_function=reward)
+    config = check(load_recipe(None, settings), given)
+    parts = build(config, given)
+    counting = CountingEngine(parts.engine)
+    return replace(parts, engine=counting), config, counting
+
+
+def sampled(collected) -> tuple[int, int]:
+    """Responses and tokens that a step reports."""
+    tokens = sum(len(rollout.completion.token_ids) for rollout in collected.rollouts)
+    return len(collected.rollouts) + collected.extra_responses, tokens + collected.extra_tokens
+
+
+def test_without_a_baseline_of_its_own_nothing_extra_is_generated():
+    parts, config, engine = made(has_a_three, algorithm__name="rloo", sampling__samples_per_prompt=4)
+    collected = collect(parts, config, 1)
+    assert (collected.extra_responses, collected.extra_tokens, collected.discarded_groups) == (0, 0, 0)
+    assert collected.greedy_rewards is None
+    assert collected.groups == [index // 4 for index in range(32)]
+    for start in range(0, 32, 4):
+        assert len({rollout.prompt.id for rollout in collected.rollouts[start : start + 4]}) == 1
+    assert sampled(collected) == (engine.responses, engine.tokens)
+
+
+def test_remax_gets_one_greedy_response_a_prompt_which_counts():
+    rewards_seen = []
+
+    def by_length(prompts, completions, **columns):
+        rewards_seen.append([len(completion) / 10 for completion in completions])
+        return rewards_seen[-1]
+
+    parts, config, engine = made(by_length, algorithm__name="remax", sampling__samples_per_prompt=2)
+    collected = collect(parts, config, 1)
+    (_, training, _), (prompts, greedy, completions) = engine.calls
+    assert training.temperature == 1.0
+    assert greedy == replace(training, temperature=0.0)
+    assert collected.greedy_rewards == [reward for reward in rewards_seen[1] for _ in range(2)]
+    assert prompts == [rollout.prompt_token_ids for rollout in collected.rollouts[::2]]
+    assert collected.extra_responses == 8
+    assert sampled(collected) == (engine.responses, engine.tokens) == (24, engine.tokens)
+    again = parts.engine.generate(prompts, greedy, seed=99)
+    assert [one.token_ids for one in again] == [one.token_ids for one in completions]
+
+
+def test_a_greedy_response_without_a_reward_is_unknown_not_wrong():
+    calls = []
+
+    def none_for_greedy(prompts, completions, **columns):
+        calls.append(completions)
+        return [None if len(calls) == 2 else 1.0] * len(completions)
+
+    parts, config, _ = made(none_for_greedy, algorithm__name="remax")
+    greedy = collect(parts, config, 1).greedy_rewards
+    assert greedy is not None
+    assert all(math.isnan(reward) for reward in greedy)
+
+
+def test_remaxs_greedy_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do():
+    parts, config, engine = made(
+        lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="remax",
+        algorithm__overlong_penalty_tokens=4,
+    )  # fmt: skip
+    greedy = collect(parts, config, 1).greedy_rewards
+    lengths = [len(one.token_ids) for one in engine.calls[1][2]]
+    # The limit is 6 tokens, so the penalty grows by a quarter for each beyond 2.
+    assert greedy == [1.0 - max(length - 2, 0) / 4 for length in lengths]
+    assert max(lengths) > 2
+
+
+def test_spo_starts_each_new_prompt_on_offline_samples_once():
+    parts, config, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 3})
+    first = collect(parts, config, 1)
+    assert first.extra_responses == 24
+    assert sampled(first) == (engine.responses, engine.tokens)
+    assert isinstance(parts.critic, TrackerCritic)
+    assert {rollout.prompt.id for rollout in first.rollouts} == set(parts.critic.tracker.counts)
+    assert {counts.alpha + counts.beta for counts in parts.critic.tracker.counts.values()} == {3.0}
+    # 96 prompts to train on, so the first eight come again in step 13.
+    for step in range(2, 13):
+        assert collect(parts, config, step).extra_responses == 24
+    assert collect(parts, config, 13).extra_responses == 0
+
+
+def test_spo_without_offline_samples_starts_at_a_half():
+    parts, config, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 0})
+    assert collect(parts, config, 1).extra_responses == 0
+    assert len(engine.calls) == 1
+    assert isinstance(parts.critic, TrackerCritic)
+    assert {counts.value for counts in parts.critic.tracker.counts.values()} == {0.5}
+
+
+def test_spo_refuses_rewards_that_no_count_can_hold():
+    parts, config, _ = made(lambda prompts, completions, **_: [2.0] * len(prompts), algorithm__name="spo")
+    with pytest.raises(RewardError, match=r"rewards must lie in \[0, 1\]"):
+        collect(parts, config, 1)
+
+
+def test_dynamic_sampling_keeps_mixed_groups_alone_and_counts_the_rest():
+    parts, config, engine = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4)
+    collected = collect(parts, config, 1)
+    rewards = [verdict.reward for verdict in collected.verdicts]
+    groups = [rewards[start : start + 4] for start in range(0, len(rewards), 4)]
+    assert len(groups) <= 8
+    assert all(set(group) == {0.0, 1.0} for group in groups)
+    assert len(engine.calls) > 1
+    assert len(groups) + collected.discarded_groups == 8 * len(engine.calls)
+    assert collected.extra_responses == 4 * collected.discarded_groups
+    assert sampled(collected) == (engine.responses, engine.tokens)
+    seen = [prompt for prompts, *_ in engine.calls for prompt in prompts[::4]]
+    assert len(seen) == len(set(seen))  # other prompts each round
+
+
+def test_dynamic_sampling_goes_on_with_what_its_rounds_found():
+    calls = []
+
+    def one_mixed_group(prompts, completions, **columns):
+        calls.append(len(completions))
+        return [1.0, 0.0, *[0.0] * (len(completions) - 2)]
+
+    parts, config, engine = made(
+        one_mixed_group, algorithm__name="dapo", sampling__samples_per_prompt=2, algorithm__dynamic_sampling_rounds=3
+    )
+    collected = collect(parts, config, 1)
+    assert calls == [16, 16, 16]
+    assert [verdict.reward for verdict in collected.verdicts] == [1.0, 0.0] * 3
+    assert collected.groups == [0, 0, 1, 1, 2, 2]
+    assert collected.discarded_groups == 21
+    assert sampled(collected) == (48, engine.tokens)
+
+
+def test_groups_found_beyond_those_wanted_are_counted_too():
+    calls = []
+
+    def first_seven_then_all(prompts, completions, **columns):
+        calls.append(len(completions))
+        rewards = [1.0, 0.0] * (len(completions) // 2)
+        return [*rewards[:-2], 0.0, 0.0] if len(calls) == 1 else rewards
+
+    parts, config, engine = made(first_seven_then_all, algorithm__name="dapo", sampling__samples_per_prompt=2)
+    collected = collect(parts, config, 1)
+    assert len(collected.rollouts) == 16
+    assert collected.extra_responses == 16
+    assert sampled(collected) == (engine.responses, engine.tokens)
+
+
+def test_a_group_without_any_reward_is_not_mixed():
+    def unknown_first(prompts, completions, **columns):
+        return [None, None, *[1.0, 0.0] * (len(completions) // 2 - 1)]
+
+    parts, config, _ = made(unknown_first, algorithm__name="dapo", sampling__samples_per_prompt=2)
+    assert all(verdict.reward is not None for verdict in collect(parts, config, 1).verdicts)
+
+
+def test_dynamic_sampling_that_finds_nothing_says_what_to_change():
+    parts, config, _ = made(
+        lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="dapo", sampling__samples_per_prompt=2
+    )
+    with pytest.raises(TrainingError, match=r"In 4 rounds .* all right or all wrong\. Raise .*samples_per_prompt"):
+        collect(parts, config, 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_step_is_the_same_when_it_is_taken_again(seed):
+    twice = []
+    for _ in range(2):
+        parts, config, _ = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4, seed=seed)
+        collected = collect(parts, config, 5)
+        twice.append([rollout.completion.token_ids for rollout in collected.rollouts])
+    assert twice[0] == twice[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "responses"),
+    [
+        ("grpo", {"sampling__samples_per_prompt": 2}, 2 * 16),
+        ("remax", {}, 2 * (8 + 8)),
+        ("spo", {}, 2 * 8 + 16 * 8),
+        ("dapo", {"sampling__samples_per_prompt": 2}, None),
+    ],
+)
+def test_the_summary_counts_every_response_and_token(tmp_path, monkeypatch, name, options, responses):
+    import sppo.training.collect
+
+    generated = []
+
+    def counting(*args, **kwargs):
+        rollouts = real(*args, **kwargs)
+        generated.extend(len(rollout.completion.token_ids) for rollout in rollouts)
+        return rollouts
+
+    real = sppo.training.collect.sample
+    monkeypatch.setattr("sppo.training.collect.sample", counting)
+    summary = train_on_rows(
+        tmp_path / "run", has_a_three, algorithm__name=name, prompts_per_step=8, optimizer__minibatch_size=8,
+        critic__minibatch_size=8, **options,
+    )  # fmt: skip
+    assert summary["responses"] == len(generated)
+    assert summary["tokens"]["sampled"] == sum(generated)
+    assert responses in (len(generated), None)
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["responses/total"], last["tokens/total"]) == (len(generated), sum(generated))
+    if name == "dapo":
+        assert summary["responses"] > 2 * 16

@@ -1,0 +1,127 @@
+"""N steps, kill -9, M steps give the same bits as N + M steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sppo.config.recipes import to_yaml
+from sppo.critics.models import PromptCritic
+from sppo.errors import RunFolderError, TrainingError
+from sppo.runs.checkpoint import find_checkpoint
+from sppo.runs.folder import read_metrics
+from sppo.training.loop import train
+from tests.conftest import tiny_config
+
+STEPS = 6
+
+
+def prompts_of(folder):
+    records = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    return [(record["step"], record["prompt_id"], record["response_token_ids"]) for record in records]
+
+
+def kill_in_mid_run(config, tmp_path):
+    """Starts the run in a process of its own and kills it once step 2 is saved; returns the newest whole step."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(config))
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen([sys.executable, "-m", "sppo", "train", str(recipe)], env=environment)
+    deadline = time.monotonic() + 120
+    folder = tmp_path / "killed"
+    while not (folder / "checkpoints" / "step_2").is_dir():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "step 2 was never saved"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = find_checkpoint(folder)
+    assert found is not None
+    return int(found.name.removeprefix("step_"))
+
+
+def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path):
+    # Long enough that the kill lands before the end, however slowly this process is scheduled.
+    steps = 60
+    whole = tiny_config(tmp_path / "whole", steps=steps, checkpoint__every=2)
+    train(whole)
+    config = tiny_config(tmp_path / "killed", steps=steps, checkpoint__every=2)
+    step = kill_in_mid_run(config, tmp_path)
+    assert 2 <= step < steps
+    # What a process killed while saving leaves behind: it must never be taken for a checkpoint.
+    half = tmp_path / "killed" / "checkpoints" / f".step_{steps - 1}.tmp"
+    half.mkdir()
+    (half / "state.json").write_text("{")
+    train(config, resume=True)
+    assert not half.exists()
+    for part in ("policy/model.safetensors", "critic/model.safetensors", "critic/value_head.safetensors"):
+        left, right = (load_file(tmp_path / run / "checkpoints" / "last" / part) for run in ("whole", "killed"))
+        assert left.keys() == right.keys()
+        for name in left:
+            assert torch.equal(left[name], right[name]), f"{part}: {name}"
+    assert prompts_of(tmp_path / "whole") == prompts_of(tmp_path / "killed")
+    same = [
+        [
+            {k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))}
+            for line in read_metrics(tmp_path / run)
+        ]
+        for run in ("whole", "killed")
+    ]
+    assert same[0] == same[1]
+
+
+def test_optimizer_states_and_generators_come_back(tmp_path):
+    train(tiny_config(tmp_path / "whole", steps=4))
+    train(tiny_config(tmp_path / "parts", steps=2))
+    train(tiny_config(tmp_path / "parts", steps=4), resume=True)
+    left, right = (
+        torch.load(tmp_path / run / "checkpoints" / "last" / "optimizers.pt", weights_only=True)
+        for run in ("whole", "parts")
+    )
+    for name in ("policy", "critic"):
+        for index, state in left[name]["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, right[name]["state"][index][key]), f"{name} {index} {key}"
+
+
+def test_another_config_is_refused_with_the_keys(tmp_path):
+    train(tiny_config(tmp_path / "run", steps=1))
+    with pytest.raises(RunFolderError, match=r"Different: optimizer.learning_rate: 0.0003 -> 0.1"):
+        train(tiny_config(tmp_path / "run", steps=2, optimizer__learning_rate=0.1), resume=True)
+
+
+def test_a_disk_that_fills_up_under_the_weights_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PromptCritic, "save_pretrained", full)
+    with pytest.raises(TrainingError, match=r"step_0 could not be written: .*No space left"):
+        train(tiny_config(tmp_path / "run"))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch):
+    real_save, calls = torch.save, []
+
+    def full_at_the_second_checkpoint(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:  # two files a checkpoint
+            raise OSError(28, "No space left on device")
+        real_save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full_at_the_second_checkpoint)
+    with pytest.raises(TrainingError, match=r"step_1 could not be written: .*No space left.*--resume"):
+        train(tiny_config(tmp_path / "run"))
+    monkeypatch.undo()
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["best", "last", "step_0"]
+    assert train(tiny_config(tmp_path / "run"), resume=True)["steps"] == 3
