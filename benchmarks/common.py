@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import transformers
 
+from sppo.commands.train import fine_tune
 from sppo.config import Config
 from sppo.config.recipes import load_recipe
-from sppo.training.loop import fine_tune
 
 PACKAGES = ("sppo", "torch", "transformers", "trl")
 

@@ -18,6 +18,7 @@ import torch
 from common import demo_config, machine, medians, parse, parser, print_machine, take_turns, warm_start, write_json
 
 from sppo.batch import microbatches
+from sppo.commands.train import train
 from sppo.config import Config
 from sppo.critics.models import PromptCritic, make_value_model
 from sppo.data.tasks import load_prompts
@@ -26,7 +27,6 @@ from sppo.models.loading import load_policy, load_tokenizer
 from sppo.rollouts.encode import encode_many
 from sppo.runs.folder import read_metrics
 from sppo.training.build import Given
-from sppo.training.loop import train
 from sppo.types import Prompt
 
 
@@ -62,7 +62,9 @@ def learn(critic: PromptCritic, adam: torch.optim.Optimizer, prompts: list[Promp
 def parts(config: Config, repeats: int) -> dict[str, list[float]]:
     tokenizer = load_tokenizer(config.model, ALPHABET)
     policy = load_policy(config.model, tokenizer, torch.device("cpu"))
-    critic = make_value_model(PromptCritic, config, policy, tokenizer)
+    critic = make_value_model(
+        PromptCritic, config.critic, policy, tokenizer, tokens_per_microbatch=config.optimizer.tokens_per_microbatch
+    )
     adam = torch.optim.AdamW(critic.parameters(), lr=config.critic.learning_rate)
     prompts = list(load_prompts(config.data, seed=0).prompts[: config.prompts_per_step])
     return take_turns(

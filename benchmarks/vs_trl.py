@@ -32,13 +32,13 @@ import transformers
 from common import demo_config, machine, peak_bytes, print_machine, warm_start, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from sppo.commands.train import train
 from sppo.data.tasks import load_prompts
 from sppo.evaluation.held_out import evaluate
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.progress import NoProgress
 from sppo.training.build import Given
-from sppo.training.loop import train
 from sppo.verifiers.exact import final_answer
 from sppo.verifiers.grading import Grader
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from sppo.commands.train import train
 from sppo.models.logprobs import response_logprobs
 from sppo.runs.folder import read_metrics
-from sppo.training.loop import train
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
 
 pytestmark = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from sppo.commands.evaluate import evaluate_on_benchmarks, evaluate_pair, evaluate_run
+from sppo.commands.train import train as run_training
 from sppo.config import Config
 from sppo.config.evaluation import BENCHMARK_NAMES, SHORT_NAMES, benchmark_config, evaluation_config
 from sppo.config.recipes import load_recipe
@@ -18,7 +19,6 @@ from sppo.evaluation.scores import EvaluationResult
 from sppo.report import write_curves
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.build import Given
-from sppo.training.loop import train as run_training
 from sppo.verifiers.functions import RewardFunction, load_function
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import yaml
 from sppo.cli import main
 from sppo.commands import calibrate as module
 from sppo.commands.calibrate import calibrate, measure
+from sppo.commands.train import train
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError, RunFolderError, TrainingError
 from sppo.evaluation.folder import lock
 from sppo.report.calibration import write_calibration
 from sppo.runs.progress import NoProgress
-from sppo.training.loop import train
 from tests.conftest import tiny_config
 
 

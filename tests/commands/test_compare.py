@@ -11,6 +11,7 @@ import pytest
 from sppo.cli import main
 from sppo.commands.compare import Budget, Setting, compare, parse_algorithms, parse_budget, plan
 from sppo.commands.runner import peak_memory, run_command
+from sppo.commands.train import fine_tune, train
 from sppo.config.compatibility import read_config
 from sppo.config.recipes import load_recipe, to_yaml
 from sppo.errors import ConfigError, RunFolderError, SppoError, TrainingError
@@ -19,7 +20,6 @@ from sppo.report.comparison_numbers import final_accuracy, reach, read_run, spre
 from sppo.report.comparison_text import number
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.progress import NoProgress
-from sppo.training.loop import fine_tune, train
 from tests.conftest import tiny_config
 
 WARM = [{"demonstrations": "full", "steps": 2, "batch_size": 4}]

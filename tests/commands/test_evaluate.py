@@ -14,11 +14,11 @@ import sppo
 from sppo import api
 from sppo.cli import main
 from sppo.commands.evaluate import evaluate_run
+from sppo.commands.train import train
 from sppo.config import Config
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError
 from sppo.runs.progress import NoProgress
-from sppo.training.loop import train
 from tests.conftest import tiny_config
 
 ROWS = [{"prompt": f"{a}+1=", "answer": str(a + 1), "difficulty": "one"} for a in range(1, 6)]

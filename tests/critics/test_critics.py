@@ -21,7 +21,6 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.training.collate import collate
 from sppo.types import Rollout, Verdict
 from sppo.update.logprobs import batch_logprobs
-from sppo.update.steps import StepGuard
 from tests.conftest import make_rollouts, tiny_qwen2
 from tests.update.test_policy import Gradients
 
@@ -31,6 +30,7 @@ SPO = dict(ALGORITHMS["spo"].options)
 
 def token_critic(name: str, budget: int = 10_000, **config) -> TokenModelCritic:
     model = TokenCritic(tiny_qwen2(seed=3).model, character_tokenizer(ALPHABET), tokens_per_microbatch=budget)
+    model.started = True
     with torch.no_grad():
         model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     options = replace(CriticConfig(minibatch_size=8, max_grad_norm=1e9, learning_rate=1e-2), **config)
@@ -73,9 +73,9 @@ def test_a_value_does_not_see_the_token_that_it_stands_before():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_prior_is_the_value_of_every_state_of_a_new_critic(name):
-    critic, batch = token_critic(name), batch_in([0, 1])
+    critic, batch = token_critic(name, prior=0.3), batch_in([0, 1])
     torch.nn.init.zeros_(critic.model.head.weight)
-    critic.set_prior(0.3)
+    critic.model.started = False
     values = critic.values(batch)
     assert values[batch.mask].tolist() == pytest.approx([0.3] * int(batch.mask.sum()))
     assert critic.prompt_values(batch.prompts) == [None, None]
@@ -90,7 +90,7 @@ def gradients(name: str, budget: int, order: list[int]) -> tuple[list[Tensor], d
     credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
     recorder = Gradients(critic.model)
     critic.adam = recorder  # type: ignore[assignment]
-    metrics = critic.update(batch, before, credit, expected_rows=8, seed=1, guard=StepGuard(1))
+    metrics = critic.learn(batch, before, credit, seed=1)
     (only,) = recorder.seen
     return only, metrics
 
@@ -113,7 +113,7 @@ def test_the_critics_loss_is_the_mean_over_all_tokens(name):
     values = critic.values(batch)
     before = Estimates(batch.sampler_logprobs, values)
     credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
-    metrics = critic.update(batch, before, credit, expected_rows=8, seed=1, guard=StepGuard(1))
+    metrics = critic.learn(batch, before, credit, seed=1)
     losses = []
     for row, t in batch.mask.nonzero().tolist():
         v, reward = values[row, t].item(), batch.rewards[row].item()
@@ -131,7 +131,7 @@ def test_learning_brings_the_values_towards_the_rewards(name):
     for step in range(20):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
         credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
-        gaps.append(critic.update(batch, before, credit, expected_rows=8, seed=step, guard=StepGuard(1)))
+        gaps.append(critic.learn(batch, before, credit, seed=step))
     assert gaps[-1]["critic/error_mean"] < 0.5 * gaps[0]["critic/error_mean"]
 
 
@@ -156,17 +156,18 @@ def sampled_by(critic: TrackerCritic, rollouts: list[Rollout], rewards: list[flo
 def take_in(critic: TrackerCritic, batch: Batch) -> dict[str, float]:
     before = Estimates(batch.sampler_logprobs, critic.values(batch))
     credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
-    return critic.update(batch, before, credit, expected_rows=len(batch), seed=0, guard=StepGuard(1))
+    return critic.learn(batch, before, credit, seed=0)
 
 
-def test_values_are_read_before_their_update_and_unseen_prompts_are_named_once():
+def test_values_are_read_before_their_update_and_unseen_prompts_lack_offline_samples():
     critic = tracker_critic()
     rollouts = make_rollouts(3)[0]
     prompts = [rollouts[row].prompt for row in (0, 1, 0, 2)]
-    assert [prompt.id for prompt in critic.unseen(prompts)] == ["p0", "p1", "p2"]
-    for prompt in critic.unseen(prompts):
-        critic.start(prompt, [1.0, 0.0, 0.0, 0.0])
-    assert critic.unseen(prompts) == []
+    assert critic.lacking(prompts) == [8, 8, 8, 8]
+    for prompt in prompts[:2]:
+        critic.observe(prompt, [1.0, 0.0, 0.0, 0.0])
+    assert critic.lacking(prompts) == [0, 0, 0, 8]
+    critic.observe(prompts[3], [1.0, 0.0, 0.0, 0.0])
     batch = sampled_by(critic, rollouts, [1.0, 0.0, 0.5])
     assert critic.values(batch).tolist() == [[0.25]] * 3
     take_in(critic, batch)
@@ -180,7 +181,7 @@ def test_values_are_read_before_their_update_and_unseen_prompts_are_named_once()
 def test_the_drift_is_the_mean_move_of_the_log_probabilities_of_the_last_response():
     critic, rollouts = tracker_critic(), make_rollouts(4)[0]
     for rollout in rollouts:
-        critic.start(rollout.prompt, [1.0, 0.0])
+        critic.observe(rollout.prompt, [1.0, 0.0])
     batch = sampled_by(critic, rollouts, [1.0, 0.0, 1.0, 0.0])
     assert take_in(critic, batch)["critic/drift_mean"] == 0.0  # never answered before
     assert take_in(critic, batch)["critic/drift_mean"] == pytest.approx(0.0, abs=1e-6)  # the policy has not moved
@@ -204,14 +205,14 @@ def test_the_drift_is_of_the_policy_and_not_of_its_gap_to_the_sampler():
     # With top_p or top_k the sampler's log-probabilities are those of another distribution, however still the policy.
     critic, rollouts = tracker_critic(), make_rollouts(4)[0]
     for rollout in rollouts:
-        critic.start(rollout.prompt, [1.0, 0.0])
+        critic.observe(rollout.prompt, [1.0, 0.0])
     batch = collate(rollouts, [Verdict(1.0)] * 4)
     said = batch_logprobs(critic.policy, batch, critic.optimizer, critic.temperature)
     assert (said - batch.sampler_logprobs).abs().max() > 0.5
     before = Estimates(said, critic.values(batch))
     for _ in range(2):
         credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
-        metrics = critic.update(batch, before, credit, expected_rows=4, seed=0, guard=StepGuard(1))
+        metrics = critic.learn(batch, before, credit, seed=0)
     assert metrics["critic/drift_mean"] == pytest.approx(0.0, abs=1e-5)
 
 
@@ -219,7 +220,7 @@ def test_the_tracker_comes_back_whole_from_its_folder(tmp_path):
     critic, again = tracker_critic(), tracker_critic()
     rollouts = make_rollouts(3)[0]
     for rollout in rollouts:
-        critic.start(rollout.prompt, [1.0, 0.0])
+        critic.observe(rollout.prompt, [1.0, 0.0])
     take_in(critic, sampled_by(critic, rollouts, [1.0, 0.0, 0.5]))
     critic.save_pretrained(tmp_path / "critic")
     again.load(tmp_path / "critic")

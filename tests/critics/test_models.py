@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from sppo.config import Config, CriticConfig, ModelConfig
+from sppo.config import CriticConfig
 from sppo.critics.models import PromptCritic, distinct, make_value_model
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ModelError
@@ -18,7 +18,7 @@ TOKENIZER = character_tokenizer(ALPHABET)
 
 
 def critic_of(config: CriticConfig) -> PromptCritic:
-    return make_value_model(PromptCritic, Config(model=ModelConfig(path="x"), critic=config), tiny_qwen2(), TOKENIZER)
+    return make_value_model(PromptCritic, config, tiny_qwen2(), TOKENIZER, tokens_per_microbatch=16384)
 
 
 def excite(critic: PromptCritic) -> PromptCritic:
@@ -71,7 +71,7 @@ def test_a_critic_has_its_own_tokenizer(tmp_path):
 
 def test_the_default_critic_is_a_copy_of_the_policy_and_shares_nothing():
     policy = tiny_qwen2()
-    critic = make_value_model(PromptCritic, Config(model=ModelConfig(path="x")), policy, TOKENIZER)
+    critic = make_value_model(PromptCritic, CriticConfig(), policy, TOKENIZER, tokens_per_microbatch=16384)
     ours, theirs = critic.trunk.get_input_embeddings().weight, policy.get_input_embeddings().weight
     assert torch.equal(ours, theirs)
     assert ours.data_ptr() != theirs.data_ptr()

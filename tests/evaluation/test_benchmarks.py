@@ -11,12 +11,12 @@ import torch
 
 import sppo
 from sppo.cli import main
+from sppo.commands.train import train
 from sppo.data.tasks import TASKS
 from sppo.errors import ConfigError, DataError, RewardError, RunFolderError
 from sppo.evaluation import benchmarking, folder
 from sppo.evaluation.benchmarks import BENCHMARKS
 from sppo.runs.progress import NoProgress
-from sppo.training.loop import train
 from tests.conftest import SHARED_DATA, tiny_config, tiny_qwen2
 from tests.training.test_recipe_dapo import TEMPLATE, byte_tokenizer
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from sppo.config import Config
 from sppo.config.recipes import load_recipe
 from sppo.critics.tracker import TrackerCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
@@ -15,7 +14,6 @@ from sppo.errors import RewardError, TrainingError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
 from sppo.training.build import Given, Parts, build, check
-from sppo.training.collect import collect
 from tests.conftest import tiny_qwen2
 from tests.training.test_loop import ROWS, train_on_rows
 
@@ -47,7 +45,7 @@ def has_a_three(prompts, completions, **columns):
     return [float("3" in completion) for completion in completions]
 
 
-def made(reward, **options) -> tuple[Parts, Config, CountingEngine]:
+def made(reward, **options) -> tuple[Parts, CountingEngine]:
     settings = {
         "model.path": "tiny", "prompts_per_step": 8, "optimizer.minibatch_size": 8, "critic.minibatch_size": 8,
         "sampling.max_response_tokens": 6, "data.max_prompt_tokens": 8, "evaluation.prompts": 4, "device": "cpu",
@@ -57,7 +55,7 @@ def made(reward, **options) -> tuple[Parts, Config, CountingEngine]:
     config = check(load_recipe(None, settings), given)
     parts = build(config, given)
     counting = CountingEngine(parts.engine)
-    return replace(parts, engine=counting), config, counting
+    return replace(parts, engine=counting, collector=replace(parts.collector, engine=counting)), counting
 
 
 def sampled(collected) -> tuple[int, int]:
@@ -67,8 +65,8 @@ def sampled(collected) -> tuple[int, int]:
 
 
 def test_without_a_baseline_of_its_own_nothing_extra_is_generated():
-    parts, config, engine = made(has_a_three, algorithm__name="rloo", sampling__samples_per_prompt=4)
-    collected = collect(parts, config, 1)
+    parts, engine = made(has_a_three, algorithm__name="rloo", sampling__samples_per_prompt=4)
+    collected = parts.collector.collect(1)
     assert (collected.extra_responses, collected.extra_tokens, collected.discarded_groups) == (0, 0, 0)
     assert collected.greedy_rewards is None
     assert collected.groups == [index // 4 for index in range(32)]
@@ -84,8 +82,8 @@ def test_remax_gets_one_greedy_response_a_prompt_which_counts():
         rewards_seen.append([len(completion) / 10 for completion in completions])
         return rewards_seen[-1]
 
-    parts, config, engine = made(by_length, algorithm__name="remax", sampling__samples_per_prompt=2)
-    collected = collect(parts, config, 1)
+    parts, engine = made(by_length, algorithm__name="remax", sampling__samples_per_prompt=2)
+    collected = parts.collector.collect(1)
     (_, training, _), (prompts, greedy, completions) = engine.calls
     assert training.temperature == 1.0
     assert greedy == replace(training, temperature=0.0)
@@ -104,18 +102,18 @@ def test_a_greedy_response_without_a_reward_is_unknown_not_wrong():
         calls.append(completions)
         return [None if len(calls) == 2 else 1.0] * len(completions)
 
-    parts, config, _ = made(none_for_greedy, algorithm__name="remax")
-    greedy = collect(parts, config, 1).greedy_rewards
+    parts, _ = made(none_for_greedy, algorithm__name="remax")
+    greedy = parts.collector.collect(1).greedy_rewards
     assert greedy is not None
     assert all(math.isnan(reward) for reward in greedy)
 
 
 def test_remaxs_greedy_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do():
-    parts, config, engine = made(
+    parts, engine = made(
         lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="remax",
         algorithm__overlong_penalty_tokens=4,
     )  # fmt: skip
-    greedy = collect(parts, config, 1).greedy_rewards
+    greedy = parts.collector.collect(1).greedy_rewards
     lengths = [len(one.token_ids) for one in engine.calls[1][2]]
     # The limit is 6 tokens, so the penalty grows by a quarter for each beyond 2.
     assert greedy == [1.0 - max(length - 2, 0) / 4 for length in lengths]
@@ -123,8 +121,8 @@ def test_remaxs_greedy_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do(
 
 
 def test_spo_starts_each_new_prompt_on_offline_samples_once():
-    parts, config, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 3})
-    first = collect(parts, config, 1)
+    parts, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 3})
+    first = parts.collector.collect(1)
     assert first.extra_responses == 24
     assert sampled(first) == (engine.responses, engine.tokens)
     assert isinstance(parts.critic, TrackerCritic)
@@ -132,27 +130,29 @@ def test_spo_starts_each_new_prompt_on_offline_samples_once():
     assert {counts.alpha + counts.beta for counts in parts.critic.tracker.counts.values()} == {3.0}
     # 96 prompts to train on, so the first eight come again in step 13.
     for step in range(2, 13):
-        assert collect(parts, config, step).extra_responses == 24
-    assert collect(parts, config, 13).extra_responses == 0
+        assert parts.collector.collect(step).extra_responses == 24
+    assert parts.collector.collect(13).extra_responses == 0
 
 
 def test_spo_without_offline_samples_starts_at_a_half():
-    parts, config, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 0})
-    assert collect(parts, config, 1).extra_responses == 0
+    parts, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 0})
+    assert parts.collector.collect(1).extra_responses == 0
     assert len(engine.calls) == 1
     assert isinstance(parts.critic, TrackerCritic)
-    assert {counts.value for counts in parts.critic.tracker.counts.values()} == {0.5}
+    assert parts.critic.tracker.counts == {}
+    batch = parts.collector.batch(parts.collector.collect(2))
+    assert set(parts.critic.values(batch).flatten().tolist()) == {0.5}
 
 
 def test_spo_refuses_rewards_that_no_count_can_hold():
-    parts, config, _ = made(lambda prompts, completions, **_: [2.0] * len(prompts), algorithm__name="spo")
+    parts, _ = made(lambda prompts, completions, **_: [2.0] * len(prompts), algorithm__name="spo")
     with pytest.raises(RewardError, match=r"rewards must lie in \[0, 1\]"):
-        collect(parts, config, 1)
+        parts.collector.collect(1)
 
 
 def test_dynamic_sampling_keeps_mixed_groups_alone_and_counts_the_rest():
-    parts, config, engine = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4)
-    collected = collect(parts, config, 1)
+    parts, engine = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4)
+    collected = parts.collector.collect(1)
     rewards = [verdict.reward for verdict in collected.verdicts]
     groups = [rewards[start : start + 4] for start in range(0, len(rewards), 4)]
     assert len(groups) <= 8
@@ -172,10 +172,10 @@ def test_dynamic_sampling_goes_on_with_what_its_rounds_found():
         calls.append(len(completions))
         return [1.0, 0.0, *[0.0] * (len(completions) - 2)]
 
-    parts, config, engine = made(
+    parts, engine = made(
         one_mixed_group, algorithm__name="dapo", sampling__samples_per_prompt=2, algorithm__dynamic_sampling_rounds=3
     )
-    collected = collect(parts, config, 1)
+    collected = parts.collector.collect(1)
     assert calls == [16, 16, 16]
     assert [verdict.reward for verdict in collected.verdicts] == [1.0, 0.0] * 3
     assert collected.groups == [0, 0, 1, 1, 2, 2]
@@ -191,8 +191,8 @@ def test_groups_found_beyond_those_wanted_are_counted_too():
         rewards = [1.0, 0.0] * (len(completions) // 2)
         return [*rewards[:-2], 0.0, 0.0] if len(calls) == 1 else rewards
 
-    parts, config, engine = made(first_seven_then_all, algorithm__name="dapo", sampling__samples_per_prompt=2)
-    collected = collect(parts, config, 1)
+    parts, engine = made(first_seven_then_all, algorithm__name="dapo", sampling__samples_per_prompt=2)
+    collected = parts.collector.collect(1)
     assert len(collected.rollouts) == 16
     assert collected.extra_responses == 16
     assert sampled(collected) == (engine.responses, engine.tokens)
@@ -202,24 +202,24 @@ def test_a_group_without_any_reward_is_not_mixed():
     def unknown_first(prompts, completions, **columns):
         return [None, None, *[1.0, 0.0] * (len(completions) // 2 - 1)]
 
-    parts, config, _ = made(unknown_first, algorithm__name="dapo", sampling__samples_per_prompt=2)
-    assert all(verdict.reward is not None for verdict in collect(parts, config, 1).verdicts)
+    parts, _ = made(unknown_first, algorithm__name="dapo", sampling__samples_per_prompt=2)
+    assert all(verdict.reward is not None for verdict in parts.collector.collect(1).verdicts)
 
 
 def test_dynamic_sampling_that_finds_nothing_says_what_to_change():
-    parts, config, _ = made(
+    parts, _ = made(
         lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="dapo", sampling__samples_per_prompt=2
     )
     with pytest.raises(TrainingError, match=r"In 4 rounds .* all right or all wrong\. Raise .*samples_per_prompt"):
-        collect(parts, config, 1)
+        parts.collector.collect(1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_step_is_the_same_when_it_is_taken_again(seed):
     twice = []
     for _ in range(2):
-        parts, config, _ = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4, seed=seed)
-        collected = collect(parts, config, 5)
+        parts, _ = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4, seed=seed)
+        collected = parts.collector.collect(5)
         twice.append([rollout.completion.token_ids for rollout in collected.rollouts])
     assert twice[0] == twice[1]
 

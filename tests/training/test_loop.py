@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import sppo
+from sppo.commands.train import fine_tune, train
 from sppo.config.compatibility import read_config
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError, ModelError, RewardError, RunFolderError, TrainingError
@@ -18,7 +19,6 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.progress import NoProgress
 from sppo.training.build import Given, build
-from sppo.training.loop import fine_tune, train
 from sppo.verifiers import VERIFIERS
 from tests.conftest import tiny_config, tiny_qwen2
 
@@ -249,8 +249,8 @@ def test_fine_tuning_never_sees_a_held_out_prompt(tmp_path):
         data__verifier="exact",
     )  # fmt: skip
     parts = build(config, Given(rows=rows))
-    held_out = {tuple(parts.tokenizer(prompt.text)["input_ids"]) for prompt in parts.held_out}
-    shown = {prompt for prompt, _ in parts.demonstrations[0]}
+    held_out = {tuple(parts.tokenizer(prompt.text)["input_ids"]) for prompt in parts.held_out.prompts}
+    shown = {prompt for prompt, _ in parts.warm_start.demonstrations[0]}
     assert len(held_out) == 20
     assert len(shown) == 80
     assert not held_out & shown

@@ -8,9 +8,9 @@ import re
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sppo.commands.train import train
 from sppo.config.recipes import load_recipe
 from sppo.runs.folder import read_metrics
-from sppo.training.loop import train
 from tests.conftest import SHARED_DATA, tiny_qwen2
 
 DAPO = SHARED_DATA / "dapo_math_17k.parquet"

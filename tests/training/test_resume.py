@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sppo.commands.train import train
 from sppo.config.recipes import to_yaml
 from sppo.critics.models import PromptCritic
 from sppo.errors import RunFolderError, TrainingError
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
-from sppo.training.loop import train
 from tests.conftest import tiny_config
 
 STEPS = 6

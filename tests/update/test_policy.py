@@ -114,7 +114,7 @@ def critic_gradients(budget: int, rows: int = 8):
     before = Estimates(batch.sampler_logprobs, made.values(batch.prompts))
     wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8, max_grad_norm=1e9))
     wrapped.adam = recorder = Gradients(made)
-    metrics = wrapped.update(batch, before, sppo_credit(batch, before, {}), expected_rows=8, seed=1, guard=StepGuard(1))
+    metrics = wrapped.learn(batch, before, sppo_credit(batch, before, {}), seed=1)
     return recorder.seen[0], metrics, before, batch
 
 

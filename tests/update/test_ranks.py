@@ -42,7 +42,7 @@ def one_update(rows: list[int]) -> dict[str, torch.Tensor]:
         optimizer=OptimizerConfig(minibatch_size=size), sampling=SamplingConfig(), expected_rows=size, seed=0,
         guard=StepGuard(1),
     )  # fmt: skip
-    wrapped.update(batch, before, credit, expected_rows=size, seed=0, guard=StepGuard(1))
+    wrapped.learn(batch, before, credit, seed=0)
     return {**policy.state_dict(), **{f"critic.{k}": v for k, v in critic.state_dict().items()}}
 
 

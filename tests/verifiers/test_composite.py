@@ -6,13 +6,13 @@ import json
 
 import pytest
 
+from sppo.commands.train import train
 from sppo.config.recipes import load_recipe
 from sppo.config.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.data.tasks import load_prompts
 from sppo.errors import ConfigError
 from sppo.runs.folder import read_metrics
 from sppo.training.build import Given, check
-from sppo.training.loop import train
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
 from sppo.verifiers import check_golds, get_verifier
 from sppo.verifiers.composite import parts_of

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from sppo.commands.train import train
 from sppo.config.verification import VerificationConfig
 from sppo.errors import ConfigError, RewardError, VerifierError
 from sppo.runs.folder import read_metrics
-from sppo.training.loop import train
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.functions import function_name, load_function
 from sppo.verifiers.grading import ErrorWatch, Grader, grading_metrics

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2ForTokenClassification,
 )
 
+from sppo.commands.train import train
 from sppo.config.verification import ProcessOptions
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, ModelError, RewardError
@@ -26,7 +27,6 @@ from sppo.models.process_rewards import load_process_rewards
 from sppo.models.scoring import StepScorer
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
-from sppo.training.loop import train
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
 from sppo.verifiers.reward_model import Exchange
 from sppo.verifiers.steps import call_step_function, check, step_ends

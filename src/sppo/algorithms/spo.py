@@ -19,7 +19,7 @@ from typing import Any
 from sppo.batch import Options
 
 
-@dataclass
+@dataclass(frozen=True)
 class SolveCounts:
     """Discounted counts of one prompt."""
 
@@ -34,6 +34,9 @@ class SolveCounts:
         return self.alpha / (self.alpha + self.beta)
 
 
+_UNKNOWN = SolveCounts(0.5, 0.5)
+
+
 @dataclass
 class SolveTracker:
     """The counts of every prompt seen, by id."""
@@ -42,22 +45,23 @@ class SolveTracker:
 
     def start(self, prompt_id: str, rewards: Sequence[float]) -> None:
         """Begins a prompt from offline rewards; without any, at one half of a success and of a failure."""
-        if rewards:
-            self.counts[prompt_id] = SolveCounts(sum(rewards), len(rewards) - sum(rewards))
-        else:
-            self.counts[prompt_id] = SolveCounts(0.5, 0.5)
+        self.counts[prompt_id] = SolveCounts(sum(rewards), len(rewards) - sum(rewards)) if rewards else _UNKNOWN
+
+    def value(self, prompt_id: str) -> float:
+        """v of a prompt; one half of one that was never started."""
+        return self.counts.get(prompt_id, _UNKNOWN).value
 
     def update(self, prompt_id: str, reward: float, drift: float, options: Options) -> None:
         """Takes one outcome in.
 
         Args:
-            prompt_id: a prompt that was started.
+            prompt_id: a prompt.
             reward: R in [0, 1].
             drift: D, mean abs log-ratio of the prompt's last response, nats a token.
             options: half_life, rho_min, rho_max.
         """
         rho = min(max(2 ** (-drift / options["half_life"]), options["rho_min"]), options["rho_max"])
-        old = self.counts[prompt_id]
+        old = self.counts.get(prompt_id, _UNKNOWN)
         self.counts[prompt_id] = SolveCounts(rho * old.alpha + reward, rho * old.beta + 1 - reward)
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from sppo.cli.progress import make_progress
     from sppo.cli.story import print_result
-    from sppo.training.loop import fine_tune
+    from sppo.commands.train import fine_tune
 
     progress = make_progress()
     try:

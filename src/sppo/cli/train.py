@@ -45,8 +45,8 @@ def run(arguments: Sequence[str]) -> int:
 def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Trains with the live display, draws the curves and returns the summary."""
     from sppo.cli.progress import make_progress
+    from sppo.commands.train import train
     from sppo.report import write_curves
-    from sppo.training.loop import train
 
     progress = make_progress()
     try:

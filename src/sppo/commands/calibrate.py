@@ -132,12 +132,11 @@ def _with_prompts(config: Config, count: int) -> Config:
 
 def _prompts(parts: Parts, count: int) -> tuple[list[Prompt], list[float], list[str]]:
     """The prompts to sample, V of each, and notes: held-out ones, or, of a critic that counts, ones it has seen."""
-    assert parts.critic is not None, "the algorithm has a critic"
-    notes = list(parts.notes)
-    known = _valued(parts, parts.held_out)
+    notes, stream = list(parts.notes), parts.collector.stream
+    known = _valued(parts, parts.held_out.prompts)
     if not known:
         # One epoch: every training prompt once.
-        known = _valued(parts, parts.stream.take(len(parts.stream)))
+        known = _valued(parts, stream.take(len(stream)))
         notes.append(
             "This critic has values only for prompts that it was trained on: these are such prompts, so the measures "
             "say nothing of new ones."
@@ -158,13 +157,12 @@ def _prompts(parts: Parts, count: int) -> tuple[list[Prompt], list[float], list[
 
 
 def _valued(parts: Parts, prompts: Sequence[Prompt]) -> list[tuple[Prompt, float]]:
-    assert parts.critic is not None, "the algorithm has a critic"
     values = parts.critic.prompt_values(prompts) if prompts else []
     return [(prompt, value) for prompt, value in zip(prompts, values, strict=True) if value is not None]
 
 
 def _settings(config: Config, parts: Parts, saved: Path, samples_per_prompt: int) -> dict[str, Any]:
-    sampling = asdict(parts.training_sampling)
+    sampling = asdict(parts.collector.sampling)
     sampling["stop_token_ids"] = sorted(sampling["stop_token_ids"])
     critic = weights_digest(str(saved / "critic")) if any((saved / "critic").glob("*.safetensors")) else None
     return {
@@ -173,7 +171,7 @@ def _settings(config: Config, parts: Parts, saved: Path, samples_per_prompt: int
         "samples_per_prompt": samples_per_prompt,
         "seed": config.seed,
         "sampling": sampling,
-        **parts.grader.describe(parts.held_out[0] if parts.held_out else parts.stream.take(1)[0]),
+        **parts.grader.describe((parts.held_out.prompts or parts.collector.stream.take(1))[0]),
     }
 
 
@@ -239,7 +237,7 @@ def _records(config: Config, parts: Parts, pairs: Sequence[tuple[Prompt, float]]
     prompts = [prompt for prompt, _ in pairs]
     seeds = [derive_seed(config.seed, f"calibration {prompt.id}", n) for prompt in prompts for n in range(samples)]
     rollouts = sample(
-        parts.engine, prompts, parts.tokenizer, parts.training_sampling, samples_per_prompt=samples, seed=seeds
+        parts.engine, prompts, parts.tokenizer, parts.collector.sampling, samples_per_prompt=samples, seed=seeds
     )
     verdicts = parts.grader.grade(rollouts)
     records = []

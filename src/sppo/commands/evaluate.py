@@ -18,10 +18,10 @@ from sppo.critics.prompt import PromptModelCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError
 from sppo.evaluation import paired
-from sppo.evaluation.benchmarking import resolve, run_benchmarks
+from sppo.evaluation.benchmarking import Conditions, resolve, run_benchmarks
 from sppo.evaluation.benchmarks import Problems, load_benchmark
 from sppo.evaluation.folder import Measured, is_evaluation, read_evaluation
-from sppo.evaluation.held_out import Evaluation, evaluate
+from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
 from sppo.models.loading import load_model_config, load_policy, load_tokenizer, prepare_device
@@ -31,7 +31,8 @@ from sppo.rollouts.engines import build_engine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.seeds import derive_seed
-from sppo.training.build import Given, load_data, load_held_out, require_data
+from sppo.training.build import Given, load_prompts, require_data
+from sppo.training.prompts import load_held_out
 from sppo.types import Prompt
 from sppo.verifiers.functions import RewardFunction, load_function
 from sppo.verifiers.grading import Grader
@@ -75,10 +76,10 @@ def evaluate_run(
             progress.message(note)
     if is_run and rows is None:
         require_data(folder, config)
-    device = prepare_device(config)
+    device = prepare_device(config.device, config.threads)
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)
-    model = resolve(path, config, checkpoint).model
+    model = resolve(path, config.model, checkpoint).model
     critic = _critic_beside(model, config, device) if is_run else None
     tokenizer = load_tokenizer(model, ALPHABET)
     count = samples_per_prompt or config.evaluation.final_samples_per_prompt
@@ -134,7 +135,7 @@ def evaluate_on_benchmarks(
     Raises:
         SppoError: a model or data that can't be loaded, or a folder made with other settings.
     """
-    subject = resolve(path, config, checkpoint)
+    subject = resolve(path, config.model, checkpoint)
     # A model that isn't there is told before the data is read and its gold answers are checked.
     load_model_config(subject.model)
     tools = Tools(config.verification)
@@ -146,7 +147,7 @@ def evaluate_on_benchmarks(
     ]
     return run_benchmarks(
         subject,
-        config,
+        conditions_of(config),
         loaded,
         samples=samples_per_prompt or config.evaluation.final_samples_per_prompt,
         limit=limit,
@@ -209,6 +210,19 @@ def evaluate_pair(
     return compare_evaluations(folders[0], folders[1], benchmarks)
 
 
+def conditions_of(config: Config) -> Conditions:
+    """What an evaluation with this config depends on beside model and problems; sets torch up."""
+    temperature = config.evaluation.temperature
+    return Conditions(
+        sampling=config.sampling,
+        temperature=config.sampling.temperature if temperature is None else temperature,
+        engine=config.engine,
+        verification=config.verification,
+        seed=config.seed,
+        device=prepare_device(config.device, config.threads),
+    )
+
+
 def compare_evaluations(a: Path, b: Path, benchmarks: Iterable[str] | None = None) -> Comparison:
     """Compares two finished evaluations problem by problem, on some benchmarks or on all that both have.
 
@@ -256,7 +270,7 @@ def _held_out_pair(
             )
         config, notes = evaluation_config(path, None, overrides)
         require_data(Path(path), config)
-        subject = resolve(path, config, checkpoint)
+        subject = resolve(path, config.model, checkpoint)
         reward_function = load_function(config.data.reward) if config.data.reward is not None else None
         tokenizer = load_tokenizer(subject.model, ALPHABET)
         prompts, more = _prompts(config, tokenizer, None, has_reward_function=reward_function is not None)
@@ -277,7 +291,7 @@ def _held_out_pair(
         samples = options["samples_per_prompt"] or config.evaluation.final_samples_per_prompt
         result = run_benchmarks(
             subject,
-            config,
+            conditions_of(config),
             [problems],
             samples=samples,
             limit=options["limit"],
@@ -306,16 +320,10 @@ def _measure(
     engine = build_engine(policy, config.engine)
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:
-        return evaluate(
-            prompts,
-            engine,
-            tokenizer,
-            grader,
-            sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
-            samples_per_prompt=samples_per_prompt,
-            seed=derive_seed(config.seed, "evaluation"),
-            critic=critic,
-        )
+        sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
+        seed = derive_seed(config.seed, "evaluation")
+        held_out = HeldOut(prompts, engine, tokenizer, grader, sampling, seed, critic)
+        return held_out.evaluate(samples_per_prompt)
     finally:
         engine.close()
 
@@ -324,11 +332,19 @@ def _prompts(
     config: Config, tokenizer: Tokenizer, rows: Iterable[Mapping[str, Any]] | None, *, has_reward_function: bool
 ) -> tuple[Sequence[Prompt], Sequence[str]]:
     """The prompts to measure on, and notes on what was left out."""
-    require_gold = not has_reward_function
     if rows is None and config.evaluation.data is None:
-        _, prompts, notes = load_data(config, Given(), tokenizer, has_reward_function=has_reward_function)
-        return prompts, notes
+        loaded = load_prompts(config, Given(), tokenizer, has_reward_function=has_reward_function)
+        return loaded.held_out, loaded.notes
+    evaluation = config.evaluation
     if rows is not None:
         rows = list(rows)
-        config = replace(config, evaluation=replace(config.evaluation, prompts=max(len(rows), 1)))
-    return load_held_out(config, tokenizer, rows, require_gold=require_gold)
+        evaluation = replace(evaluation, prompts=max(len(rows), 1))
+    return load_held_out(
+        config.data,
+        evaluation,
+        tokenizer,
+        seed=config.seed,
+        tools=Tools(config.verification),
+        require_gold=not has_reward_function,
+        rows=rows,
+    )

@@ -22,7 +22,7 @@ from sppo.models.loading import (
 from sppo.rollouts.encode import require_context
 from sppo.runs.files import gigabytes
 from sppo.runs.folder import RunFolder
-from sppo.training.build import Given, check, load_data
+from sppo.training.build import Given, check, load_prompts
 from sppo.verifiers.functions import load_function
 
 BYTES_TRAINED = 16
@@ -45,20 +45,20 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         load_function(config.data.reward)
     tokenizer = load_tokenizer(config.model, ALPHABET)
     architecture = _sized(load_model_config(config.model), config.model.config, len(tokenizer))
-    require_context(config, context_length(architecture), "the model")
-    training, held_out, notes = load_data(
-        config, Given(), tokenizer, has_reward_function=config.data.reward is not None
-    )
+    longest_prompt, longest_response = config.data.max_prompt_tokens, config.sampling.max_response_tokens
+    require_context(longest_prompt, longest_response, context_length(architecture), "the model")
+    prompts = load_prompts(config, Given(), tokenizer, has_reward_function=config.data.reward is not None)
+    training = prompts.training
     policy = count_parameters(architecture, AutoModelForCausalLM)
     critic = _critic_parameters(config, architecture, len(tokenizer)) if _has_critic(config) else 0
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
-    longest = config.data.max_prompt_tokens + config.sampling.max_response_tokens
+    longest = longest_prompt + longest_response
     updates = sequences // size * config.optimizer.epochs
     rows = [
         ("algorithm", f"{config.algorithm.name}: {get_algorithm(config.algorithm.name).summary}"),
         ("run folder", config.output),
         ("device", str(pick_device(config.device))),
-        ("data", f"{config.data.task}: {len(training):,} training prompts, {len(held_out):,} held out"),
+        ("data", f"{config.data.task}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
         ("policy", f"{policy:,} parameters ({architecture.model_type})"),
         ("critic", f"{critic:,} parameters ({critic / policy:.1%} of the policy)" if critic else "none"),
         (
@@ -79,7 +79,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     if config.sft.phases:
         phases = ", then ".join(f"{p.demonstrations} (at most {p.steps:,} steps)" for p in config.sft.phases)
         rows.insert(4, ("warm start", phases))
-    return rows + [("note", note) for note in notes]
+    return rows + [("note", note) for note in prompts.notes]
 
 
 def memory(

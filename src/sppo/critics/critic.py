@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sppo.batch import Batch, Credit, Estimates
 from sppo.types import Prompt
-from sppo.update.steps import StepGuard
 
 Metrics = dict[str, float]
 
@@ -26,25 +25,47 @@ class Critic(Protocol):
     optimizers: Mapping[str, torch.optim.Optimizer]
     """"critic" where it is a model."""
 
-    def values(self, batch: Batch) -> Tensor:
-        """V [B, 1] or [B, T] before this step's update, no gradient, on the CPU."""
+    def values(self, batch: Batch) -> Tensor | None:
+        """V [B, 1] or [B, T] before this step's learning, no gradient, on the CPU; None of no critic."""
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
         """V of each prompt, for calibration; None where this critic can't tell."""
 
-    def unseen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Prompts that the critic must first be started on."""
+    def lacking(self, prompts: Sequence[Prompt]) -> Sequence[int]:
+        """How many outcomes of each prompt the critic wants before it can value it; they are sampled for it."""
 
-    def start(self, prompt: Prompt, rewards: Sequence[float]) -> None:
-        """Starts the critic on an unseen prompt from offline rewards."""
+    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
+        """Takes in the outcomes that it lacked, those that have a reward."""
 
-    def set_prior(self, solve_rate: float) -> None:
-        """Starts V at the solve rate of the first batch."""
-
-    def update(
-        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
-    ) -> Metrics:
-        """One step's learning; returns its metrics."""
+    def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
+        """One step's learning; `seed` fixes the order of rows. Returns its metrics."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the critic into a checkpoint."""
+
+
+class NoCritic:
+    """Stands in for a critic where the algorithm has none."""
+
+    optimizers: Mapping[str, torch.optim.Optimizer] = {}
+
+    def values(self, batch: Batch) -> None:
+        """No V."""
+
+    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
+        """No V of any prompt."""
+        return [None] * len(prompts)
+
+    def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Nothing."""
+        return [0] * len(prompts)
+
+    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
+        """Never asked for outcomes, so never given any."""
+
+    def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
+        """Nothing to learn."""
+        return {}
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Nothing to save."""

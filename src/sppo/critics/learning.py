@@ -9,6 +9,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
+from sppo.batch import Batch
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.models import Model
@@ -19,26 +20,40 @@ from sppo.update.steps import StepGuard, make_optimizer, mean_of_finite, minibat
 class _ModelCritic(Generic[Model]):
     """What both critics that are models share."""
 
-    def __init__(self, model: Model, config: CriticConfig) -> None:
+    def __init__(self, model: Model, config: CriticConfig, *, rows: int = 1, guard: StepGuard | None = None) -> None:
+        """Wraps the model.
+
+        Args:
+            model: trunk and head.
+            config: learning rate, mini-batches, epochs, prior.
+            rows: B when no sample is left out; fixes the number of mini-batches.
+            guard: takes the optimiser steps; default: one of its own.
+        """
         self.model = model
         self.config = config
+        self.rows = rows
+        self.guard = guard or StepGuard(1)
         self.adam = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"critic": self.adam}
 
-    def unseen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """None: a model has a value for every prompt."""
-        return []
+    def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Nothing: a model has a value for every prompt."""
+        return [0] * len(prompts)
 
-    def start(self, prompt: Prompt, rewards: Sequence[float]) -> None:
-        """Never called, as no prompt is unseen."""
-        raise AssertionError("a model needs no start")
+    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
+        """Never given any, as it lacks none."""
+        raise AssertionError("a model lacks no outcomes")
 
-    def set_prior(self, solve_rate: float) -> None:
-        """V of everything becomes the solve rate, or the mean reward where V is no probability."""
+    def _start(self, batch: Batch) -> None:
+        """Before its first batch, V of everything becomes the prior, or that batch's mean reward."""
+        if self.model.started:
+            return
+        prior = float(batch.rewards.mean()) if self.config.prior is None else self.config.prior
         if self.model.probability:
-            self.model.set_prior(solve_rate)
+            self.model.set_prior(prior)
         else:
-            self.model.set_bias(solve_rate)
+            self.model.set_bias(prior)
+        self.model.started = True
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes trunk, tokenizer and head."""
@@ -48,18 +63,16 @@ class _ModelCritic(Generic[Model]):
         self,
         losses: Callable[[list[int]], Iterator[Tensor]],
         total: int,
-        expected_rows: int,
         seed: int,
-        guard: StepGuard,
     ) -> Metrics:
         """One optimiser step a mini-batch; `losses` yields the loss of each micro-batch of some rows."""
         sums: list[float] = []
         norms: list[float] = []
-        for rows in minibatches(total, expected_rows, self.config.minibatch_size, self.config.epochs, seed):
+        for rows in minibatches(total, self.rows, self.config.minibatch_size, self.config.epochs, seed):
             loss = 0.0
             for part_loss in losses(rows):
                 part_loss.backward()
                 loss += float(part_loss.detach())
-            norms.append(guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
+            norms.append(self.guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}

@@ -23,7 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.batch import microbatches
-from sppo.config import Config
+from sppo.config import CriticConfig
 from sppo.errors import ModelError
 from sppo.models.loading import (
     LOAD_FAILURES,
@@ -70,6 +70,8 @@ class ValueModel(nn.Module):
         self.trunk = trunk
         self.tokenizer = tokenizer
         self.tokens_per_microbatch = tokens_per_microbatch
+        self.started = False
+        """Whether the head's bias has been set to where V begins."""
         self.probability = True
         """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
         # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
@@ -105,7 +107,10 @@ class ValueModel(nn.Module):
         save_file(
             {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
             folder / HEAD_FILE,
-            metadata={"value": "probability" if self.probability else "output"},
+            metadata={
+                "value": "probability" if self.probability else "output",
+                "started": "yes" if self.started else "no",
+            },
         )
 
     @classmethod
@@ -137,7 +142,9 @@ class ValueModel(nn.Module):
         )
         critic.head.load_state_dict(load_file(path / HEAD_FILE))
         with safe_open(path / HEAD_FILE, "pt") as head:
-            critic.probability = (head.metadata() or {}).get("value") != "output"
+            said = head.metadata() or {}
+        critic.probability = said.get("value") != "output"
+        critic.started = said.get("started") != "no"
         return critic.to(device)
 
 
@@ -198,19 +205,26 @@ class TokenCritic(ValueModel):
         return spread.index_put((arranged.rows, arranged.columns), outputs)
 
 
-def make_value_model(kind: type[Model], config: Config, policy: PreTrainedModel, policy_tokenizer: Tokenizer) -> Model:
+def make_value_model(
+    kind: type[Model],
+    options: CriticConfig,
+    policy: PreTrainedModel,
+    policy_tokenizer: Tokenizer,
+    *,
+    tokens_per_microbatch: int,
+) -> Model:
     """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
 
     Args:
         kind: PromptCritic or TokenCritic.
-        config: all options.
+        options: of the critic.
         policy: copied where no other trunk is named.
         policy_tokenizer: used where the critic brings none.
+        tokens_per_microbatch: padded tokens in one forward pass.
 
     Raises:
         ModelError: the trunk or its tokenizer can't be loaded, or embeds fewer tokens than the tokenizer has.
     """
-    options = config.critic
     tokenizer = policy_tokenizer
     if kind is TokenCritic and options.tokenizer:
         raise ModelError(
@@ -238,7 +252,7 @@ def make_value_model(kind: type[Model], config: Config, policy: PreTrainedModel,
     model = kind(
         trunk,
         tokenizer,
-        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
+        tokens_per_microbatch=tokens_per_microbatch,
         gradient_checkpointing=options.gradient_checkpointing,
     )
     model.probability = options.loss == "bce"

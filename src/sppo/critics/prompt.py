@@ -26,13 +26,22 @@ from sppo.update.steps import StepGuard
 class PromptModelCritic(_ModelCritic[PromptCritic]):
     """V(prompt) by a model that reads the prompt's text (SPPO)."""
 
-    def __init__(self, model: PromptCritic, config: CriticConfig, policy_tokenizer: Tokenizer | None = None) -> None:
-        super().__init__(model, config)
+    def __init__(
+        self,
+        model: PromptCritic,
+        config: CriticConfig,
+        policy_tokenizer: Tokenizer | None = None,
+        *,
+        rows: int = 1,
+        guard: StepGuard | None = None,
+    ) -> None:
+        super().__init__(model, config, rows=rows, guard=guard)
         # Then the rollouts' prompt ids are the ones that this critic would make.
         self.reads_policy_ids = model.tokenizer is policy_tokenizer
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1] probabilities; of a critic that learns by squares, rewards."""
+        self._start(batch)
         return self.model.row_values(self._token_rows(batch))
 
     def _token_rows(self, batch: Batch) -> list[tuple[int, ...]]:
@@ -46,9 +55,7 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
             return [None] * len(prompts)
         return list(self.model.values(prompts).flatten().tolist())
 
-    def update(
-        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
-    ) -> Metrics:
+    def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
         goals = credit.value_targets
@@ -67,4 +74,4 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
                 chosen = logits[place[local][members].to(logits.device)]
                 yield loss(chosen, targets[members].to(logits.device), weights[members].to(logits.device))
 
-        return self._learn(losses, len(batch), expected_rows, seed, guard)
+        return self._learn(losses, len(batch), seed)

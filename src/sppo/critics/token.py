@@ -25,7 +25,14 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
     """V before every response token by a model that reads the policy's token ids (PPO)."""
 
     def __init__(
-        self, model: TokenCritic, config: CriticConfig, *, probability: bool, value_clip: float | None
+        self,
+        model: TokenCritic,
+        config: CriticConfig,
+        *,
+        probability: bool,
+        value_clip: float | None,
+        rows: int = 1,
+        guard: StepGuard | None = None,
     ) -> None:
         """Wraps the model.
 
@@ -34,14 +41,17 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             config: learning rate, mini-batches, epochs.
             probability: V is a sigmoid and learns by cross-entropy; else V is the output and learns by squares.
             value_clip: width of the value clip of the squared loss.
+            rows: B when no sample is left out.
+            guard: takes the optimiser steps.
         """
-        super().__init__(model, config)
+        super().__init__(model, config, rows=rows, guard=guard)
         model.probability = probability
         self.value_clip = value_clip
 
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
         """[B, T], 0 outside the responses."""
+        self._start(batch)
         raw = torch.zeros_like(batch.sampler_logprobs)
         for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):
             raw[rows] = self._outputs(batch, rows).cpu()
@@ -51,9 +61,7 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
         """None: V belongs to states of a response."""
         return [None] * len(prompts)
 
-    def update(
-        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
-    ) -> Metrics:
+    def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """The value loss, token mean over each mini-batch."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
         assert before.values is not None, "values are read before they are updated"
@@ -64,7 +72,7 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             for part in microbatches([lengths[row] for row in rows], self.model.tokens_per_microbatch):
                 yield self._loss(batch, values, targets, [rows[index] for index in part], tokens)
 
-        metrics = self._learn(losses, len(batch), expected_rows, seed, guard)
+        metrics = self._learn(losses, len(batch), seed)
         gap = (targets - values).abs()
         return {
             **metrics,

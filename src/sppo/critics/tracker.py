@@ -17,7 +17,6 @@ from sppo.config import OptimizerConfig
 from sppo.critics.critic import Metrics
 from sppo.types import Prompt
 from sppo.update.logprobs import row_logprobs
-from sppo.update.steps import StepGuard
 
 
 @dataclass
@@ -36,28 +35,23 @@ class TrackerCritic:
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1] probabilities."""
-        return torch.tensor([[self.tracker.counts[prompt.id].value] for prompt in batch.prompts])
+        return torch.tensor([[self.tracker.value(prompt.id)] for prompt in batch.prompts])
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
         """v of prompts that were trained on; None for others, such as held-out ones."""
         seen = self.tracker.counts
         return [seen[prompt.id].value if prompt.id in seen else None for prompt in prompts]
 
-    def unseen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Distinct prompts without counts."""
-        new = {prompt.id: prompt for prompt in prompts if prompt.id not in self.tracker.counts}
-        return list(new.values())
+    def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The offline samples, of prompts without counts."""
+        wanted = int(self.options["offline_samples"])
+        return [0 if prompt.id in self.tracker.counts else wanted for prompt in prompts]
 
-    def start(self, prompt: Prompt, rewards: Sequence[float]) -> None:
+    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
         """Begins a prompt's counts."""
         self.tracker.start(prompt.id, rewards)
 
-    def set_prior(self, solve_rate: float) -> None:
-        """Nothing to set: every prompt starts from samples of its own."""
-
-    def update(
-        self, batch: Batch, before: Estimates, credit: Credit, *, expected_rows: int, seed: int, guard: StepGuard
-    ) -> Metrics:
+    def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """Takes the outcomes in, each discounted by how far the policy has moved on the prompt's last response."""
         drift = self._drift(batch)
         for row, rollout in enumerate(batch.rollouts):

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import Config, ModelConfig
+from sppo.config import EngineConfig, ModelConfig, SamplingConfig
+from sppo.config.verification import VerificationConfig
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, RewardError
 from sppo.evaluation.benchmarks import Problems
 from sppo.evaluation.folder import EvaluationFolder, light
 from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, score
 from sppo.evaluation.statistics import MOST_SAMPLES
-from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer, prepare_device
+from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import encode_many, opens_thinking
 from sppo.rollouts.engines import build_engine
@@ -60,8 +61,26 @@ class _Item:
     sample: int
 
 
-def resolve(path: str, config: Config, checkpoint: str = "last") -> Subject:
+@dataclass(frozen=True)
+class Conditions:
+    """What an evaluation depends on beside the model and the problems."""
+
+    sampling: SamplingConfig
+    temperature: float
+    """Of the evaluation."""
+    engine: EngineConfig
+    verification: VerificationConfig
+    seed: int
+    device: torch.device
+
+
+def resolve(path: str, model: ModelConfig, checkpoint: str = "last") -> Subject:
     """Finds the model of a run's checkpoint, or the model itself.
+
+    Args:
+        path: a run folder, or a model's folder or hub name.
+        model: how it is loaded.
+        checkpoint: "best", "last" or "step_N" of a run.
 
     Raises:
         RunFolderError: the run has no such checkpoint.
@@ -69,15 +88,15 @@ def resolve(path: str, config: Config, checkpoint: str = "last") -> Subject:
     folder = Path(path).expanduser()
     if (folder / "config.yaml").is_file():
         saved = require_checkpoint(folder, checkpoint)
-        model = replace(config.model, path=str(saved / "policy"), tokenizer=None, config=None)
-        return Subject(f"{folder} {saved.name}", model, folder / "evaluations" / saved.name)
+        own = replace(model, path=str(saved / "policy"), tokenizer=None, config=None)
+        return Subject(f"{folder} {saved.name}", own, folder / "evaluations" / saved.name)
     name = Path(folder.resolve()).name if folder.exists() else path.rstrip("/").rpartition("/")[2]
-    return Subject(path, config.model, Path("evals") / name)
+    return Subject(path, model, Path("evals") / name)
 
 
 def run_benchmarks(
     subject: Subject,
-    config: Config,
+    conditions: Conditions,
     benchmarks: Sequence[Problems],
     *,
     samples: int,
@@ -90,7 +109,7 @@ def run_benchmarks(
 
     Args:
         subject: the model.
-        config: device, sampling, evaluation.temperature, engine, verification and seed.
+        conditions: sampling, engine, verification, seed and device.
         benchmarks: what to measure on; `limit`: only the first so many problems of each.
         samples: n.
         output: folder to write to, or to go on with; default: the subject's.
@@ -101,14 +120,13 @@ def run_benchmarks(
             outside [0, 1].
     """
     progress = progress or NoProgress()
-    device = prepare_device(config)
     tokenizer = load_tokenizer(subject.model, ALPHABET)
-    tools = verifier_tools(config.verification, device)
+    tools = verifier_tools(conditions.verification, conditions.device)
     graders = {
         problems.name: Grader(reward_function, tools, opens_thinking(problems.prompts[0], tokenizer))
         for problems in benchmarks
     }
-    settings = _settings(subject, config, benchmarks, tokenizer, graders)
+    settings = _settings(subject, conditions, benchmarks, tokenizer, graders)
     _require_samples(samples, settings["sampling"]["temperature"])
     for problems in benchmarks:
         graders[problems.name].prepare(problems.prompts)
@@ -117,7 +135,7 @@ def run_benchmarks(
     lines = {problems.name: _lines(problems, graders) for problems in benchmarks}
     folder = EvaluationFolder.open(output or subject.output, settings, lines)
     try:
-        scores = _Session(subject, config, tokenizer, device, graders, folder, samples, progress).run(
+        scores = _Session(subject, conditions, tokenizer, graders, folder, samples, progress).run(
             [replace(problems, prompts=problems.prompts[:limit]) for problems in benchmarks]
         )
         result = EvaluationResult(
@@ -140,9 +158,8 @@ class _Session:
     """One process's share of an evaluation."""
 
     subject: Subject
-    config: Config
+    conditions: Conditions
     tokenizer: Tokenizer
-    device: torch.device
     graders: Mapping[str, Grader]
     folder: EvaluationFolder
     samples: int
@@ -157,10 +174,10 @@ class _Session:
             self.progress.message(f"{self.folder.path}: {done:,} of {total:,} responses are there already")
         engine, parameters = None, None
         if done < total:
-            policy = load_policy(self.subject.model, self.tokenizer, self.device)
-            engine = build_engine(policy, self.config.engine)
+            policy = load_policy(self.subject.model, self.tokenizer, self.conditions.device)
+            engine = build_engine(policy, self.conditions.engine)
             parameters = sampling_parameters(
-                self.config.sampling, self.tokenizer, policy, self.config.evaluation.temperature
+                self.conditions.sampling, self.tokenizer, policy, self.conditions.temperature
             )
             where = f"{self.folder.path}: every batch of responses is kept; after a stop, the same command goes on"
             self.progress.message(where)
@@ -203,8 +220,8 @@ class _Session:
             if (prompt.id, number) not in there
         ]
         # On a CPU more rows at a time are hardly faster, and it would be long before the first are written.
-        rows = self.config.engine.max_rows
-        rows = rows if self.device.type == "cuda" else min(rows, _CPU_ROWS)
+        rows = self.conditions.engine.max_rows
+        rows = rows if self.conditions.device.type == "cuda" else min(rows, _CPU_ROWS)
         for start in range(0, len(missing), rows):
             yield missing[start : start + rows]
 
@@ -216,7 +233,7 @@ class _Session:
         parameters: SamplingParameters,
         groups: Mapping[str, list[Response]],
     ) -> None:
-        seeds = [derive_seed(self.config.seed, f"{benchmark}/{item.prompt.id}", item.sample) for item in batch]
+        seeds = [derive_seed(self.conditions.seed, f"{benchmark}/{item.prompt.id}", item.sample) for item in batch]
         prompts = [item.prompt for item in batch]
         rollouts = sample(engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seed=seeds)
         verdicts = self.graders[benchmark].grade(rollouts)
@@ -261,15 +278,14 @@ def _record(benchmark: str, item: _Item, rollout: Rollout, verdict: Verdict, gra
 
 def _settings(
     subject: Subject,
-    config: Config,
+    conditions: Conditions,
     benchmarks: Sequence[Problems],
     tokenizer: Tokenizer,
     graders: Mapping[str, Grader],
 ) -> dict[str, Any]:
     """Everything that the responses depend on. Reads and checks all prompts before any weights are loaded."""
-    sampling, path = config.sampling, subject.model.path
+    sampling, path = conditions.sampling, subject.model.path
     assert path is not None, "an evaluated model has a folder or hub name"
-    temperature = sampling.temperature if config.evaluation.temperature is None else config.evaluation.temperature
     context = context_length(load_model_config(subject.model))
     sections = {}
     for problems in benchmarks:
@@ -288,14 +304,14 @@ def _settings(
     return {
         "model": {"name": subject.name, "weights": weights_digest(path)},
         "sampling": {
-            "temperature": temperature,
+            "temperature": conditions.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "max_response_tokens": sampling.max_response_tokens,
             "stop_token_ids": list(sampling.stop_token_ids),
         },
-        "seed": config.seed,
-        "verification": asdict(config.verification),
+        "seed": conditions.seed,
+        "verification": asdict(conditions.verification),
         "versions": versions(),
         "benchmarks": sections,
     }

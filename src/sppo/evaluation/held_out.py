@@ -110,35 +110,45 @@ class Evaluation:
         ]
 
 
-def evaluate(
-    prompts: Sequence[Prompt],
-    engine: Engine,
-    tokenizer: Tokenizer,
-    grader: Grader,
-    parameters: SamplingParameters,
-    *,
-    samples_per_prompt: int,
-    seed: int,
-    critic: Critic | None = None,
-) -> Evaluation:
-    """Samples and grades n responses to each prompt.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out prompts, and what they are measured with."""
 
-    Raises:
-        TrainingError: the verifier failed on every response.
-    """
-    rollouts = sample(engine, prompts, tokenizer, parameters, samples_per_prompt=samples_per_prompt, seed=seed)
-    verdicts = grader.grade(rollouts)
-    if all(verdict.reward is None for verdict in verdicts):
-        why = verdicts[0].error or verdicts[0].reason
-        raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")
-    values = critic.prompt_values(prompts) if critic is not None else [None] * len(prompts)
-    n = samples_per_prompt
-    return Evaluation(
-        tuple(
-            EvaluationRecord(prompt, rollouts[i * n : (i + 1) * n], verdicts[i * n : (i + 1) * n], values[i])
-            for i, prompt in enumerate(prompts)
+    prompts: Sequence[Prompt]
+    engine: Engine
+    tokenizer: Tokenizer
+    grader: Grader
+    sampling: SamplingParameters
+    seed: int
+    critic: Critic | None = None
+    """Its V is held against solve rates."""
+
+    def evaluate(self, samples_per_prompt: int) -> Evaluation:
+        """Samples and grades n responses to each prompt.
+
+        Raises:
+            TrainingError: the verifier failed on every response.
+        """
+        rollouts = sample(
+            self.engine,
+            self.prompts,
+            self.tokenizer,
+            self.sampling,
+            samples_per_prompt=samples_per_prompt,
+            seed=self.seed,
         )
-    )
+        verdicts = self.grader.grade(rollouts)
+        if all(verdict.reward is None for verdict in verdicts):
+            why = verdicts[0].error or verdicts[0].reason
+            raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")
+        values = [None] * len(self.prompts) if self.critic is None else self.critic.prompt_values(self.prompts)
+        n = samples_per_prompt
+        return Evaluation(
+            tuple(
+                EvaluationRecord(prompt, rollouts[i * n : (i + 1) * n], verdicts[i * n : (i + 1) * n], values[i])
+                for i, prompt in enumerate(self.prompts)
+            )
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

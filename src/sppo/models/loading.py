@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import Config, ModelConfig
+from sppo.config import ModelConfig
 from sppo.errors import ModelError
 from sppo.models.tokenizers import character_tokenizer
 
@@ -49,15 +49,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def prepare_device(config: Config) -> torch.device:
-    """Sets torch and transformers up as the options say, before any model is loaded; returns where models run.
+def prepare_device(name: str, threads: int | None) -> torch.device:
+    """Sets torch and transformers up before any model is loaded; returns where models run.
+
+    Args:
+        name: "auto", "cpu" or "cuda".
+        threads: CPU threads of torch; None: all cores.
 
     Raises:
         ModelError: as `pick_device`.
     """
-    device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    device = pick_device(name)
+    if threads is not None:
+        torch.set_num_threads(threads)
     # Bars for loading and saving would run across the display of our own progress.
     transformers.utils.logging.disable_progress_bar()
     return device

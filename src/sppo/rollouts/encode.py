@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import Config, DataConfig
+from sppo.config import DataConfig
 from sppo.errors import ConfigError, DataError
 from sppo.models.chat import render
 from sppo.models.packing import TokenRow
@@ -66,18 +66,23 @@ def filter_overlong(
     return kept, (f"{found}; left out.",)
 
 
-def require_context(config: Config, length: int | None, name: str) -> None:
+def require_context(prompt_tokens: int, response_tokens: int, length: int | None, name: str) -> None:
     """Refuses sequences longer than a model's context.
+
+    Args:
+        prompt_tokens: longest prompt.
+        response_tokens: longest response.
+        length: of the context; None: any.
+        name: of the model, for the message.
 
     Raises:
         ConfigError: names the lengths.
     """
-    wanted = config.data.max_prompt_tokens + config.sampling.max_response_tokens
+    wanted = prompt_tokens + response_tokens
     if length is not None and wanted > length:
         raise ConfigError(
-            f"data.max_prompt_tokens {config.data.max_prompt_tokens} + sampling.max_response_tokens "
-            f"{config.sampling.max_response_tokens} = {wanted} tokens, but {name} was made for {length}. "
-            "Lower one of them."
+            f"data.max_prompt_tokens {prompt_tokens} + sampling.max_response_tokens {response_tokens} = {wanted} "
+            f"tokens, but {name} was made for {length}. Lower one of them."
         )
 
 

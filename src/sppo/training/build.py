@@ -1,10 +1,12 @@
-"""From options to parts: everything a run needs, checked and loaded in an order that fails early and cheaply."""
+"""From options to a run: everything it needs, checked and loaded in an order that fails early and cheaply.
+
+The options are read here and no further: what the loop works with holds the few values that it uses.
+"""
 
 from __future__ import annotations
 
-import random
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,25 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import Algorithm, check_algorithm, choose_algorithm, resolve_options
-from sppo.config import Config, ModelConfig
+from sppo.algorithms.table import (
+    Algorithm,
+    check_algorithm,
+    choose_algorithm,
+    needs_reference,
+    resolve_loss,
+    resolve_options,
+    uses_dynamic_sampling,
+)
+from sppo.config import Config
 from sppo.config.ranges import require_divisor, validate
+from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
-from sppo.critics.models import Model, PromptCritic, TokenCritic, make_value_model
-from sppo.critics.prompt import PromptModelCritic
-from sppo.critics.token import TokenModelCritic, value_clip_of
-from sppo.critics.tracker import TrackerCritic
-from sppo.data.prompts import hold_out
 from sppo.data.stream import PromptStream
-from sppo.data.tasks import demonstrations, load_prompts, prompt_key
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
+from sppo.errors import ConfigError
+from sppo.evaluation.held_out import HeldOut
 from sppo.models.loading import (
     context_length,
-    embedded_tokens,
     load_model_config,
     load_policy,
     load_tokenizer,
@@ -37,19 +42,33 @@ from sppo.models.loading import (
     require_end_token,
 )
 from sppo.models.packing import TokenRow
-from sppo.models.process_rewards import ProcessRewards, load_process_rewards
+from sppo.models.process_rewards import load_process_rewards
 from sppo.models.scoring import verifier_tools
-from sppo.rollouts.encode import encode_demonstrations, encode_many, filter_overlong, opens_thinking, require_context
+from sppo.rollouts.encode import opens_thinking, require_context
 from sppo.rollouts.engines import build_engine, require_engine
-from sppo.rollouts.engines.engine import Engine, SamplingParameters
+from sppo.rollouts.engines.engine import Engine
 from sppo.rollouts.sample import sampling_parameters
-from sppo.runs.checkpoint import TrainingState, find_checkpoint, load_optimizers, load_state, restore_random_state
+from sppo.runs.checkpoint import (
+    TrainingState,
+    count_checkpoints,
+    find_checkpoint,
+    load_optimizers,
+    load_state,
+    restore_random_state,
+)
+from sppo.runs.folder import RunFolder
+from sppo.runs.progress import Progress
 from sppo.runs.seeds import derive_seed
-from sppo.runs.sinks import require_sinks
+from sppo.runs.sinks import Sinks, require_sinks
+from sppo.training.collate import LengthRules
+from sppo.training.collect import Collector
+from sppo.training.loop import Parts, Run, Schedule, WarmStart
+from sppo.training.prompts import Prompts, load_data, load_demonstrations
+from sppo.training.record import Recorder
 from sppo.training.rules import check_rewards
-from sppo.types import Prompt
-from sppo.update.steps import make_optimizer
-from sppo.verifiers.functions import load_function
+from sppo.update.learner import PolicyLearner
+from sppo.update.steps import StepGuard, make_optimizer
+from sppo.verifiers.functions import RewardFunction, load_function
 from sppo.verifiers.grading import Grader
 from sppo.verifiers.tools import Tools
 
@@ -63,30 +82,6 @@ class Given:
     rows: Iterable[Mapping[str, Any]] | None = None
     held_out_rows: Iterable[Mapping[str, Any]] | None = None
     reward_function: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything the loop works with."""
-
-    algorithm: Algorithm
-    tokenizer: Tokenizer
-    policy: PreTrainedModel
-    critic: Critic | None
-    optimizers: dict[str, torch.optim.Optimizer]
-    """AdamW by name: "policy", and "critic" where there is one."""
-    engine: Engine
-    grader: Grader
-    process: ProcessRewards | None
-    """Scores single steps of training's responses, where asked for."""
-    stream: PromptStream
-    held_out: tuple[Prompt, ...]
-    training_sampling: SamplingParameters
-    evaluation_sampling: SamplingParameters
-    demonstrations: tuple[list[TokenRow], ...]
-    """Encoded demonstrations of each fine-tuning phase; empty where a checkpoint is past them."""
-    notes: tuple[str, ...]
-    """What the loaders left out, for people."""
 
 
 def check(config: Config, given: Given) -> Config:
@@ -111,162 +106,167 @@ def check(config: Config, given: Given) -> Config:
         critic_loss=config.critic.loss,
         process_rewards=config.verification.process.used,
     )
-    if choose_algorithm(config.algorithm.name, config.critic.loss).critic in ("prompt", "token"):
+    algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
+    if algorithm.critic in ("prompt", "token"):
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
-    check_rewards(config, has_reward_function=given.reward_function is not None)
+    sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
+    check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config)
     require_engine(config.engine.name)
     return config
 
 
-def build(config: Config, given: Given, checkpoint: Path | None = None, *, fine_tuning: bool = False) -> Parts:
-    """Loads data, models, critic and engine; from a checkpoint where one is given.
+@contextmanager
+def open_run(
+    config: Config, given: Given, *, resume: bool, progress: Progress, fine_tuning: bool = False
+) -> Iterator[tuple[Run, Parts, Recorder]]:
+    """Checks and loads everything, makes or opens the run folder, and gives processes and files back at the end.
 
     Args:
         config: all options.
         given: what a Python program handed over.
+        resume: go on from the last checkpoint in `config.output`.
+        progress: told how far it is.
+        fine_tuning: only the supervised phases will run.
+
+    Raises:
+        SppoError: whatever is missing or doesn't fit together, before anything is written.
+    """
+    config = check(config, given)
+    folder = RunFolder.require_resumable(config) if resume else RunFolder.require_new(config)
+    checkpoint = find_checkpoint(folder.path) if resume else None
+    state = TrainingState() if checkpoint is None else load_state(checkpoint)
+    if config.steps < state.step:
+        raise ConfigError(
+            f"steps is {config.steps}, but the run is at step {state.step} already. Give as many or more."
+        )
+    guard = StepGuard(config.optimizer.max_skipped_steps, state.skipped_optimizer_steps, dict(state.skipped_in_a_row))
+    recorder = Recorder(folder, progress, state, choose_algorithm(config.algorithm.name, config.critic.loss))
+    with recorder.timing("load"):
+        parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
+        if checkpoint is not None:
+            restore(parts, checkpoint, state)
+    try:
+        # The ones to keep, the best, and one that is being written.
+        missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
+        folder.require_space(parts.checkpoint_bytes * missing)
+        folder = RunFolder.reopen(config) if resume else RunFolder.create(config)
+        recorder.sinks = Sinks(config, folder.path)
+        for note in parts.notes:
+            progress.message(note)
+        yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
+    finally:
+        parts.engine.close()
+        recorder.close()
+
+
+def _schedule(config: Config, parts: Parts) -> Schedule:
+    """What is due when."""
+    return Schedule(
+        steps=config.steps,
+        evaluate_every=config.evaluation.every,
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        record_every=config.logging.rollouts_every,
+        critic_alone=0 if parts.algorithm.critic is None else config.critic.warmup_steps,
+        samples=config.evaluation.samples_per_prompt,
+        final_samples=config.evaluation.final_samples_per_prompt,
+    )
+
+
+def build(
+    config: Config,
+    given: Given,
+    checkpoint: Path | None = None,
+    *,
+    guard: StepGuard | None = None,
+    fine_tuning: bool = False,
+) -> Parts:
+    """Loads data, models, critic and engine; from a checkpoint where one is given.
+
+    Args:
+        config: all options, checked.
+        given: what a Python program handed over.
         checkpoint: to go on from.
+        guard: takes the optimiser steps.
         fine_tuning: only the supervised phases will run, which need no critic.
 
     Raises:
         SppoError: whatever is missing or doesn't fit together.
     """
+    guard = guard or StepGuard(config.optimizer.max_skipped_steps)
     algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
-    device = prepare_device(config)
+    device = prepare_device(config.device, config.threads)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
     require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")
     architecture = load_model_config(config.model) if given.model is None else given.model.config
-    require_context(config, context_length(architecture), "the model")
-    reward_function = given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
-    training, held_out, notes = load_data(config, given, tokenizer, has_reward_function=reward_function is not None)
-    grader = Grader(
-        reward_function, verifier_tools(config.verification, device), opens_thinking(training[0], tokenizer)
-    )
-    grader.prepare([*training, *held_out])
+    _require_context(config, context_length(architecture), "the model")
+    reward_function = reward_function_of(config, given)
+    prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
+    tools = verifier_tools(config.verification, device)
+    grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
+    grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else load_process_rewards(config.verification.process, tokenizer, str(device))
-    shown = () if checkpoint is not None else load_demonstrations(config, given, tokenizer, held_out)
+    warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
     policy = _policy(config, given, tokenizer, device, checkpoint)
-    critic = None
-    if algorithm.critic is not None and not fine_tuning:
-        critic = _critic(config, algorithm, policy, tokenizer, checkpoint)
-        if isinstance(critic, PromptModelCritic):
-            require_readable(critic.model, [*training, *held_out])
-    options = config.optimizer
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "policy": make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas)
-    }
-    if critic is not None:
-        optimizers.update(critic.optimizers)
+    learner = _learner(config, algorithm, policy, guard)
+    critic: Critic = build_critic(
+        None if fine_tuning else algorithm.critic,
+        config.critic,
+        Owner(
+            policy,
+            tokenizer,
+            algorithm,
+            resolve_options(algorithm, config.algorithm),
+            config.optimizer,
+            config.sampling,
+            config.data.max_prompt_tokens,
+            (*prompts.training, *prompts.held_out),
+        ),
+        saved=None if checkpoint is None else checkpoint / "critic",
+        rows=config.sequences_per_step,
+        guard=guard,
+    )
+    engine = build_engine(policy, config.engine)
+    stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
+    sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
     return Parts(
         algorithm=algorithm,
+        options=resolve_options(algorithm, config.algorithm),
         tokenizer=tokenizer,
-        policy=policy,
+        policy=learner,
         critic=critic,
-        optimizers=optimizers,
-        engine=build_engine(policy, config.engine),
+        optimizers={"policy": learner.adam, **critic.optimizers},
+        engine=engine,
         grader=grader,
-        process=process,
-        stream=PromptStream(training, derive_seed(config.seed, "data")),
-        held_out=held_out,
-        training_sampling=sampling_parameters(config.sampling, tokenizer, policy),
-        evaluation_sampling=sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature),
-        demonstrations=shown,
-        notes=notes,
+        collector=_collector(config, algorithm, learner, critic, engine, tokenizer, grader, process, stream),
+        held_out=HeldOut(
+            prompts.held_out, engine, tokenizer, grader, sampling, derive_seed(config.seed, "evaluation"), critic
+        ),
+        warm_start=warm_start,
+        load_reference=_reference_loader(config, tokenizer) if needs_reference(algorithm, config.algorithm) else None,
+        notes=prompts.notes,
     )
 
 
-def load_demonstrations(
-    config: Config, given: Given, tokenizer: Tokenizer, held_out: Sequence[Prompt]
-) -> tuple[list[TokenRow], ...]:
-    """Returns the encoded demonstrations of each fine-tuning phase, none of a held-out prompt.
-
-    Raises:
-        DataError: the data has no demonstrations, or none but of held-out prompts.
-    """
-    unseen = {prompt_key(prompt.text) for prompt in held_out}
-    phases = []
-    for number, phase in enumerate(config.sft.phases, start=1):
-        seed = derive_seed(config.seed, "demonstrations", number)
-        shown = demonstrations(config.data, phase.demonstrations, seed, given.rows)
-        kept = [prompt for prompt in shown if prompt_key(prompt.text) not in unseen]
-        if not kept:
-            raise DataError(f"All {len(shown)} demonstrations are of held-out prompts; lower evaluation.prompts.")
-        phases.append(encode_demonstrations(kept, tokenizer))
-    return tuple(phases)
-
-
-def require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
-    """Refuses prompts that are empty or too long for the critic, in tokens of its own tokenizer.
-
-    Raises:
-        DataError: names the first such prompt.
-    """
-    limit = context_length(critic.trunk.config)
-    for prompt, ids in zip(prompts, encode_many(list(prompts), critic.tokenizer), strict=True):
-        if not ids or (limit is not None and len(ids) > limit):
-            raise DataError(
-                f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
-                f"{limit}. Lower data.max_prompt_tokens, or choose another critic."
-            )
-
-
-@torch.no_grad()
-def require_causal(critic: TokenCritic) -> None:
-    """Refuses trunks that read ahead: V before a token would know the tokens after it.
-
-    Raises:
-        ModelError: the trunk's first state depends on its last token.
-    """
-    first = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=critic.device) % embedded_tokens(critic.trunk)
-    states = critic.trunk(input_ids=first).last_hidden_state[:, 0]
-    if not torch.allclose(states[0].float(), states[1].float(), rtol=1e-4, atol=1e-4):
-        raise ModelError(
-            f"The critic's trunk, {critic.trunk.config.model_type}, reads a response in both directions, so that the "
-            "value of a token would know what comes after it. Choose a causal model for a token critic."
-        )
-
-
-def load_data(
-    config: Config, given: Given, tokenizer: Tokenizer, *, has_reward_function: bool
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...], tuple[str, ...]]:
-    """Returns training prompts, held-out prompts, and notes on what was left out.
-
-    Raises:
-        DataError: see the loaders; also where no training prompts are left.
-    """
-    require_gold = not has_reward_function
-    tools = Tools(config.verification)
-    loaded = load_prompts(config.data, seed=config.seed, rows=given.rows, require_gold=require_gold, tools=tools)
-    kept, overlong = filter_overlong(loaded.prompts, tokenizer, config.data)
-    notes = (*loaded.notes, *overlong)
-    if given.held_out_rows is None and config.evaluation.data is None:
-        training, held_out = hold_out(kept, config.evaluation.prompts, derive_seed(config.seed, "held out"))
-        return tuple(training), tuple(held_out), notes
-    held_out_prompts, more = load_held_out(config, tokenizer, given.held_out_rows, require_gold=require_gold)
-    return kept, held_out_prompts, (*notes, *more)
-
-
-def load_held_out(
-    config: Config, tokenizer: Tokenizer, rows: Iterable[Mapping[str, Any]] | None, *, require_gold: bool
-) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """Returns the prompts of evaluation.data, or of rows that were handed over, and notes on what was left out.
-
-    Raises:
-        DataError: see the loaders.
-    """
-    data = config.evaluation.data
-    if data is None or rows is not None:
-        data = replace(config.data, task="rows", path=None, limit=None, options={})
-    tools = Tools(config.verification)
-    loaded = load_prompts(
-        data, seed=config.seed, rows=rows, require_gold=require_gold, tools=tools, key="evaluation.data"
+def load_prompts(config: Config, given: Given, tokenizer: Tokenizer, *, has_reward_function: bool) -> Prompts:
+    """Loads what a run reads; raises as `load_data`."""
+    return load_data(
+        config.data,
+        config.evaluation,
+        tokenizer,
+        seed=config.seed,
+        tools=Tools(config.verification),
+        require_gold=not has_reward_function,
+        rows=given.rows,
+        held_out_rows=given.held_out_rows,
     )
-    kept, overlong = filter_overlong(loaded.prompts, tokenizer, data, key="evaluation.data")
-    if len(kept) > config.evaluation.prompts:
-        # The same for every seed, so that runs can be compared; at random, as files are often sorted by topic.
-        kept = tuple(random.Random(0).sample(kept, config.evaluation.prompts))
-    return kept, (*loaded.notes, *overlong)
+
+
+def reward_function_of(config: Config, given: Given) -> RewardFunction | None:
+    """The user's reward function, handed over or named in data.reward; None where verifiers judge."""
+    return given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
 
 
 def require_data(folder: Path, config: Config) -> None:
@@ -285,82 +285,84 @@ def require_data(folder: Path, config: Config) -> None:
         )
 
 
-def load_reference(config: Config, parts: Parts, folder: Path, step: int) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming.
-
-    Raises:
-        RunFolderError: the run is past step 0 and its reference is gone.
-    """
-    if not folder.is_dir():
-        if step:
-            raise RunFolderError(
-                f"{folder} is missing: the policy that the run started from, which the KL term or the joint ratio "
-                f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
-            )
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        parts.policy.save_pretrained(temporary)
-        temporary.rename(folder)
-    options = replace(config.model, path=str(folder), gradient_checkpointing=False)
-    return load_policy(options, parts.tokenizer, parts.policy.device).requires_grad_(False)
-
-
-def restore(parts: Parts, checkpoint: Path) -> TrainingState:
+def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
     """Puts optimisers, generators and the data cursor back to where the checkpoint was made."""
-    state = load_state(checkpoint)
     load_optimizers(checkpoint, parts.optimizers)
-    parts.stream.load_state_dict(state.stream)
+    parts.collector.stream.load_state_dict(state.stream)
     restore_random_state(checkpoint)
-    return state
+    parts.engine.load_weights(parts.policy.model, state.step)
 
 
-def resume_point(config: Config) -> Path | None:
-    """The checkpoint that a resumed run starts from; None where it was stopped before its first."""
-    return find_checkpoint(Path(config.output), "last")
+def _require_context(config: Config, length: int | None, name: str) -> None:
+    require_context(config.data.max_prompt_tokens, config.sampling.max_response_tokens, length, name)
 
 
 def _policy(
     config: Config, given: Given, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
 ) -> PreTrainedModel:
     if checkpoint is not None:
-        saved: ModelConfig = replace(config.model, path=str(checkpoint / "policy"))
-        return load_policy(saved, tokenizer, device)
+        return load_policy(replace(config.model, path=str(checkpoint / "policy")), tokenizer, device)
     if given.model is not None:
         return prepare_policy(given.model, tokenizer, device, config.model.gradient_checkpointing)
     return load_policy(config.model, tokenizer, device)
 
 
-def _critic(
-    config: Config, algorithm: Algorithm, policy: PreTrainedModel, tokenizer: Tokenizer, checkpoint: Path | None
-) -> Critic:
-    options = resolve_options(algorithm, config.algorithm)
-    saved = None if checkpoint is None else checkpoint / "critic"
-    if algorithm.critic == "tracker":
-        tracker = TrackerCritic(policy, options, config.optimizer, config.sampling.temperature)
-        if saved is not None:
-            tracker.load(saved)
-        return tracker
-    if algorithm.critic == "token":
-        model = _value_model(TokenCritic, config, policy, tokenizer, saved)
-        require_context(config, context_length(model.trunk.config), "the critic")
-        require_causal(model)
-        return TokenModelCritic(
-            model,
-            config.critic,
-            probability=algorithm.value_loss == "bce",
-            value_clip=value_clip_of(algorithm, options),
-        )
-    return PromptModelCritic(_value_model(PromptCritic, config, policy, tokenizer, saved), config.critic, tokenizer)
-
-
-def _value_model(
-    kind: type[Model], config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, saved: Path | None
-) -> Model:
-    if saved is None:
-        return make_value_model(kind, config, policy, tokenizer)
-    return kind.from_pretrained(
-        saved,
-        device=policy.device,
-        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
-        gradient_checkpointing=config.critic.gradient_checkpointing,
+def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guard: StepGuard) -> PolicyLearner:
+    options = config.optimizer
+    return PolicyLearner(
+        model=policy,
+        adam=make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas),
+        algorithm=config.algorithm,
+        loss=resolve_loss(algorithm, config.algorithm),
+        optimizer=options,
+        sampling=config.sampling,
+        rows=config.sequences_per_step,
+        guard=guard,
     )
+
+
+def _collector(
+    config: Config,
+    algorithm: Algorithm,
+    learner: PolicyLearner,
+    critic: Critic,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    grader: Grader,
+    process: Any,
+    stream: PromptStream,
+) -> Collector:
+    dynamic, options = uses_dynamic_sampling(algorithm, config.algorithm), config.algorithm
+    return Collector(
+        stream=stream,
+        engine=engine,
+        tokenizer=tokenizer,
+        grader=grader,
+        process=process,
+        critic=critic,
+        algorithm=algorithm,
+        sampling=sampling_parameters(config.sampling, tokenizer, learner.model),
+        prompts=config.prompts_per_step,
+        samples=config.sampling.samples_per_prompt,
+        rounds=options.dynamic_sampling_rounds if dynamic else None,
+        rules=LengthRules(options.truncated, config.sampling.max_response_tokens, options.overlong_penalty_tokens),
+        process_weight=config.verification.process.weight if config.verification.process.used else 0.0,
+        seed=config.seed,
+    )
+
+
+def _warm_start(config: Config, given: Given, tokenizer: Tokenizer, prompts: Prompts) -> WarmStart:
+    shown: tuple[list[TokenRow], ...] = load_demonstrations(
+        config.sft.phases, config.data, tokenizer, prompts.held_out, seed=config.seed, rows=given.rows
+    )
+    return WarmStart(tuple(config.sft.phases), shown, config.sft, config.optimizer)
+
+
+def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, torch.device], PreTrainedModel]:
+    """Loads a frozen policy from a folder, as the model's options say."""
+    options = replace(config.model, gradient_checkpointing=False)
+
+    def load(folder: Path, device: torch.device) -> PreTrainedModel:
+        return load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
+
+    return load

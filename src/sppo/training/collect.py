@@ -1,7 +1,7 @@
 """One step's responses, graded: sampled ones, and whatever else the algorithm's baseline needs.
 
-Everything that is generated is counted, also greedy responses (ReMax), a tracker's first samples (SPO) and groups that
-dynamic sampling throws away (DAPO): a comparison by responses would be unfair otherwise.
+Everything that is generated is counted, also greedy responses (ReMax), the outcomes that a critic lacks of a prompt
+(SPO) and groups that dynamic sampling throws away (DAPO): a comparison by responses would be unfair otherwise.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sppo.algorithms.table import resolve_options, uses_dynamic_sampling
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch
-from sppo.config import Config
+from sppo.critics.critic import Critic
+from sppo.data.stream import PromptStream
 from sppo.errors import RewardError, TrainingError
-from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.models.process_rewards import ProcessRewards
+from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import sample
 from sppo.runs.seeds import derive_seed
-from sppo.training.build import Parts
 from sppo.training.collate import LengthRules, collate
 from sppo.types import Prompt, Rollout, Verdict
+from sppo.verifiers.grading import Grader
 
 Group = tuple[list[Rollout], list[Verdict]]
 """The G responses to one drawing of a prompt."""
@@ -59,84 +63,140 @@ class Collected:
     grading_seconds: float
 
 
-def collect(parts: Parts, config: Config, step: int) -> Collected:
-    """Samples and grades one step's responses.
+@dataclass(frozen=True)
+class Collector:
+    """Samples and grades each step's responses."""
 
-    Raises:
-        TrainingError: dynamic sampling found no group that is neither all right nor all wrong.
-    """
-    clock = Clock()
-    kept, discarded = _sample_groups(parts, config, step, clock)
-    extra = [rollout for group in discarded for rollout in group[0]]
-    rollouts = [rollout for group in kept for rollout in group[0]]
-    verdicts = [verdict for group in kept for verdict in group[1]]
-    if parts.process is not None:
-        with clock.running():
-            submissions = [parts.grader.submission(rollout) for rollout in rollouts]
-            verdicts = parts.process.add(rollouts, submissions, verdicts)
-    prompts = [group[0][0].prompt for group in kept]
-    greedy, more = _greedy_rewards(parts, config, prompts, step, clock)
-    extra += more + _start_critic(parts, config, prompts, step, clock)
-    size = config.sampling.samples_per_prompt
-    return Collected(
-        rollouts=rollouts,
-        verdicts=verdicts,
-        groups=[index for index in range(len(kept)) for _ in range(size)],
-        greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(size)],
-        extra_responses=len(extra),
-        extra_tokens=sum(len(rollout.completion.token_ids) for rollout in extra),
-        discarded_groups=len(discarded),
-        grading_seconds=clock.seconds,
-    )
+    stream: PromptStream
+    engine: Engine
+    tokenizer: Tokenizer
+    grader: Grader
+    process: ProcessRewards | None
+    """Scores single steps of the responses, where asked for."""
+    critic: Critic
+    algorithm: Algorithm
+    sampling: SamplingParameters
+    prompts: int
+    """P."""
+    samples: int
+    """G."""
+    rounds: int | None
+    """Most rounds of dynamic sampling; None: groups that are all right or all wrong are kept."""
+    rules: LengthRules
+    process_weight: float
+    seed: int
 
+    def collect(self, step: int) -> Collected:
+        """Samples and grades one step's responses.
 
-def _sample_groups(parts: Parts, config: Config, step: int, clock: Clock) -> tuple[list[Group], list[Group]]:
-    """Groups to train on, and groups that dynamic sampling threw away."""
-    dynamic = uses_dynamic_sampling(parts.algorithm, config.algorithm)
-    rounds = config.algorithm.dynamic_sampling_rounds if dynamic else 1
-    wanted, size = config.prompts_per_step, config.sampling.samples_per_prompt
-    kept: list[Group] = []
-    discarded: list[Group] = []
-    for number in range(rounds):
-        prompts = parts.stream.take(wanted)
-        purpose = f"sampling {number}"
-        rollouts, verdicts = _sample(parts, config, prompts, parts.training_sampling, size, purpose, step, clock)
-        for start in range(0, len(rollouts), size):
-            group = (rollouts[start : start + size], verdicts[start : start + size])
-            usable = len(kept) < wanted and (not dynamic or _is_mixed(group[1]))
-            (kept if usable else discarded).append(group)
-        if len(kept) == wanted:
-            break
-    if not kept:
-        raise TrainingError(
-            f"In {rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
-            "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
+        Raises:
+            TrainingError: dynamic sampling found no group that is neither all right nor all wrong.
+        """
+        clock = Clock()
+        kept, discarded = self._sample_groups(step, clock)
+        extra = [rollout for group in discarded for rollout in group[0]]
+        rollouts = [rollout for group in kept for rollout in group[0]]
+        verdicts = [verdict for group in kept for verdict in group[1]]
+        if self.process is not None:
+            with clock.running():
+                submissions = [self.grader.submission(rollout) for rollout in rollouts]
+                verdicts = self.process.add(rollouts, submissions, verdicts)
+        prompts = [group[0][0].prompt for group in kept]
+        greedy, more = self._greedy_rewards(prompts, step, clock)
+        extra += more + self._start_critic(prompts, step, clock)
+        return Collected(
+            rollouts=rollouts,
+            verdicts=verdicts,
+            groups=[index for index in range(len(kept)) for _ in range(self.samples)],
+            greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(self.samples)],
+            extra_responses=len(extra),
+            extra_tokens=sum(len(rollout.completion.token_ids) for rollout in extra),
+            discarded_groups=len(discarded),
+            grading_seconds=clock.seconds,
         )
-    return kept, discarded
 
+    def batch(self, collected: Collected) -> Batch:
+        """The responses that have a reward, as tensors.
 
-def batch_of(collected: Collected, config: Config) -> Batch:
-    """The responses that have a reward, as tensors.
+        Raises:
+            TrainingError: none has.
+        """
+        return collate(
+            collected.rollouts,
+            collected.verdicts,
+            groups=collected.groups,
+            greedy_rewards=collected.greedy_rewards,
+            rules=self.rules,
+            process_weight=self.process_weight,
+        )
 
-    Raises:
-        TrainingError: none has.
-    """
-    process = config.verification.process
-    return collate(
-        collected.rollouts,
-        collected.verdicts,
-        groups=collected.groups,
-        greedy_rewards=collected.greedy_rewards,
-        rules=length_rules(config),
-        process_weight=process.weight if process.used else 0.0,
-    )
+    def _sample_groups(self, step: int, clock: Clock) -> tuple[list[Group], list[Group]]:
+        """Groups to train on, and groups that dynamic sampling threw away."""
+        kept: list[Group] = []
+        discarded: list[Group] = []
+        for number in range(self.rounds or 1):
+            prompts = self.stream.take(self.prompts)
+            rollouts, verdicts = self._sample(prompts, self.sampling, self.samples, f"sampling {number}", step, clock)
+            for start in range(0, len(rollouts), self.samples):
+                group = (rollouts[start : start + self.samples], verdicts[start : start + self.samples])
+                usable = len(kept) < self.prompts and (self.rounds is None or _is_mixed(group[1]))
+                (kept if usable else discarded).append(group)
+            if len(kept) == self.prompts:
+                break
+        if not kept:
+            raise TrainingError(
+                f"In {self.rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
+                "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
+            )
+        return kept, discarded
 
+    def _sample(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParameters,
+        samples_per_prompt: int,
+        purpose: str,
+        step: int,
+        clock: Clock,
+    ) -> tuple[list[Rollout], list[Verdict]]:
+        seed = derive_seed(self.seed, purpose, step)
+        rollouts = sample(
+            self.engine, prompts, self.tokenizer, sampling, samples_per_prompt=samples_per_prompt, seed=seed
+        )
+        with clock.running():
+            verdicts = self.grader.grade(rollouts)
+        if self.algorithm.needs_unit_rewards:
+            require_unit_rewards(rollouts, verdicts)
+        return rollouts, verdicts
 
-def length_rules(config: Config) -> LengthRules:
-    """What becomes of responses at or near the length limit."""
-    return LengthRules(
-        config.algorithm.truncated, config.sampling.max_response_tokens, config.algorithm.overlong_penalty_tokens
-    )
+    def _greedy_rewards(
+        self, prompts: Sequence[Prompt], step: int, clock: Clock
+    ) -> tuple[list[float] | None, list[Rollout]]:
+        if not self.algorithm.greedy_baseline:
+            return None, []
+        greedy = replace(self.sampling, temperature=0.0)
+        rollouts, verdicts = self._sample(prompts, greedy, 1, "greedy", step, clock)
+        # The baseline is of the same reward as what it is taken from: with its overlong penalty.
+        rewards = [
+            math.nan if verdict.reward is None else verdict.reward + self.rules.penalty(rollout)
+            for rollout, verdict in zip(rollouts, verdicts, strict=True)
+        ]
+        return rewards, rollouts
+
+    def _start_critic(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[Rollout]:
+        """Samples the outcomes that the critic lacks of these prompts, and shows them to it."""
+        distinct = list({prompt.id: prompt for prompt in prompts}.values())
+        lacking = self.critic.lacking(distinct)
+        wanted = [(prompt, count) for prompt, count in zip(distinct, lacking, strict=True) if count]
+        asked = [prompt for prompt, count in wanted for _ in range(count)]
+        if not asked:
+            return []
+        rollouts, verdicts = self._sample(asked, self.sampling, 1, "offline", step, clock)
+        judged = iter(verdicts)
+        for prompt, count in wanted:
+            rewards = [next(judged).reward for _ in range(count)]
+            self.critic.observe(prompt, [reward for reward in rewards if reward is not None])
+        return rollouts
 
 
 def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
@@ -155,64 +215,6 @@ def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict
             )
 
 
-def _sample(
-    parts: Parts,
-    config: Config,
-    prompts: Sequence[Prompt],
-    sampling: SamplingParameters,
-    samples_per_prompt: int,
-    purpose: str,
-    step: int,
-    clock: Clock,
-) -> tuple[list[Rollout], list[Verdict]]:
-    rollouts = sample(
-        parts.engine,
-        prompts,
-        parts.tokenizer,
-        sampling,
-        samples_per_prompt=samples_per_prompt,
-        seed=derive_seed(config.seed, purpose, step),
-    )
-    with clock.running():
-        verdicts = parts.grader.grade(rollouts)
-    if parts.algorithm.needs_unit_rewards:
-        require_unit_rewards(rollouts, verdicts)
-    return rollouts, verdicts
-
-
 def _is_mixed(verdicts: Sequence[Verdict]) -> bool:
     rewards = {verdict.reward for verdict in verdicts if verdict.reward is not None}
     return len(rewards) > 1
-
-
-def _greedy_rewards(
-    parts: Parts, config: Config, prompts: Sequence[Prompt], step: int, clock: Clock
-) -> tuple[list[float] | None, list[Rollout]]:
-    if not parts.algorithm.greedy_baseline:
-        return None, []
-    greedy = replace(parts.training_sampling, temperature=0.0)
-    rollouts, verdicts = _sample(parts, config, prompts, greedy, 1, "greedy", step, clock)
-    # The baseline is of the same reward as what it is taken from: with its overlong penalty.
-    rules = length_rules(config)
-    rewards = [
-        math.nan if verdict.reward is None else verdict.reward + rules.penalty(rollout)
-        for rollout, verdict in zip(rollouts, verdicts, strict=True)
-    ]
-    return rewards, rollouts
-
-
-def _start_critic(parts: Parts, config: Config, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[Rollout]:
-    """Samples offline responses for prompts that the critic has never seen."""
-    unseen = [] if parts.critic is None else parts.critic.unseen(prompts)
-    if parts.critic is None or not unseen:
-        return []
-    count = int(resolve_options(parts.algorithm, config.algorithm)["offline_samples"])
-    if count == 0:
-        for prompt in unseen:
-            parts.critic.start(prompt, [])
-        return []
-    rollouts, verdicts = _sample(parts, config, unseen, parts.training_sampling, count, "offline", step, clock)
-    for index, prompt in enumerate(unseen):
-        mine = verdicts[index * count : (index + 1) * count]
-        parts.critic.start(prompt, [verdict.reward for verdict in mine if verdict.reward is not None])
-    return rollouts

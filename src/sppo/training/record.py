@@ -1,26 +1,148 @@
-"""What a run writes down: metrics of a step, the audit record of every response, the summary at the end."""
+"""What a run writes down: metrics of a step, the record of every response, the summary at the end.
+
+The recorder is told what happened, and keeps clocks, counters and metrics, so that the loop doesn't.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch, Credit, Estimates
-from sppo.config import Config
-from sppo.evaluation.calibration import calibration_metrics, regression_metrics
+from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
 from sppo.evaluation.held_out import Evaluation
 from sppo.runs.checkpoint import TrainingState
+from sppo.runs.folder import RunFolder
+from sppo.runs.progress import Progress
+from sppo.runs.sinks import Sinks
 from sppo.runs.versions import versions
-from sppo.types import Rollout, Verdict
-from sppo.verifiers.grading import Grader
+from sppo.training.collect import Collected
+from sppo.types import Rollout
+from sppo.verifiers.grading import Grader, grading_metrics
+
+Metrics = dict[str, float]
 
 
-def audit_records(
+class Recorder:
+    """Clocks, counters, metrics and messages of one run."""
+
+    def __init__(self, folder: RunFolder, progress: Progress, state: TrainingState, algorithm: Algorithm) -> None:
+        self.folder = folder
+        self.progress = progress
+        self.state = state
+        self.algorithm = algorithm
+        self.sinks: Sinks | None = None
+        """Other places for the metrics, once the run folder is there."""
+        self.newest: Metrics = {}
+        """The last line that was written."""
+        self._since = self._step_began = self._mark = time.perf_counter()
+        self._metrics: Metrics = {}
+
+    # Clocks
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Adds the block's wall-clock seconds to the phase."""
+        began = time.perf_counter()
+        yield
+        self._add_seconds(phase, time.perf_counter() - began)
+
+    def count_time(self) -> None:
+        """Brings the run's total seconds up to now."""
+        now = time.perf_counter()
+        self._add_seconds("total", now - self._since)
+        self._since = now
+
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        self.state.seconds[phase] = self.state.seconds.get(phase, 0.0) + seconds
+
+    # A step
+
+    def begin(self) -> None:
+        """Starts the clock of a step."""
+        self._step_began = self._mark = time.perf_counter()
+        self._metrics = {}
+
+    def note(self, phase: str, *metrics: Metrics) -> None:
+        """Ends a phase of the step, which began when the last one ended, and takes in its metrics."""
+        now = time.perf_counter()
+        self._add_seconds(phase, now - self._mark)
+        self._metrics[f"time/{phase}"] = now - self._mark
+        self._mark = now
+        self.add(*metrics)
+
+    def add(self, *metrics: Metrics) -> None:
+        """Takes in metrics of the present step."""
+        for some in metrics:
+            self._metrics |= some
+
+    def collected(self, collected: Collected) -> None:
+        """Notes the rollout phase, with grading as a phase of its own, and counts what was generated."""
+        self.note("rollout", response_metrics(collected.rollouts), grading_metrics(collected.verdicts))
+        for phase, seconds in (("grade", collected.grading_seconds), ("rollout", -collected.grading_seconds)):
+            self._add_seconds(phase, seconds)
+            self._metrics[f"time/{phase}"] = self._metrics.get(f"time/{phase}", 0.0) + seconds
+        if collected.discarded_groups:
+            self._metrics["sampling/discarded_groups"] = collected.discarded_groups
+        self.state.responses += len(collected.rollouts) + collected.extra_responses
+        self.state.tokens_sampled += collected.extra_tokens
+        self.state.tokens_sampled += sum(len(rollout.completion.token_ids) for rollout in collected.rollouts)
+
+    def credited(self, collected: Collected, batch: Batch, before: Estimates, credit: Credit) -> None:
+        """Takes in what the algorithm made of the step's rewards."""
+        self.add(credit_metrics(batch, before, credit, self.algorithm))
+        self.state.left_out += len(collected.verdicts) - len(batch)
+        if before.values is not None and self.algorithm.values_the_prompt and self.algorithm.needs_unit_rewards:
+            seen = reliability_rows(before.values[:, 0], batch.rewards)
+            self.state.reliability = add_reliability(self.state.reliability, seen)
+
+    def end(self, step: int) -> None:
+        """Ends the step proper: its evaluation, if one is due, and its checkpoint are not counted in time/step."""
+        took = time.perf_counter() - self._step_began
+        self._metrics |= {
+            "time/step": took,
+            "throughput/tokens_per_second": self._metrics["response/tokens"] / took,
+        }
+        self.state.step = step
+
+    def write(self, step: int, **metrics: float) -> None:
+        """Writes the step's line of metrics, and shows it."""
+        if step:
+            metrics = {
+                "tokens/total": self.state.tokens_sampled,
+                "responses/total": self.state.responses,
+                "update/skipped_steps": self.state.skipped_optimizer_steps,
+                **metrics,
+            }
+        self.add(metrics)
+        # A number that doesn't exist, such as the gradient norm of a skipped step, is left out: JSON has no NaN.
+        self.newest = {name: value for name, value in self._metrics.items() if math.isfinite(value)}
+        line = {"step": step, **self.newest}
+        self.folder.append_metrics(line)
+        if self.sinks is not None:
+            self.sinks.log(line)
+
+    # Messages
+
+    def message(self, text: str) -> None:
+        """A line to keep."""
+        self.progress.message(text)
+
+    def close(self) -> None:
+        """Ends sinks and display."""
+        if self.sinks is not None:
+            self.sinks.close()
+        self.progress.close()
+
+
+def response_records(
     step: int,
-    rollouts: Sequence[Rollout],
-    verdicts: Sequence[Verdict],
+    collected: Collected,
     batch: Batch,
     before: Estimates,
     credit: Credit,
@@ -28,7 +150,7 @@ def audit_records(
 ) -> Iterator[dict[str, Any]]:
     """Yields one line of rollouts.jsonl for each response; V and A are null for those left out."""
     place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
-    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+    for rollout, verdict in zip(collected.rollouts, collected.verdicts, strict=True):
         row = place.get(id(rollout))
         prompt = rollout.prompt
         yield {
@@ -59,7 +181,7 @@ def _judgement(row: int | None, batch: Batch, before: Estimates, credit: Credit)
     return said
 
 
-def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Lengths in tokens, and the share that was cut at the limit."""
     lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
     return {
@@ -70,7 +192,7 @@ def response_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: Algorithm) -> dict[str, float]:
+def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: Algorithm) -> Metrics:
     """Advantages, and how well V predicts this batch, before its update."""
     by_token = credit.advantages.shape == batch.mask.shape
     given = credit.advantages[batch.mask] if by_token else credit.advantages  # padding has no advantage
@@ -94,8 +216,14 @@ def story(when: str, measured: Evaluation) -> dict[str, Any]:
     }
 
 
-def summarise(config: Config, state: TrainingState, measured: Evaluation) -> dict[str, Any]:
-    """Returns what summary.json holds: accuracy before and after, calibration, seconds, tokens, versions."""
+def summarise(state: TrainingState, measured: Evaluation, **names: Any) -> dict[str, Any]:
+    """Returns what summary.json holds: accuracy before and after, calibration, seconds, tokens, versions, and `names`.
+
+    Args:
+        state: counters and what was measured before training.
+        measured: after training.
+        **names: what the run is called by: seed, algorithm, output.
+    """
     after = story("after", measured)
     examples = [
         {
@@ -122,8 +250,6 @@ def summarise(config: Config, state: TrainingState, measured: Evaluation) -> dic
         "steps": state.step,
         "prompts": len(measured.records),
         "best": {"step": state.best_step, "accuracy": state.best_accuracy},
-        "seed": config.seed,
-        "algorithm": config.algorithm.name,
-        "output": config.output,
+        **names,
         "versions": versions(),
     }

@@ -1,0 +1,81 @@
+"""`sppo train` and `sppo sft`: a run from its options to its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from sppo.config import Config
+from sppo.errors import TrainingError
+from sppo.runs.progress import NoProgress, Progress
+from sppo.training import loop
+from sppo.training.build import Given, open_run
+
+
+def train(
+    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Trains a model: warm start where the config has one, then `config.steps` steps.
+
+    Args:
+        config: all options.
+        given: models, rows or a reward function that a Python program hands over.
+        resume: go on from the last checkpoint in `config.output`.
+        progress: told how far it is.
+
+    Returns:
+        The summary that summary.json holds.
+
+    Raises:
+        SppoError: bad options, data or models before any long work; or training that cannot go on.
+        KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
+    """
+    return _run(config, given, resume, progress, fine_tuning=False)
+
+
+def fine_tune(
+    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs the supervised phases alone and saves the model as the run's checkpoint step_0.
+
+    Arguments, result and exceptions as for `train`.
+    """
+    return _run(config, given, resume, progress, fine_tuning=True)
+
+
+def _run(
+    config: Config, given: Given | None, resume: bool, progress: Progress | None, *, fine_tuning: bool
+) -> dict[str, Any]:
+    opened = open_run(
+        config, given or Given(), resume=resume, progress=progress or NoProgress(), fine_tuning=fine_tuning
+    )
+    with enough_memory(), opened as (run, parts, recorder):
+        loop.begin(run, parts, recorder)
+        if not fine_tuning:
+            if not run.remaining_steps():
+                recorder.message(
+                    f"The run is at step {run.state.step} of {config.steps} already; more --steps go on from there."
+                )
+            loop.train(run, parts, recorder)
+        names = {"seed": config.seed, "algorithm": config.algorithm.name, "output": config.output}
+        return loop.finish(run, parts, recorder, **names)
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Says what to change where the GPU's memory runs out.
+
+    Raises:
+        TrainingError: it did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"The GPU's memory is full: {str(error).splitlines()[0]} Lower optimizer.tokens_per_microbatch (updates), "
+            "engine.max_rows (sampling) or optimizer.logprob_chunk_tokens, or set model.gradient_checkpointing; none "
+            "of them changes the result. Then go on with --resume."
+        ) from error
