@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sppo.config import Config, DataConfig, ModelConfig, OptimizerConfig, SftConfig, SftPhase, to_dict
-from sppo.errors import RunFolderError
-from sppo.runs.progress import NoProgress, StopRequest
-from sppo.runs.folder import RunFolder, read_metrics, read_summary
 from sppo.config.compatibility import config_differences, fill_defaults, read_config
-from sppo.runs.seeds import derive_seed
+from sppo.errors import RunFolderError
 from sppo.runs.files import gigabytes, write_atomically
+from sppo.runs.folder import RunFolder, read_metrics, read_summary
+from sppo.runs.progress import NoProgress, StopRequest
+from sppo.runs.seeds import derive_seed
 
 
 def config_at(path) -> Config:

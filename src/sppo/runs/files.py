@@ -1,22 +1,10 @@
 """Files that are whole or absent."""
 
 from __future__ import annotations
-import hashlib
-import json
+
 import os
-import shutil
-import signal
-import tempfile
-import threading
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
-import yaml
-from sppo.config import Config, flatten, to_dict
-from sppo.errors import RunFolderError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -11,38 +11,21 @@ Nothing half-written is ever found under its final name: whole files are written
 """
 
 from __future__ import annotations
-from sppo.config.compatibility import config_differences, read_config
-from sppo.runs.files import _nearest_existing, gigabytes, write_atomically, write_text_atomically
 
-import hashlib
 import json
 import os
 import shutil
-import signal
 import tempfile
-import threading
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
-from sppo.config import Config, flatten, to_dict
+from sppo.config import Config, to_dict
+from sppo.config.compatibility import config_differences, read_config
 from sppo.errors import RunFolderError
-
-
-
-
-
-
-
-
-
-
-
+from sppo.runs.files import _nearest_existing, gigabytes, write_atomically, write_text_atomically
 
 
 class RunFolder:
@@ -157,10 +140,6 @@ class RunFolder:
             )
 
 
-
-
-
-
 def _is_unstarted(path: Path) -> bool:
     """Whether a folder holds nothing that training made: a run that ended before its first checkpoint, or nothing."""
     if not {entry.name for entry in path.iterdir()} <= {"config.yaml", "checkpoints"}:
@@ -172,14 +151,6 @@ def _is_unstarted(path: Path) -> bool:
 
 def _cannot_be_made(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.")
-
-
-
-
-
-
-
-
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -203,10 +174,6 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return {}
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
-
-
-
-
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]], mode: str = "a") -> None:

@@ -1,22 +1,12 @@
 """Where a run tells a person how far it is, and how it is asked to stop."""
 
 from __future__ import annotations
-import hashlib
-import json
-import os
-import shutil
+
 import signal
-import tempfile
 import threading
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Protocol
-import yaml
-from sppo.config import Config, flatten, to_dict
-from sppo.errors import RunFolderError
 
 
 class Progress(Protocol):

@@ -1,22 +1,8 @@
 """Seeds: every random choice of a step has one of its own."""
 
 from __future__ import annotations
+
 import hashlib
-import json
-import os
-import shutil
-import signal
-import tempfile
-import threading
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
-import yaml
-from sppo.config import Config, flatten, to_dict
-from sppo.errors import RunFolderError
 
 
 def derive_seed(seed: int, purpose: str, step: int = 0) -> int:
