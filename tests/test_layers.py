@@ -75,6 +75,14 @@ def test_nothing_imports_in_a_circle():
         waiting = {module: needs for module, needs in waiting.items() if module not in free}
 
 
+def test_algorithms_take_tensors_and_know_nothing_of_language():
+    for module in (name for name in MODULES if room_of(name) == "algorithms"):
+        assert "types" not in imports_of(MODULES[module]), module
+    program = "import sys, sppo.algorithms.table\nprint('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_no_more_modules_at_the_top():
     assert {path.stem for path in SOURCE.glob("*.py")} == TOP
 

@@ -1,4 +1,4 @@
-"""The tensors that flow through one step: Batch -> Estimates -> Credit, and how rows are cut into micro-batches.
+"""The tensors that flow through one step: Batch -> Estimates -> Outcomes -> Credit, and how rows are cut up.
 
 Shapes: B sequences, P prompts, G samples a prompt, T response tokens (the longest of the batch). Rows are padded on
 the right; padding never carries meaning, and masks apply in the loss's reduction alone.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sppo.types import Prompt, Rollout
@@ -76,15 +77,68 @@ class Estimates:
     importance_weights: Tensor | None = None
     """[B, T] float32 truncated importance weights of the sampler's mismatch; None where they are off."""
 
-    def sequence_rewards(self, batch: Batch) -> Tensor:
-        """[B] rewards, less the KL penalty of the whole response where there is one."""
-        return batch.rewards if self.kl_penalty is None else batch.rewards - self.kl_penalty.sum(dim=1)
 
-    def token_rewards(self, batch: Batch) -> Tensor | None:
+@dataclass(frozen=True)
+class Outcomes:
+    """What an algorithm makes credit of: tensors alone, so that responses and trajectories of any kind can have it."""
+
+    rewards: Tensor
+    """[B] float32."""
+    mask: Tensor
+    """[B, T] bool, True on tokens (or actions); at least one a row."""
+    groups: Tensor
+    """[B] int64 from 0 on, equal for samples of the same prompt."""
+    greedy_rewards: Tensor | None = None
+    """[B] float32 reward of the greedy response to the same prompt, nan where unknown; None where none was sampled."""
+    shaping: Tensor | None = None
+    """[B, T] float32 process rewards as potential differences, of sum 0 over a response; None where there are none."""
+    values: Tensor | None = None
+    """[B, 1] (of the prompt) or [B, T] (before each token) float32; None for algorithms without a critic."""
+    kl_penalty: Tensor | None = None
+    """[B, T] float32, what a KL penalty takes from the reward at each token; None where there is none."""
+
+    def __post_init__(self) -> None:
+        assert self.mask.ndim == 2, f"mask has shape {tuple(self.mask.shape)}, not [B, T]"
+        rows, width = self.mask.shape
+        self._require("mask", self.mask, torch.bool, (rows, width))
+        self._require("rewards", self.rewards, torch.float32, (rows,))
+        self._require("groups", self.groups, torch.int64, (rows,))
+        self._require("greedy_rewards", self.greedy_rewards, torch.float32, (rows,))
+        self._require("shaping", self.shaping, torch.float32, (rows, width))
+        self._require("values", self.values, torch.float32, (rows, 1), (rows, width))
+        self._require("kl_penalty", self.kl_penalty, torch.float32, (rows, width))
+
+    @staticmethod
+    def _require(name: str, given: Tensor | None, dtype: torch.dtype, *shapes: tuple[int, ...]) -> None:
+        if given is not None:
+            shape = tuple(given.shape)
+            assert shape in shapes, f"{name} has shape {shape}, not {' or '.join(map(str, shapes))}"
+            assert given.dtype == dtype, f"{name} is {given.dtype}, not {dtype}"
+
+    @classmethod
+    def of(cls, batch: Batch, before: Estimates) -> Outcomes:
+        """What a step's batch and estimates say."""
+        return cls(
+            rewards=batch.rewards,
+            mask=batch.mask,
+            groups=batch.groups,
+            greedy_rewards=batch.greedy_rewards,
+            shaping=batch.shaping,
+            values=before.values,
+            kl_penalty=before.kl_penalty,
+        )
+
+    @property
+    def sequence_rewards(self) -> Tensor:
+        """[B] rewards, less the KL penalty of the whole response where there is one."""
+        return self.rewards if self.kl_penalty is None else self.rewards - self.kl_penalty.sum(dim=1)
+
+    @property
+    def token_rewards(self) -> Tensor | None:
         """[B, T] what single tokens earn beside the response's reward: process rewards, less the KL penalty."""
         if self.kl_penalty is None:
-            return batch.shaping
-        return -self.kl_penalty if batch.shaping is None else batch.shaping - self.kl_penalty
+            return self.shaping
+        return -self.kl_penalty if self.shaping is None else self.shaping - self.kl_penalty
 
 
 @dataclass(frozen=True)

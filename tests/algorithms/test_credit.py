@@ -13,7 +13,7 @@ from sppo.algorithms.masked import whiten
 from sppo.algorithms.ppo import generalized_advantages
 from sppo.algorithms.spo import SolveTracker
 from sppo.algorithms.table import ALGORITHMS
-from sppo.batch import Batch, Credit, Estimates
+from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.errors import TrainingError
 from sppo.training.collate import LengthRules, collate
 from sppo.types import Rollout, Verdict
@@ -37,7 +37,8 @@ def batch_of(rewards: list[float | None], prompts: str = "", lengths: list[int] 
 
 def credit_of(name: str, batch: Batch, **estimates) -> Credit:
     algorithm = ALGORITHMS[name]
-    return algorithm.assign_credit(batch, Estimates(batch.sampler_logprobs, **estimates), dict(algorithm.options))
+    outcomes = Outcomes.of(batch, Estimates(batch.sampler_logprobs, **estimates))
+    return algorithm.assign_credit(outcomes, dict(algorithm.options))
 
 
 def advantages(name: str, batch: Batch, **estimates) -> list[float]:
@@ -340,7 +341,7 @@ def test_gae_equals_its_recursive_definition_sequence_by_sequence(seed, gamma, g
     before = Estimates(batch.sampler_logprobs, values, kl_penalty=penalty)
     options = {"gamma": gamma, "gae_lambda": gae_lambda}
     for name in ("ppo", "ppo_bce"):
-        credit = ALGORITHMS[name].assign_credit(batch, before, options)
+        credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), options)
         assert credit.value_targets is not None
         for i, length in enumerate(batch.mask.sum(1).tolist()):
             rewards = [-penalty[i, t].item() for t in range(length)]

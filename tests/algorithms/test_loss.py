@@ -14,7 +14,7 @@ from sppo.algorithms.policy_loss import LossOptions, PolicyLoss, kl_estimate, po
 from sppo.algorithms.ppo import generalized_advantages
 from sppo.algorithms.table import ALGORITHMS
 from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
-from sppo.batch import Credit, Estimates
+from sppo.batch import Credit, Estimates, Outcomes
 from sppo.config import OptimizerConfig, SamplingConfig
 from sppo.models.logprobs import chunked_logprobs
 from sppo.training.collate import collate
@@ -325,7 +325,7 @@ def gradients(options: LossOptions, *, order: list[int], by_token: bool = False,
     drift = 0.1 * torch.randn(8, 2, batch.mask.shape[1], generator=torch.Generator().manual_seed(0))[order]
     said = batch_logprobs(model, batch, OptimizerConfig(), 0.8)
     before = Estimates(said + drift[:, 0] * batch.mask, ref_logprobs=said + drift[:, 1] * batch.mask)
-    credit = ALGORITHMS["rloo"].assign_credit(batch, before, {})
+    credit = ALGORITHMS["rloo"].assign_credit(Outcomes.of(batch, before), {})
     if by_token:
         ends = torch.nn.functional.one_hot(batch.mask.sum(1) - 1, batch.mask.shape[1]) * batch.rewards[:, None]
         values = 0.5 + drift[:, 0] * batch.mask

@@ -10,7 +10,7 @@ import torch
 
 from sppo.algorithms.shaping import potential_differences, rewards_to_go
 from sppo.algorithms.table import ALGORITHMS, assign_credit, check_algorithm
-from sppo.batch import Batch, Estimates
+from sppo.batch import Batch, Estimates, Outcomes
 from sppo.config import AlgorithmConfig
 from sppo.config.verification import ProcessOptions
 from sppo.errors import ConfigError
@@ -25,10 +25,14 @@ def mask_of(*lengths: int) -> torch.Tensor:
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
+def differences(steps: list[StepScores], mask: torch.Tensor, weight: float) -> torch.Tensor:
+    return potential_differences([said.ends for said in steps], [said.scores for said in steps], mask, weight)
+
+
 def test_the_differences_by_hand():
     # Steps end at tokens 1, 3 and 5 of six; the last one leads to the end, whose potential is 0.
     steps = StepScores((1, 3, 5), (0.8, 0.4, 0.9))
-    shaping = potential_differences([steps], mask_of(6), weight=0.5)
+    shaping = differences([steps], mask_of(6), weight=0.5)
     # c = (0.8 + 0.4) / 2; potentials 0.5 * 0.2 after token 1 and -0.5 * 0.2 after token 3.
     assert shaping.tolist() == [pytest.approx([0, 0.1, 0, -0.2, 0, 0.1])]
     # What is to come at a token is minus the potential of the last step that is complete before it.
@@ -36,15 +40,21 @@ def test_the_differences_by_hand():
 
 
 def test_a_step_that_ends_before_the_stop_token_counts_and_a_response_of_one_step_is_not_shaped():
-    steps = [StepScores((1,), (1.0,)), StepScores((3,), (0.3,)), None, StepScores((), ()), StepScores((1,), (0.0,))]
-    shaping = potential_differences(steps, mask_of(3, 4, 2, 1, 4), weight=2.0)
+    steps = [
+        StepScores((1,), (1.0,)),
+        StepScores((3,), (0.3,)),
+        StepScores((), ()),
+        StepScores((), ()),
+        StepScores((1,), (0.0,)),
+    ]
+    shaping = differences(steps, mask_of(3, 4, 2, 1, 4), weight=2.0)
     assert shaping[0].tolist() == [0.0, 1.0, -1.0, 0.0]  # c = 0.5
     assert shaping[4].tolist() == [0.0, -1.0, 0.0, 1.0]
     assert not shaping[1:4].any()
 
 
 def test_of_two_steps_that_end_in_one_token_the_later_state_is_there_after_it():
-    shaping = potential_differences([StepScores((1, 1), (0.0, 1.0))], mask_of(4), weight=1.0)
+    shaping = differences([StepScores((1, 1), (0.0, 1.0))], mask_of(4), weight=1.0)
     assert shaping.tolist() == [[0.0, 0.5, 0.0, -0.5]]
 
 
@@ -56,7 +66,7 @@ def test_every_response_of_random_ones_sums_to_zero():
         ends = torch.rand(length, generator=generator).lt(0.3).nonzero().flatten().tolist()
         steps.append(StepScores(tuple(ends), tuple(torch.rand(len(ends), generator=generator).tolist())))
     mask = mask_of(*lengths)
-    shaping = potential_differences(steps, mask, weight=0.7)
+    shaping = differences(steps, mask, weight=0.7)
     assert shaping.abs().max() > 0.1
     assert not shaping[~mask].any()
     torch.testing.assert_close(shaping.sum(dim=1), torch.zeros(64), atol=1e-6, rtol=0)
@@ -118,7 +128,7 @@ def expected_gradient(batch: Batch, advantages: torch.Tensor) -> torch.Tensor:
 def advantages_of(name: str, batch: Batch, values: torch.Tensor | None) -> torch.Tensor:
     algorithm = ALGORITHMS[name]
     before = Estimates(batch.sampler_logprobs, values)
-    return assign_credit(algorithm, batch, before, algorithm.options).advantages
+    return assign_credit(algorithm, Outcomes.of(batch, before), algorithm.options).advantages
 
 
 @pytest.mark.parametrize("name", ["sppo", "ppo", "ppo_bce", "reinforce_pp", "rloo", "dr_grpo"])
@@ -149,7 +159,7 @@ def test_step_scores_that_are_simply_added_would_change_it():
 def test_good_scores_that_predict_the_reward_lower_the_variance_of_the_gradient():
     # Two steps; the first one decides. With the score of the first step known, the second one's tokens get no noise.
     steps = [StepScores((0, 1), (score, 0.5)) for score in (1.0, 0.0)]
-    shaping = potential_differences(steps, mask_of(2, 2), weight=1.0)
+    shaping = differences(steps, mask_of(2, 2), weight=1.0)
     advantages = torch.tensor([[0.5], [-0.5]]) + rewards_to_go(shaping)
     assert advantages.tolist() == [[0.5, 0.0], [-0.5, 0.0]]
 
@@ -160,7 +170,7 @@ def test_ppo_gets_the_differences_as_rewards_of_tokens():
     batch = collate([rollout, rollout], others, process_weight=1.0)
     values = torch.tensor([[0.3, 0.3, 0.3]] * 2)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = assign_credit(ALGORITHMS["ppo"], batch, before, {"gamma": 1.0, "gae_lambda": 0.5})
+    credit = assign_credit(ALGORITHMS["ppo"], Outcomes.of(batch, before), {"gamma": 1.0, "gae_lambda": 0.5})
     # Row 1: potential +0.5 after token 0. delta = [0 + 0.5, 0, -0.5 - 0.3]; A_t = delta_t + 0.5 A_{t+1}.
     assert credit.advantages[1].tolist() == pytest.approx([0.5 + 0.5 * (0 + 0.5 * -0.8), 0.5 * -0.8, -0.8])
     assert credit.value_targets is not None
@@ -172,9 +182,10 @@ def test_a_kl_penalty_and_process_rewards_add_up():
     penalty = torch.where(batch.mask, 0.01, 0.0)
     before = Estimates(batch.sampler_logprobs, kl_penalty=penalty)
     assert batch.shaping is not None
-    torch.testing.assert_close(before.token_rewards(batch), batch.shaping - penalty)
-    both = assign_credit(ALGORITHMS["reinforce_pp"], batch, before, {}).advantages
-    alone = assign_credit(ALGORITHMS["reinforce_pp"], replace(batch, shaping=None), before, {}).advantages
+    outcomes = Outcomes.of(batch, before)
+    torch.testing.assert_close(outcomes.token_rewards, batch.shaping - penalty)
+    both = assign_credit(ALGORITHMS["reinforce_pp"], outcomes, {}).advantages
+    alone = assign_credit(ALGORITHMS["reinforce_pp"], replace(outcomes, shaping=None), {}).advantages
     torch.testing.assert_close(both, alone + rewards_to_go(batch.shaping))
 
 

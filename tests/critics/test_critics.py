@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sppo.algorithms.spo import SolveCounts
 from sppo.algorithms.table import ALGORITHMS
-from sppo.batch import Batch, Estimates
+from sppo.batch import Batch, Estimates, Outcomes
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.critics.models import TokenCritic
 from sppo.critics.token import TokenModelCritic, value_clip_of
@@ -87,7 +87,7 @@ def gradients(name: str, budget: int, order: list[int]) -> tuple[list[Tensor], d
     noise = torch.rand(8, batch.mask.shape[1], generator=torch.Generator().manual_seed(1))[order]
     values = torch.where(batch.mask, critic.values(batch) + (noise - 0.5 if name == "ppo" else 0.0), 0.0)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
     recorder = Gradients(critic.model)
     critic.adam = recorder  # type: ignore[assignment]
     metrics = critic.learn(batch, before, credit, seed=1)
@@ -112,7 +112,7 @@ def test_the_critics_loss_is_the_mean_over_all_tokens(name):
     critic, batch = token_critic(name), batch_in(list(range(8)))
     values = critic.values(batch)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
     metrics = critic.learn(batch, before, credit, seed=1)
     losses = []
     for row, t in batch.mask.nonzero().tolist():
@@ -130,7 +130,7 @@ def test_learning_brings_the_values_towards_the_rewards(name):
     gaps = []
     for step in range(20):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
-        credit = ALGORITHMS[name].assign_credit(batch, before, ALGORITHMS[name].options)
+        credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
         gaps.append(critic.learn(batch, before, credit, seed=step))
     assert gaps[-1]["critic/error_mean"] < 0.5 * gaps[0]["critic/error_mean"]
 
@@ -155,7 +155,7 @@ def sampled_by(critic: TrackerCritic, rollouts: list[Rollout], rewards: list[flo
 
 def take_in(critic: TrackerCritic, batch: Batch) -> dict[str, float]:
     before = Estimates(batch.sampler_logprobs, critic.values(batch))
-    credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
+    credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before), SPO)
     return critic.learn(batch, before, credit, seed=0)
 
 
@@ -211,7 +211,7 @@ def test_the_drift_is_of_the_policy_and_not_of_its_gap_to_the_sampler():
     assert (said - batch.sampler_logprobs).abs().max() > 0.5
     before = Estimates(said, critic.values(batch))
     for _ in range(2):
-        credit = ALGORITHMS["spo"].assign_credit(batch, before, SPO)
+        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before), SPO)
         metrics = critic.learn(batch, before, credit, seed=0)
     assert metrics["critic/drift_mean"] == pytest.approx(0.0, abs=1e-5)
 

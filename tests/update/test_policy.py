@@ -12,7 +12,7 @@ from torch import nn
 from sppo.algorithms.masked import token_weights
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.algorithms.sppo import sppo_credit
-from sppo.batch import Estimates
+from sppo.batch import Estimates, Outcomes
 from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.models import PromptCritic, distinct
 from sppo.critics.prompt import PromptModelCritic
@@ -62,7 +62,7 @@ def policy_gradients(**changes):
     before = Estimates(batch.sampler_logprobs, torch.full((8, 1), 0.4), importance_weights=importance)
     recorder = Gradients(model)
     metrics = update_policy(
-        model, recorder, batch, before, sppo_credit(batch, before, {}),
+        model, recorder, batch, before, sppo_credit(Outcomes.of(batch, before), {}),
         loss_options=loss, optimizer=optimizer, sampling=SAMPLING, expected_rows=8, seed=1, guard=StepGuard(1),
     )  # fmt: skip
     return recorder.seen, metrics
@@ -114,7 +114,7 @@ def critic_gradients(budget: int, rows: int = 8):
     before = Estimates(batch.sampler_logprobs, made.values(batch.prompts))
     wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8, max_grad_norm=1e9))
     wrapped.adam = recorder = Gradients(made)
-    metrics = wrapped.learn(batch, before, sppo_credit(batch, before, {}), seed=1)
+    metrics = wrapped.learn(batch, before, sppo_credit(Outcomes.of(batch, before), {}), seed=1)
     return recorder.seen[0], metrics, before, batch
 
 
@@ -209,7 +209,7 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     before = replace(before, values=torch.full((2, 1), 0.5), importance_weights=None)
     adam = make_optimizer(model, 1e-3, 0.0)
     update_policy(
-        model, adam, batch, before, sppo_credit(batch, before, {}), loss_options=LossOptions(),
+        model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), {}), loss_options=LossOptions(),
         optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=StepGuard(1),
     )  # fmt: skip
     after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)

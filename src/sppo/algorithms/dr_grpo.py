@@ -9,10 +9,10 @@ sum over tokens divided by a constant, the longest response allowed, so that lon
 from __future__ import annotations
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def dr_grpo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+def dr_grpo_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns R - mean [B, 1]."""
-    rewards = before.sequence_rewards(batch)
-    return Credit((rewards - group_statistics(rewards, batch.groups).mean).float()[:, None])
+    rewards = outcomes.sequence_rewards
+    return Credit((rewards - group_statistics(rewards, outcomes.groups).mean).float()[:, None])

@@ -10,11 +10,11 @@ alone in its group (the others were left out).
 from __future__ import annotations
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def grpo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+def grpo_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns the group-normalised advantage [B, 1]."""
-    rewards = before.sequence_rewards(batch)
-    group = group_statistics(rewards, batch.groups)
+    rewards = outcomes.sequence_rewards
+    group = group_statistics(rewards, outcomes.groups)
     return Credit(((rewards - group.mean) / (group.std + 1e-6)).float()[:, None])

@@ -13,12 +13,12 @@ import torch
 
 from sppo.algorithms.groups import group_statistics
 from sppo.algorithms.shaping import rewards_to_go
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def reinforce_pp_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+def reinforce_pp_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns [B, 1], or [B, T] where single tokens earn something; whitening is the loss option of that name."""
-    group = group_statistics(batch.rewards, batch.groups)
-    outcome = torch.where(group.count > 1, batch.rewards - group.mean, batch.rewards).float()[:, None]  # [B, 1]
-    extra = before.token_rewards(batch)
+    group = group_statistics(outcomes.rewards, outcomes.groups)
+    outcome = torch.where(group.count > 1, outcomes.rewards - group.mean, outcomes.rewards).float()[:, None]  # [B, 1]
+    extra = outcomes.token_rewards
     return Credit(outcome if extra is None else outcome + rewards_to_go(extra))

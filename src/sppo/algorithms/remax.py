@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def remax_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
-    """Returns R - R(greedy) [B, 1]; `batch.greedy_rewards` is nan where it is unknown."""
-    assert batch.greedy_rewards is not None, "ReMax needs the rewards of greedy responses"
-    advantages = before.sequence_rewards(batch) - batch.greedy_rewards
+def remax_credit(outcomes: Outcomes, options: Options) -> Credit:
+    """Returns R - R(greedy) [B, 1]; `outcomes.greedy_rewards` is nan where it is unknown."""
+    assert outcomes.greedy_rewards is not None, "ReMax needs the rewards of greedy responses"
+    advantages = outcomes.sequence_rewards - outcomes.greedy_rewards
     return Credit(torch.nan_to_num(advantages, nan=0.0)[:, None])

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def rloo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+def rloo_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns the leave-one-out advantage [B, 1]."""
-    rewards = before.sequence_rewards(batch)
-    group = group_statistics(rewards, batch.groups)
+    rewards = outcomes.sequence_rewards
+    group = group_statistics(rewards, outcomes.groups)
     factor = torch.where(group.count > 1, group.count / (group.count - 1).clamp(min=1), 0.0)
     return Credit((factor * (rewards - group.mean)).float()[:, None])

@@ -31,25 +31,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sppo.types import StepScores
 
-
-def potential_differences(steps: Sequence[StepScores | None], mask: Tensor, weight: float) -> Tensor:
+def potential_differences(
+    ends: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], mask: Tensor, weight: float
+) -> Tensor:
     """Returns the shaping reward of each token [B, T] float32; every row sums to 0.
 
     Args:
-        steps: [B] step scores; a row without any is not shaped.
+        ends: [B] place of each step's last token in its row, rising; a row without any is not shaped.
+        scores: [B] score of each of these steps.
         mask: [B, T] bool, True on response tokens, which lie on the left.
         weight: of a score of 1 against a score of 0.
     """
-    assert len(steps) == len(mask), f"{len(steps)} rows of steps, but {len(mask)} rows of tokens"
+    assert len(ends) == len(scores) == len(mask), f"{len(ends)} rows of steps, but {len(mask)} rows of tokens"
     lengths = mask.sum(dim=1).tolist()
     # The step that ends the response leads to its end, whose potential is 0: there the reward itself speaks.
     inner = [
         (row, end, score)
-        for row, said in enumerate(steps)
-        if said is not None
-        for end, score in zip(said.ends, said.scores, strict=True)
+        for row, steps in enumerate(zip(ends, scores, strict=True))
+        for end, score in zip(*steps, strict=True)
         if end < lengths[row] - 1
     ]
     shaping = torch.zeros(mask.shape, dtype=torch.float64)

@@ -11,12 +11,12 @@ each keeps its own R - V; there is no group baseline. SPO (spo.py) has the same 
 
 from __future__ import annotations
 
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 
 
-def sppo_credit(batch: Batch, before: Estimates, options: Options) -> Credit:
+def sppo_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns A = R - V(prompt) [B, 1] and R as the critic's target [B, 1]."""
-    assert before.values is not None, "SPPO needs the critic's values"
-    rewards = before.sequence_rewards(batch)[:, None]  # [B, 1]
-    assert before.values.shape == rewards.shape, f"values {tuple(before.values.shape)}, rewards {tuple(rewards.shape)}"
-    return Credit(advantages=rewards - before.values, value_targets=rewards)
+    values, rewards = outcomes.values, outcomes.sequence_rewards[:, None]  # [B, 1]
+    assert values is not None, "SPPO needs the critic's values"
+    assert values.shape == rewards.shape, f"values {tuple(values.shape)}, rewards {tuple(rewards.shape)}"
+    return Credit(advantages=rewards - values, value_targets=rewards)

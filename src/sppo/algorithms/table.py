@@ -16,7 +16,7 @@ from sppo.algorithms.remax import remax_credit
 from sppo.algorithms.rloo import rloo_credit
 from sppo.algorithms.shaping import rewards_to_go
 from sppo.algorithms.sppo import sppo_credit
-from sppo.batch import Batch, Credit, Estimates, Options
+from sppo.batch import Credit, Options, Outcomes
 from sppo.config import AlgorithmConfig
 from sppo.errors import ConfigError, did_you_mean
 
@@ -27,7 +27,7 @@ class Algorithm:
 
     name: str
     summary: str
-    assign_credit: Callable[[Batch, Estimates, Options], Credit]
+    assign_credit: Callable[[Outcomes, Options], Credit]
     critic: Literal["prompt", "token", "tracker"] | None = None
     """V of the prompt by a model, V before each token by a model, V of the prompt by counting, or none."""
     value_loss: Literal["bce", "squared"] = "bce"
@@ -137,12 +137,12 @@ def choose_algorithm(name: str, critic_loss: Literal["bce", "mse"]) -> Algorithm
     return replace(algorithm, value_loss="squared")
 
 
-def assign_credit(algorithm: Algorithm, batch: Batch, before: Estimates, options: Options) -> Credit:
+def assign_credit(algorithm: Algorithm, outcomes: Outcomes, options: Options) -> Credit:
     """The algorithm's advantages; where it gives one a sequence, with the process rewards to come at each token."""
-    credit = algorithm.assign_credit(batch, before, options)
-    if batch.shaping is None or algorithm.places_token_rewards:
+    credit = algorithm.assign_credit(outcomes, options)
+    if outcomes.shaping is None or algorithm.places_token_rewards:
         return credit
-    return replace(credit, advantages=credit.advantages + rewards_to_go(batch.shaping))  # [B, T]
+    return replace(credit, advantages=credit.advantages + rewards_to_go(outcomes.shaping))  # [B, T]
 
 
 def resolve_options(algorithm: Algorithm, config: AlgorithmConfig) -> Options:

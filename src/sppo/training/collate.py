@@ -11,7 +11,7 @@ import torch
 from sppo.algorithms.shaping import potential_differences
 from sppo.batch import Batch
 from sppo.errors import TrainingError
-from sppo.types import Rollout, Verdict
+from sppo.types import Rollout, StepScores, Verdict
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def collate(
     logprobs = [torch.tensor(r.completion.logprobs, dtype=torch.float32) for r in rows]
     lengths = torch.tensor([len(response) for response in responses])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    steps = [verdicts[index].step_scores for index in kept]
+    steps = [verdicts[index].step_scores or StepScores((), ()) for index in kept]
     return Batch(
         rollouts=tuple(rows),
         response_ids=torch.nn.utils.rnn.pad_sequence(responses, batch_first=True),
@@ -81,5 +81,7 @@ def collate(
         groups=torch.tensor([number.setdefault(key, len(number)) for key in keys]),
         trained=torch.tensor([row.finished or rules.truncated == "keep" for row in rows]),
         greedy_rewards=None if greedy_rewards is None else torch.tensor([greedy_rewards[index] for index in kept]),
-        shaping=potential_differences(steps, mask, process_weight) if process_weight else None,
+        shaping=potential_differences([s.ends for s in steps], [s.scores for s in steps], mask, process_weight)
+        if process_weight
+        else None,
     )

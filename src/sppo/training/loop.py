@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm, assign_credit
-from sppo.batch import Options
+from sppo.batch import Options, Outcomes
 from sppo.config import OptimizerConfig, SftConfig, SftPhase
 from sppo.critics.critic import Critic
 from sppo.errors import RunFolderError
@@ -145,7 +145,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             values = parts.critic.values(batch)  # before it learns from their rewards
             estimates, gaps = parts.policy.estimate(batch, values)
             recorder.note("estimate", gaps)
-            credit = assign_credit(parts.algorithm, batch, estimates, parts.options)
+            credit = assign_credit(parts.algorithm, Outcomes.of(batch, estimates), parts.options)
             recorder.credited(collected, batch, estimates, credit)
 
             recorder.note("critic", parts.critic.learn(batch, estimates, credit, seed=run.seed_of("critic", step)))
