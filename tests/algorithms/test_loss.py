@@ -138,13 +138,45 @@ def test_the_expected_k1_and_k3_are_the_kl_divergence():
         assert (policy * kl_estimate(policy.log(), reference.log(), estimator)).sum() == pytest.approx(divergence)
 
 
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_the_mean_gradient_of_each_kl_estimator_over_all_tokens(place):
+    """E over the policy of grad k (loss) or k grad log p (reward), against the gradients of both divergences."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+
+    def gradients(distance: float) -> dict[str, Tensor]:
+        logits = (start + distance * torch.randn(1, 6, generator=generator, dtype=torch.float64)).requires_grad_()
+        policy, reference = logits.log_softmax(-1), start.log_softmax(-1)
+        forward = (policy.exp() * (policy - reference)).sum()
+        backward = (reference.exp() * (reference - policy)).sum()
+        means = {"forward": forward, "backward": backward}
+        for name in ("k1", "k2", "k3"):
+            k = kl_estimate(policy, reference, name)
+            means[name] = (policy.exp().detach() * (k if place == "loss" else k.detach() * policy)).sum()
+        return {name: torch.autograd.grad(mean, logits, retain_graph=True)[0] for name, mean in means.items()}
+
+    far, near = gradients(0.5), gradients(1e-3)
+    exact = {"atol": 1e-12, "rtol": 1e-9}
+    assert (far["forward"] - far["backward"]).norm() > 0.1 * far["forward"].norm()
+    if place == "loss":
+        torch.testing.assert_close(far["k1"], torch.zeros(1, 6, dtype=torch.float64), **exact)
+        torch.testing.assert_close(far["k2"], far["forward"], **exact)
+        torch.testing.assert_close(far["k3"], far["backward"], **exact)
+    else:
+        torch.testing.assert_close(far["k1"], far["forward"], **exact)
+        torch.testing.assert_close(far["k3"], far["forward"] - far["backward"], **exact)
+        for name in ("k2", "k3"):
+            assert near[name].norm() < 0.01 * near["forward"].norm()
+
+
 def test_kl_and_entropy_in_the_loss_by_hand():
-    # Losses -1 | -0.5, -0.5, and k1 = 0.1 | 0.2, 0.3, H = 1 | 2, 3, all over three tokens; the weight 0.5 is of the
+    # Losses -1 | -0.5, -0.5, and k2 = 0.1 | 0.2, 0.3, H = 1 | 2, 3, all over three tokens; the weight 0.5 is of the
     # surrogate alone.
     logprobs, entropy = torch.zeros(2, 2), torch.tensor([[1.0, 9.0], [2.0, 3.0]])
-    options = LossOptions(kl_coefficient=0.5, kl_estimator="k1", entropy_coefficient=0.01)
+    reference = -torch.tensor([[0.2, 9.0], [0.4, 0.6]]).sqrt()
+    options = LossOptions(kl_coefficient=0.5, kl_estimator="k2", entropy_coefficient=0.01)
     found = loss_of(
-        logprobs, [1.0, 0.5], options, entropy=entropy, ref_logprobs=torch.tensor([[-0.1, 9.0], [-0.2, -0.3]]),
+        logprobs, [1.0, 0.5], options, entropy=entropy, ref_logprobs=reference,
         importance_weights=torch.full((2, 2), 0.5),
     )  # fmt: skip
     assert found.loss.item() == pytest.approx((0.5 * -2.0 + 0.5 * 0.6 - 0.01 * 6.0) / 3)
@@ -225,7 +257,7 @@ def test_cispos_gradient_is_the_coefficient_times_that_of_the_log_probability(se
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
 @pytest.mark.parametrize("dual_clip", [None, 1.5])
 def test_the_token_loss_equals_a_loop_over_tokens(aggregation, estimator, dual_clip):
     logprobs, old, reference, advantages, mask = random_rows(11)
@@ -245,7 +277,7 @@ def test_the_token_loss_equals_a_loop_over_tokens(aggregation, estimator, dual_c
                 if dual_clip and a < 0:
                     surrogate = torch.maximum(surrogate, dual_clip * a)
                 quotient = said[row, t].exp() / reference[row, t].exp()
-                kl = {"k1": quotient.log(), "k2": quotient.log() ** 2 / 2, "k3": 1 / quotient - 1 + quotient.log()}
+                kl = {"k2": quotient.log() ** 2 / 2, "k3": 1 / quotient - 1 + quotient.log()}
                 tokens.append(-surrogate + 0.2 * kl[estimator] - 0.1 * said[row, t] ** 2)
             rows.append(tokens)
         if aggregation == "token_mean":

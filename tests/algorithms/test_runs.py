@@ -180,11 +180,17 @@ def test_a_group_of_one_is_refused_and_never_becomes_the_bare_reward(name):
         ({"name": "spo", "overlong_penalty_tokens": 8}, r"use algorithm\.truncated"),
         ({"name": "sppo", "kl_coefficient": 0.1, "kl_place": "reward"}, r"Set algorithm\.kl_place to loss"),
         ({"name": "spo", "kl_coefficient": 0.1, "kl_place": "reward"}, r"Set algorithm\.kl_place to loss"),
+        ({"name": "grpo", "samples": 8, "kl_coefficient": 0.1, "kl_estimator": "k1"},
+         r"kl_estimator is k1 and .*kl_place is loss, .* mean .* is 0.* Set algorithm\.kl_estimator to k2 or k3"),
+        ({"name": "ppo", "kl_coefficient": 0.1, "kl_estimator": "k3", "kl_place": "reward"},
+         r"kl_estimator is k3 and .*kl_place is reward, .* vanishes.* Set algorithm\.kl_estimator to k1"),
+        ({"name": "rloo", "samples": 8, "kl_coefficient": 0.1, "kl_estimator": "k2", "kl_place": "reward"},
+         r"kl_estimator is k2 and .*kl_place is reward"),
         ({"name": "cispo", "samples": 8, "dual_clip": 3.0}, r"dual_clip .* cispo's weights are clipped already"),
         ({"name": "cispo", "samples": 8, "ratio": "sequence"}, r"algorithm\.ratio is sequence, but cispo"),
         ({"name": "cispo", "samples": 8, "ratio": "joint"}, r"algorithm\.ratio is joint, but cispo"),
     ],
-)
+)  # fmt: skip
 def test_pairs_that_cannot_mean_what_they_say_are_refused_with_the_reason(options, message):
     with pytest.raises(ConfigError, match=message):
         checked(**options)
@@ -197,6 +203,9 @@ def test_pairs_that_cannot_mean_what_they_say_are_refused_with_the_reason(option
         {"name": "ppo", "kl_coefficient": 0.1, "kl_place": "reward"},
         {"name": "ppo_bce", "kl_coefficient": 0.1, "kl_place": "reward"},
         {"name": "sppo", "kl_coefficient": 0.1},
+        {"name": "sppo", "kl_coefficient": 0.1, "kl_estimator": "k2"},
+        {"name": "sppo", "kl_estimator": "k1"},  # nor an estimate to make
+        {"name": "reinforce_pp", "kl_coefficient": 0.1, "kl_place": "reward", "kl_estimator": "k1"},
         {"name": "sppo", "kl_place": "reward"},  # without a coefficient there is no penalty to place
         {"name": "spo", "ratio": "joint", "options": {"joint_band": 1.0}},
         {"name": "dapo", "samples": 8, "overlong_penalty_tokens": 8},

@@ -247,3 +247,14 @@ def test_a_loss_made_token_by_token_equals_that_of_whole_rows(surrogate):
         torch.testing.assert_close(ours, whole, atol=1e-6 * largest, rtol=1e-4)
     for name, values in found[0][2].items():
         torch.testing.assert_close(values[batch.mask], found[1][2][name][batch.mask], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_kl_penalty_in_the_reward_is_k1_unless_told_otherwise():
+    batch, policy, reference = collate(*make_rollouts(4)), tiny_qwen2(), tiny_qwen2(seed=1)
+    config = AlgorithmConfig(name="grpo", kl_coefficient=0.5, kl_place="reward")
+    before, _ = estimate(batch, policy, reference, None, config, OPTIMIZER, 1.0)
+    assert before.ref_logprobs is not None
+    expected = 0.5 * (before.old_logprobs - before.ref_logprobs)
+    assert expected.min() < -0.1  # as no other estimator can be
+    assert before.kl_penalty is not None
+    torch.testing.assert_close(before.kl_penalty, torch.where(batch.mask, expected, 0.0))

@@ -41,7 +41,8 @@ class LossOptions:
     """c of the joint ratio's band in log space; None: the clip range."""
     kl_coefficient: float = 0.0
     """Weight of the KL term in the loss; 0 where it is in the reward."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Not k1, whose gradient is 0 in the mean: see `kl_estimate`."""
     entropy_coefficient: float = 0.0
 
 
@@ -113,6 +114,19 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1",
 
     With d = log policy - log reference: k1 = d, unbiased but may be negative; k2 = d^2 / 2, biased; k3 =
     exp(-d) - 1 + d, unbiased and never negative.
+
+    Which of them holds the policy near the reference is another matter, as the mean of a gradient is not the gradient
+    of a mean. Over the tokens y of a policy p, E[grad log p(y)] = sum of grad p(y) = grad 1 = 0, so with reference q
+
+        in the loss, E[grad k]           k1: E[grad log p] = 0
+                                         k2: E[d grad log p] = grad KL(p || q)
+                                         k3: E[(1 - q/p) grad log p] = -sum of q grad log p = grad KL(q || p)
+        in the reward, E[k grad log p]   k1: E[d grad log p] = grad KL(p || q)
+                                         k2: E[d^2/2 grad log p], which vanishes as d^2
+                                         k3: grad KL(p || q) - grad KL(q || p), which vanishes as d^2
+
+    So k1 belongs in the reward alone, and k2 or k3 (GRPO's, which pulls by the divergence in the other direction) in
+    the loss alone. All of this is for samples of p itself: after the first optimiser step it holds nearly.
     """
     assert logprobs.shape == ref_logprobs.shape, "log-probabilities differ in shape"
     difference = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

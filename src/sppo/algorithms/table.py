@@ -182,7 +182,7 @@ def resolve_loss(algorithm: Algorithm, config: AlgorithmConfig) -> LossOptions:
         **said,
         joint_band=config.options.get("joint_band") or None,
         kl_coefficient=config.kl_coefficient if config.kl_place == "loss" else 0.0,
-        kl_estimator=config.kl_estimator,
+        kl_estimator="k2" if config.kl_estimator == "k2" else "k3",
         entropy_coefficient=config.entropy_coefficient,
     )
 
@@ -223,6 +223,7 @@ def check_algorithm(
             "algorithm.dynamic_sampling drops groups that are all right or all wrong, which a single sample always "
             "is. Set sampling.samples_per_prompt to 8, or algorithm.dynamic_sampling to false."
         )
+    _check_kl(config)
     if process_rewards:
         _check_process_rewards(algorithm, config)
     if algorithm.needs_unit_rewards:
@@ -240,6 +241,24 @@ def check_algorithm(
         raise ConfigError("algorithm.dual_clip bounds PPO's surrogate; cispo's weights are clipped already. Unset it.")
     if loss.surrogate == "cispo" and loss.ratio != "token":
         raise ConfigError(f"algorithm.ratio is {loss.ratio}, but cispo weighs each token's log-probability: use token.")
+
+
+def _check_kl(config: AlgorithmConfig) -> None:
+    """Refuses estimators of the KL divergence whose gradient is next to nothing where they are placed."""
+    estimator, place = config.kl_estimator, config.kl_place
+    if not config.kl_coefficient or estimator is None or (estimator == "k1") == (place == "reward"):
+        return
+    if place == "loss":
+        raise ConfigError(
+            "algorithm.kl_estimator is k1 and algorithm.kl_place is loss, but k1's gradient is that of the policy's "
+            "log-probability, whose mean over the policy's own responses is 0: it would add noise and hold nothing. "
+            "Set algorithm.kl_estimator to k2 or k3, or algorithm.kl_place to reward."
+        )
+    raise ConfigError(
+        f"algorithm.kl_estimator is {estimator} and algorithm.kl_place is reward, but near the reference the gradient "
+        "that it has as a reward vanishes: it would hold next to nothing. Set algorithm.kl_estimator to k1, or "
+        "algorithm.kl_place to loss."
+    )
 
 
 def _check_process_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> None:

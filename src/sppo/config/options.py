@@ -140,8 +140,9 @@ class AlgorithmConfig:
     """Truncated importance sampling: tokens weigh min(p_trainer / p_sampler, cap); null switches it off."""
     kl_coefficient: float = 0.0
     """Weight of the KL divergence to the policy that training started from; 0: none, and no copy of it is kept."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimate of the KL divergence a token: log r, (log r)^2 / 2, or 1/r - 1 + log r, with r = policy / reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """Estimate of the KL divergence a token, with r = policy / reference: log r (k1, in the reward), (log r)^2 / 2 or
+    1/r - 1 + log r (k2, k3, in the loss); default: k1 in the reward, GRPO's k3 in the loss."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Whether the KL divergence is added to the loss or taken from the reward."""
     entropy_coefficient: float = 0.0

@@ -52,6 +52,6 @@ def estimate(
         ref = batch_logprobs(reference, batch, optimizer, temperature)
         metrics["policy/kl_to_reference"] = masked_mean(kl_estimate(old, ref, "k3"), batch.mask)
         if algorithm.kl_coefficient and algorithm.kl_place == "reward":
-            kl = kl_estimate(old, ref, algorithm.kl_estimator)
+            kl = kl_estimate(old, ref, "k1")
             penalty = torch.where(batch.mask, algorithm.kl_coefficient * kl, 0.0)
     return Estimates(old, values, ref, penalty, importance), metrics
