@@ -186,6 +186,8 @@ def test_a_group_of_one_is_refused_and_never_becomes_the_bare_reward(name):
          r"kl_estimator is k3 and .*kl_place is reward, .* vanishes.* Set algorithm\.kl_estimator to k1"),
         ({"name": "rloo", "samples": 8, "kl_coefficient": 0.1, "kl_estimator": "k2", "kl_place": "reward"},
          r"kl_estimator is k2 and .*kl_place is reward"),
+        *[({"name": name, "ratio": ratio}, rf"ratio is {ratio}, which all .* {name} gives each token")
+          for name in ("ppo", "ppo_bce", "reinforce_pp") for ratio in ("sequence", "joint")],
         ({"name": "cispo", "samples": 8, "dual_clip": 3.0}, r"dual_clip .* cispo's weights are clipped already"),
         ({"name": "cispo", "samples": 8, "ratio": "sequence"}, r"algorithm\.ratio is sequence, but cispo"),
         ({"name": "cispo", "samples": 8, "ratio": "joint"}, r"algorithm\.ratio is joint, but cispo"),
@@ -211,6 +213,7 @@ def test_pairs_that_cannot_mean_what_they_say_are_refused_with_the_reason(option
         {"name": "dapo", "samples": 8, "overlong_penalty_tokens": 8},
         {"name": "rloo", "samples": 8, "dynamic_sampling": True},
         {"name": "gspo", "samples": 8, "dual_clip": 3.0},
+        {"name": "sppo", "ratio": "sequence"},
     ],
 )
 def test_their_neighbours_that_do_mean_something_are_not(options):

@@ -223,6 +223,7 @@ def check_algorithm(
             "algorithm.dynamic_sampling drops groups that are all right or all wrong, which a single sample always "
             "is. Set sampling.samples_per_prompt to 8, or algorithm.dynamic_sampling to false."
         )
+    _check_ratio(algorithm, loss.ratio)
     _check_kl(config)
     if process_rewards:
         _check_process_rewards(algorithm, config)
@@ -241,6 +242,16 @@ def check_algorithm(
         raise ConfigError("algorithm.dual_clip bounds PPO's surrogate; cispo's weights are clipped already. Unset it.")
     if loss.surrogate == "cispo" and loss.ratio != "token":
         raise ConfigError(f"algorithm.ratio is {loss.ratio}, but cispo weighs each token's log-probability: use token.")
+
+
+def _check_ratio(algorithm: Algorithm, ratio: str) -> None:
+    """Refuses one ratio for a whole response where each token has an advantage of its own."""
+    if algorithm.places_token_rewards and ratio != "token":
+        raise ConfigError(
+            f"algorithm.ratio is {ratio}, which all tokens of a response share, but {algorithm.name} gives each token "
+            "an advantage of its own: every token would be moved by the mean of them. Set algorithm.ratio to token, or "
+            "use an algorithm with one advantage a response, such as sppo or gspo."
+        )
 
 
 def _check_kl(config: AlgorithmConfig) -> None:

@@ -57,6 +57,8 @@ def update_policy(
     Returns:
         Metrics, each a mean over the tokens or optimiser steps of the whole step.
     """
+    by_token = credit.advantages.shape[1] > 1
+    assert loss_options.ratio == "token" or not by_token, "a ratio of whole responses has no place for token advantages"
     advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening).expand_as(batch.mask)
     losses: list[float] = []
     norms: list[float] = []
