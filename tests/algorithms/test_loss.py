@@ -89,6 +89,66 @@ def test_the_joint_band_allows_c_times_the_root_of_the_length(total, ratio):
     assert found.loss.item() == pytest.approx(-ratio)
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("total", [19.0, 25.0, 29.9, -25.0])
+def test_the_gradient_is_right_everywhere_inside_a_wide_band(total, advantage):
+    # c = 3 and 100 tokens: up to 30 nats. d/dt of -A exp(sum) is -A exp(sum) for each token.
+    logprobs, mask = torch.full((1, 100), total / 100, requires_grad=True), torch.ones(1, 100, dtype=torch.bool)
+    options = LossOptions(ratio="joint", joint_band=3.0)
+    found = loss_of(logprobs, [advantage], options, mask, ref_logprobs=torch.zeros(1, 100))
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    assert gradient[0].tolist() == pytest.approx([-advantage * math.exp(total)] * 100, rel=1e-4)
+    assert not found.clipped.any()
+
+
+@pytest.mark.parametrize(
+    ("total", "advantage", "cut"),
+    [(30.1, 1.0, True), (30.1, -1.0, False), (-30.1, 1.0, False), (-30.1, -1.0, True), (40.0, -1.0, True)],
+)
+def test_outside_the_band_the_gradient_ends_and_is_counted_as_clipped(total, advantage, cut):
+    # PPO's minimum cuts on one side alone; on the other the ratio is followed a little further, for fear of infinity.
+    logprobs, mask = torch.full((1, 100), total / 100, requires_grad=True), torch.ones(1, 100, dtype=torch.bool)
+    options = LossOptions(ratio="joint", joint_band=3.0)
+    found = loss_of(logprobs, [advantage], options, mask, ref_logprobs=torch.zeros(1, 100))
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    expected = 0.0 if cut else -advantage * math.exp(total)
+    assert gradient[0].tolist() == pytest.approx([expected] * 100, rel=1e-4)
+    assert bool(found.clipped.all()) == bool(found.clipped.any()) == cut
+
+
+@pytest.mark.parametrize(("total", "cut"), [(79.0, False), (81.0, True), (99.0, True), (1000.0, True)])
+def test_a_band_wider_than_float32_ends_where_exp_does(total, cut):
+    # c = 10 and 100 tokens would be 100 nats.
+    logprobs, mask = torch.full((1, 100), total / 100, requires_grad=True), torch.ones(1, 100, dtype=torch.bool)
+    options = LossOptions(ratio="joint", joint_band=10.0)
+    found = loss_of(logprobs, [1.0], options, mask, ref_logprobs=torch.zeros(1, 100))
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    assert found.loss.item() == pytest.approx(-math.exp(min(total, 80.0)), rel=1e-4)
+    assert bool((gradient == 0).all()) == bool(found.clipped.all()) == cut
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_token_that_moved_far_counts_whole_in_its_sequences_ratio():
+    # 30 nats in one token and -29.9 over the others: the mean of 100, 0.001, lies inside the clip.
+    logprobs = torch.cat([torch.tensor([[30.0]]), torch.full((1, 99), -29.9 / 99)], dim=1).requires_grad_()
+    found = loss_of(logprobs, [1.0], LossOptions(ratio="sequence"), torch.ones(1, 100, dtype=torch.bool))
+    assert found.loss.item() == pytest.approx(-math.exp(0.001), rel=1e-6)
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    assert gradient[0].tolist() == pytest.approx([-math.exp(0.001) / 100] * 100, rel=1e-5)
+
+
+@pytest.mark.parametrize(("estimator", "value", "slope"), [("k2", 450.0, 30.0), ("k3", 29.0, 1.0)])
+def test_the_kl_term_still_pulls_where_the_policy_has_left_the_reference_far_behind(estimator, value, slope):
+    # d = 30; the padding's infinity says nothing.
+    logprobs = torch.tensor([[0.0, float("inf")]], requires_grad=True)
+    options = LossOptions(kl_coefficient=1.0, kl_estimator=estimator)
+    mask = torch.tensor([[True, False]])
+    found = loss_of(logprobs, [0.0], options, mask, ref_logprobs=torch.tensor([[-30.0, 0.0]]))
+    assert found.loss.item() == pytest.approx(value)
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    assert gradient[0].tolist() == [pytest.approx(slope), 0.0]
+
+
 def test_a_long_response_that_left_the_reference_far_behind_stays_finite():
     logprobs = torch.full((1, 1000), 1.0, requires_grad=True)
     mask = torch.ones(1, 1000, dtype=torch.bool)

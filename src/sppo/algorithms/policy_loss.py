@@ -5,7 +5,7 @@ The ratio is one of
     sequence    s = exp(mean over t of log r_t), the same for all tokens (GSPO, arXiv 2507.18071)
     joint       exp(sum over t of log pi(y_t) / ref(y_t)), the whole response's, to the *reference* policy (the early
                 write-ups of SPPO; FSPO, arXiv 2509.09177). Clipped in log space: at T = 8,000 tokens a clip of 0.2
-                leaves 2.5e-5 nats a token; `joint_band` c instead allows abs(sum) <= c sqrt(T).
+                leaves 2.5e-5 nats a token; `joint_band` c instead allows abs(sum) <= c sqrt(T), at most 80 nats.
 
 The surrogate is PPO's clip, with the dual clip (arXiv 1912.09729), or CISPO's, which clips the weight and keeps every
 token's gradient: -stop_gradient(clip(r)) A log pi (arXiv 2506.13585).
@@ -22,7 +22,10 @@ from torch import Tensor
 from sppo.algorithms.masked import Aggregation
 
 LOG_RATIO_LIMIT = 20.0
-"""Nats. Beyond it exp() nears infinity, whose product with a clipped gradient of 0 would be nan."""
+"""Nats. Beyond it, where that is outside the clip, a ratio grows no further and has no gradient: exp() would near
+infinity, whose product with a clipped gradient of 0 is nan."""
+WIDEST_CLIP = 80.0
+"""Nats. No clip reaches further, as exp() leaves float32 at 88."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def policy_loss(
     assert advantages.shape in (logprobs.shape, (logprobs.shape[0], 1)), f"advantages {tuple(advantages.shape)}"
     inside = weights > 0
     # Padding holds arbitrary numbers; a log-ratio of 0 there keeps infinities out of the products with 0.
-    token_log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    token_log_ratio = torch.where(inside, logprobs - old_logprobs, 0.0)
     log_ratio, low, high = _ratio(token_log_ratio, logprobs, ref_logprobs, inside, options)
     if options.surrogate == "cispo":
         loss, cut = _cispo(log_ratio, logprobs, advantages, inside, options)
@@ -98,14 +101,18 @@ def policy_loss(
         loss = loss * importance_weights
     if options.kl_coefficient:
         assert ref_logprobs is not None, "the KL term needs the reference's log-probabilities"
-        loss = loss + options.kl_coefficient * kl_estimate(logprobs, ref_logprobs, options.kl_estimator)
+        kl = kl_estimate(
+            torch.where(inside, logprobs, 0.0), torch.where(inside, ref_logprobs, 0.0), options.kl_estimator
+        )
+        loss = loss + options.kl_coefficient * kl
     if options.entropy_coefficient:
         assert entropy is not None, "the entropy bonus needs the entropy"
         loss = loss - options.entropy_coefficient * entropy
+    moved = token_log_ratio.detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return PolicyLoss(
         loss=torch.where(inside, weights * loss, 0.0).sum(),
         clipped=cut & inside,
-        approx_kl=(token_log_ratio.exp() - 1 - token_log_ratio).detach(),
+        approx_kl=moved.exp() - 1 - moved,
     )
 
 
@@ -129,11 +136,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Literal["k1",
     the loss alone. All of this is for samples of p itself: after the first optimiser step it holds nearly.
     """
     assert logprobs.shape == ref_logprobs.shape, "log-probabilities differ in shape"
-    difference = (logprobs - ref_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    difference = logprobs - ref_logprobs
     if estimator == "k1":
         return difference
     if estimator == "k2":
         return difference**2 / 2
+    # Where the reference is far likelier exp() would run away. On the other side k3 grows as d does, and its pull, the
+    # more needed the further the policy has gone, must not end.
+    difference = difference.clamp(min=-LOG_RATIO_LIMIT)
     return (-difference).exp() - 1 + difference
 
 
@@ -159,16 +169,19 @@ def _ratio(
     if options.joint_band is not None:
         high = options.joint_band * count.sqrt()
         low = -high
-    return joint.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT), low, high
+    return joint, low, high
 
 
 def _clipped(
     log_ratio: Tensor, low: Tensor, high: Tensor, advantages: Tensor, dual_clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    unclipped = -log_ratio.exp() * advantages
-    clipped = -log_ratio.clamp(low, high).exp() * advantages
+    low, high = low.clamp(min=-WIDEST_CLIP), high.clamp(max=WIDEST_CLIP)
+    # True to a little beyond the clip, however far that reaches.
+    bounded = log_ratio.clamp((low - 1).clamp(max=-LOG_RATIO_LIMIT), (high + 1).clamp(min=LOG_RATIO_LIMIT))
+    unclipped = -bounded.exp() * advantages
+    clipped = -bounded.clamp(low, high).exp() * advantages
     loss = torch.maximum(unclipped, clipped)
-    cut = clipped > unclipped
+    cut = (clipped > unclipped) | (bounded != log_ratio)
     if dual_clip is not None:
         bound = -dual_clip * advantages
         over = (advantages < 0) & (loss > bound)
