@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from sppo.algorithms.masked import token_weights
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.algorithms.sppo import sppo_credit
-from sppo.batch import Estimates, Outcomes
+from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.models import PromptCritic, distinct
 from sppo.critics.prompt import PromptModelCritic
@@ -20,7 +21,7 @@ from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import TrainingError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.rollouts.encode import encode_many
-from sppo.training.collate import collate
+from sppo.training.collate import LengthRules, collate
 from sppo.types import Verdict
 from sppo.update.estimate import estimate
 from sppo.update.logprobs import batch_logprobs, row_logprobs, token_rows
@@ -258,3 +259,84 @@ def test_the_kl_penalty_in_the_reward_is_k1_unless_told_otherwise():
     assert expected.min() < -0.1  # as no other estimator can be
     assert before.kl_penalty is not None
     torch.testing.assert_close(before.kl_penalty, torch.where(batch.mask, expected, 0.0))
+
+
+# What is read while a step is taken
+
+
+def metrics_of(batch: Batch, before: Estimates, credit: Credit, adam=None, model=None, **optimizer) -> dict[str, float]:
+    model = model or tiny_qwen2()
+    return update_policy(
+        model, adam or Gradients(model), batch, before, credit, loss_options=LossOptions(clip_low=0.1, clip_high=0.1),
+        optimizer=replace(OPTIMIZER, **{"minibatch_size": 8, **optimizer}), sampling=SAMPLING, expected_rows=8, seed=1,
+        guard=StepGuard(2),
+    )  # fmt: skip
+
+
+def test_means_over_tokens_are_of_those_that_are_trained_on():
+    rollouts, verdicts = make_rollouts(8)
+    cut = [replace(r, completion=replace(r.completion, finish_reason="length")) if i % 2 else r
+           for i, r in enumerate(rollouts)]  # fmt: skip
+    batch = collate(cut, verdicts, rules=LengthRules("mask", 14))
+    model = tiny_qwen2()
+    said = [row_logprobs(model, token_rows(batch, [row]), batch.mask.shape[1], OPTIMIZER, 0.8) for row in range(8)]
+    noise = 0.3 * torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(0))
+    old = torch.cat([row.logprobs for row in said]).detach() + noise
+    ratios, kls, entropies = [], [], []
+    for row in (0, 2, 4, 6):
+        for t in range(int(batch.mask[row].sum())):
+            ratio = math.exp(-noise[row, t])
+            ratios.append(ratio)
+            kls.append(ratio - 1 - math.log(ratio))
+            entropies.append(said[row].entropy[0, t].item())
+    metrics = metrics_of(batch, Estimates(old, importance_weights=None), Credit(torch.ones(8, 1)))
+    count = len(ratios)
+    assert metrics["policy/clipfrac"] == pytest.approx(sum(ratio > 1.1 for ratio in ratios) / count, rel=1e-6)
+    assert metrics["policy/approx_kl"] == pytest.approx(sum(kls) / count, rel=1e-4)
+    assert metrics["policy/entropy"] == pytest.approx(sum(entropies) / count, rel=1e-5)
+    assert 0.1 < metrics["policy/clipfrac"] < 0.9
+
+
+def test_means_over_tokens_are_of_all_epochs():
+    batch = collate(*make_rollouts(8))
+    start = batch_logprobs(tiny_qwen2(), batch, OPTIMIZER, 0.8)
+    before, credit = Estimates(start), Credit(batch.rewards[:, None] - 0.5)
+    found = []
+    for epochs in (1, 2):
+        model = tiny_qwen2()
+        adam = torch.optim.SGD(model.parameters(), lr=0.5)
+        found.append(metrics_of(batch, before, credit, adam, model, epochs=epochs))
+        if epochs == 1:
+            moved = (batch_logprobs(model, batch, OPTIMIZER, 0.8) - start)[batch.mask]
+    second = float((moved.exp() - 1 - moved).mean())
+    assert second > 1e-3
+    assert found[0]["policy/approx_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert found[1]["policy/approx_kl"] == pytest.approx(second / 2, rel=1e-3)
+
+
+def test_what_a_skipped_step_read_is_no_part_of_the_means():
+    batch = collate(*make_rollouts(8))
+    start = batch_logprobs(tiny_qwen2(), batch, OPTIMIZER, 0.8)
+    advantages = torch.ones(8, 1)
+    skipped, _ = minibatches(8, 8, 4, 1, seed=1)
+    advantages[skipped[0]] = math.nan
+    shift = torch.zeros(8, 1)
+    shift[skipped] = 1.0  # would be a KL of e - 2 a token
+    metrics = metrics_of(batch, Estimates(start - shift), Credit(advantages), minibatch_size=4)
+    assert metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert math.isfinite(metrics["policy/loss"])
+    nothing = metrics_of(batch, Estimates(start), Credit(advantages), minibatch_size=8)
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_the_mean_importance_weight_is_of_the_tokens_that_it_weighs():
+    rollouts, verdicts = make_rollouts(4)
+    cut = replace(rollouts[0], completion=replace(rollouts[0].completion, finish_reason="length"))
+    batch = collate([cut, *rollouts[1:]], verdicts, rules=LengthRules("mask", 14))
+    before, metrics = estimate(batch, tiny_qwen2(), None, None, ALGORITHM, OPTIMIZER, 0.8)
+    assert before.importance_weights is not None
+    weights = before.importance_weights[1:][batch.mask[1:]]
+    assert metrics["sampler/importance_weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
+    assert metrics["sampler/importance_weight_mean"] != pytest.approx(
+        before.importance_weights[batch.mask].mean().item(), rel=1e-3
+    )

@@ -195,7 +195,8 @@ def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
 def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: Algorithm) -> Metrics:
     """Advantages, and how well V predicts this batch, before its update."""
     by_token = credit.advantages.shape == batch.mask.shape
-    given = credit.advantages[batch.mask] if by_token else credit.advantages  # padding has no advantage
+    # Neither padding nor a response that is no part of the loss has an advantage.
+    given = credit.advantages[batch.loss_mask if by_token else batch.trained]
     metrics = {"advantage/mean": float(given.mean()), "advantage/std": float(given.std(correction=0))}
     if before.values is not None and algorithm.values_the_prompt:
         values, rewards = before.values.flatten().tolist(), batch.rewards.tolist()

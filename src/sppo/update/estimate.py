@@ -46,10 +46,11 @@ def estimate(
         metrics["sampler/logprob_gap_max"] = float(gap[batch.mask].max())
         if algorithm.importance_cap is not None:
             importance = truncated_importance_weights(old, batch.sampler_logprobs, algorithm.importance_cap)
-            metrics["sampler/importance_weight_mean"] = masked_mean(importance, batch.mask)
+            metrics["sampler/importance_weight_mean"] = masked_mean(importance, batch.loss_mask)
     ref = penalty = None
     if reference is not None:
         ref = batch_logprobs(reference, batch, optimizer, temperature)
+        # Over all responses: without those that aren't trained on it would be of other responses than the policy's.
         metrics["policy/kl_to_reference"] = masked_mean(kl_estimate(old, ref, "k3"), batch.mask)
         if algorithm.kl_coefficient and algorithm.kl_place == "reward":
             kl = kl_estimate(old, ref, "k1")

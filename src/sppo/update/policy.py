@@ -6,6 +6,7 @@ loss and its gradient don't depend on the cut. Shapes: B sequences of a step, b 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sppo.algorithms.masked import masked_mean, token_weights, whiten
+from sppo.algorithms.masked import token_weights, whiten
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig, SamplingConfig
@@ -55,31 +56,35 @@ def update_policy(
         guard: takes the optimiser steps.
 
     Returns:
-        Metrics, each a mean over the tokens or optimiser steps of the whole step.
+        Metrics: means over the optimiser steps, and over the tokens that they trained on, each as often as it was.
+        What a skipped step read is no part of them; a mean of nothing is nan.
     """
     by_token = credit.advantages.shape[1] > 1
     assert loss_options.ratio == "token" or not by_token, "a ratio of whole responses has no place for token advantages"
     advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening).expand_as(batch.mask)
     losses: list[float] = []
     norms: list[float] = []
-    seen = {name: torch.zeros_like(batch.sampler_logprobs) for name in ("clipfrac", "approx_kl", "entropy")}
+    means = _TokenMeans(batch.mask)
     lengths = batch.lengths
     for rows in minibatches(len(batch), expected_rows, optimizer.minibatch_size, optimizer.epochs, seed):
         weights = _minibatch_weights(batch, rows, loss_options, sampling.max_response_tokens)
-        loss = 0.0
+        loss, read = 0.0, []
         for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
             members = [rows[index] for index in part]
             losing = _Losing.of(before, advantages, weights[part], members, loss_options, policy.device)
             part_loss = _part_loss(policy, losing, token_rows(batch, members), optimizer, sampling.temperature)
             part_loss.backward()
             loss += float(part_loss.detach())
-            for name, values in losing.seen.items():
-                seen[name][members] = values.cpu()
+            read.append((members, losing))
         norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
         losses.append(loss)
-    means = {f"policy/{name}": masked_mean(values, batch.mask) for name, values in seen.items()}
-    return {"policy/loss": mean_of_finite(losses), "policy/grad_norm": mean_of_finite(norms), **means}
+        if math.isfinite(norms[-1]):
+            means.add(read)
+    return {"policy/loss": mean_of_finite(losses), "policy/grad_norm": mean_of_finite(norms), **means.metrics()}
 
+
+_SEEN = ("clipfrac", "approx_kl", "entropy")
+"""What is noted of each token while its loss is made."""
 
 Place = Any
 """Index into [b, T]: everything, or the rows and columns of some tokens, each [n, 1]."""
@@ -117,7 +122,7 @@ class _Losing:
             if before.importance_weights is None
             else before.importance_weights[rows].to(device),
             options=options,
-            seen={name: torch.zeros_like(old) for name in ("clipfrac", "approx_kl", "entropy")},
+            seen={name: torch.zeros_like(old) for name in _SEEN},
         )
 
     def loss(self, logprobs: Tensor, entropy: Tensor, place: Place) -> Tensor:
@@ -136,6 +141,26 @@ class _Losing:
         self.seen["approx_kl"][place] = result.approx_kl
         self.seen["entropy"][place] = entropy.detach()
         return result.loss
+
+
+class _TokenMeans:
+    """Means over tokens and optimiser steps of what was noted, [B, T] each."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self._sums = {name: torch.zeros(mask.shape) for name in _SEEN}
+        self._counts = torch.zeros(mask.shape, dtype=torch.int64)
+
+    def add(self, read: Sequence[tuple[list[int], _Losing]]) -> None:
+        """Takes in the micro-batches of one optimiser step: rows, and what was noted of them."""
+        for rows, losing in read:
+            trained = losing.weights > 0
+            self._counts[rows] += trained.cpu()
+            for name, values in losing.seen.items():
+                self._sums[name][rows] += torch.where(trained, values, 0.0).cpu()
+
+    def metrics(self) -> dict[str, float]:
+        count = int(self._counts.sum())
+        return {f"policy/{name}": float(sums.sum() / count) if count else math.nan for name, sums in self._sums.items()}
 
 
 def _part_loss(
