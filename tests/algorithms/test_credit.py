@@ -74,6 +74,13 @@ def test_remax_takes_the_greedy_reward_and_gives_nothing_where_it_is_unknown():
     assert advantages("remax", batch) == [0.0, -1.0, 0.0, 0.25]
 
 
+def test_remax_hides_no_reward_that_is_not_finite():
+    batch = batch_of([1.0, 1.0], greedy_rewards=[0.0, math.nan])
+    found = advantages("remax", batch, kl_penalty=torch.full((2, 1), math.nan))
+    assert math.isnan(found[0])
+    assert found[1] == 0.0
+
+
 def test_reinforce_pp_without_kl_is_the_reward_then_whitened():
     batch = batch_of([1.0, 0.0, 1.0, 1.0])
     credit = credit_of("reinforce_pp", batch)

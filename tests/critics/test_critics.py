@@ -226,3 +226,17 @@ def test_the_tracker_comes_back_whole_from_its_folder(tmp_path):
     again.load(tmp_path / "critic")
     assert again.tracker == critic.tracker
     assert again.last == critic.last
+
+
+def test_log_probabilities_that_are_not_finite_leave_the_counts_finite():
+    critic, rollouts = tracker_critic(), make_rollouts(2)[0]
+    for rollout in rollouts:
+        critic.observe(rollout.prompt, [1.0, 0.0])
+    batch = sampled_by(critic, rollouts, [1.0, 0.0])
+    damaged = Estimates(torch.full_like(batch.sampler_logprobs, math.nan), critic.values(batch))
+    for _ in range(2):
+        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, damaged), SPO)
+        critic.learn(batch, damaged, credit, seed=0)
+    # Never answered before, so rho is 0.96; then as far as can be, 0.875.
+    assert critic.tracker.counts["p0"].alpha == pytest.approx(0.875 * (0.96 + 1) + 1)
+    assert critic.tracker.counts["p1"].alpha == pytest.approx(0.875 * 0.96)

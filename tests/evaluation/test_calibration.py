@@ -142,3 +142,17 @@ def test_an_interval_survives_some_undefined_draws():
     interval = c.bootstrap_interval(c.pearson, values, rates, resamples=400)
     assert interval is not None
     assert interval[0] < c.pearson(values, rates) <= 1.0
+
+
+@pytest.mark.parametrize("damaged", [math.nan, math.inf, -math.inf])
+@pytest.mark.filterwarnings("error")
+def test_a_value_that_is_not_finite_makes_measures_undefined_and_lies_in_no_bin(damaged):
+    values, rewards = [damaged, 0.8, 0.3, 0.1], [1.0, 0.0, 1.0, 0.0]
+    for measure in (c.expected_calibration_error, c.explained_variance, c.pearson, c.spearman, c.auroc):
+        assert math.isnan(measure(values, rewards)), measure.__name__
+        assert math.isnan(measure([damaged] * 4, rewards)), measure.__name__
+    assert not math.isfinite(c.brier(values, rewards))
+    assert "ece" not in c.calibration_metrics([damaged] * 4, rewards)
+    assert "mse" not in c.regression_metrics([damaged] * 4, rewards)
+    assert [row["count"] for row in c.reliability_rows(values, rewards)] == [1, 1, 1]
+    assert c.reliability_rows([damaged] * 4, rewards) == []

@@ -18,4 +18,4 @@ def remax_credit(outcomes: Outcomes, options: Options) -> Credit:
     """Returns R - R(greedy) [B, 1]; `outcomes.greedy_rewards` is nan where it is unknown."""
     assert outcomes.greedy_rewards is not None, "ReMax needs the rewards of greedy responses"
     advantages = outcomes.sequence_rewards - outcomes.greedy_rewards
-    return Credit(torch.nan_to_num(advantages, nan=0.0)[:, None])
+    return Credit(torch.where(outcomes.greedy_rewards.isnan(), 0.0, advantages)[:, None])

@@ -5,6 +5,7 @@ Shapes: B sequences, U distinct prompts among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -50,10 +51,11 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
         return encode_many(batch.prompts, self.model.tokenizer)
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
-        """V of each prompt where it is a probability; None of a critic that learns by squares."""
+        """V of each prompt where it is a probability; None of a critic that learns by squares, or that is damaged."""
         if not self.model.probability:
             return [None] * len(prompts)
-        return list(self.model.values(prompts).flatten().tolist())
+        values: list[float] = self.model.values(prompts).flatten().tolist()
+        return [value if math.isfinite(value) else None for value in values]
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""

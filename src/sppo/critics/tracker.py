@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,9 @@ class TrackerCritic:
             now = row_logprobs(self.policy, pairs, width, self.optimizer, self.temperature).logprobs.cpu()
             for index, (_, response, old) in enumerate(rows):
                 moved = (now[index, : len(response)] - torch.tensor(old)).abs().mean()
-                drift[known[part[index]]] = float(moved)
+                # Log-probabilities that are not finite say nothing of how far: as far as can be, so that the counts,
+                # unlike the policy, stay what they were.
+                drift[known[part[index]]] = float(moved) if bool(moved.isfinite()) else math.inf
         return drift
 
     def save_pretrained(self, folder: Path) -> None:

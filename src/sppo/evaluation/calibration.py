@@ -2,7 +2,8 @@
 
 Outcomes are single responses' rewards or solve rates of prompts. A solve rate of n samples is itself uncertain, so even
 a perfect V does not reach a correlation of 1 or a Brier score of 0 against it; `reachable_pearson` and
-`sampling_noise` say how far it gets. N prompts (or responses).
+`sampling_noise` say how far it gets. A V that is not finite makes every measure nan and lies in no bin: it is for those
+who train to say what happened. N prompts (or responses).
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def binary_cross_entropy(values: ArrayLike, outcomes: ArrayLike) -> float:
 
 
 def reliability(values: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
-    """Bins of equal width over [0, 1]; empty bins are left out."""
+    """Bins of equal width over [0, 1]; empty bins are left out, and pairs that are not finite."""
     v, r = _pair(values, outcomes)
+    finite = np.isfinite(v) & np.isfinite(r)
+    v, r = v[finite], r[finite]
     index = np.minimum((v * bins).astype(int), bins - 1)
     filled = [(b, index == b) for b in range(bins) if (index == b).any()]
     return [
@@ -57,6 +60,8 @@ def reliability(values: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[
 
 def expected_calibration_error(values: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> float:
     """ECE: the mean gap between V and the outcome over equal-width bins, weighted by their counts."""
+    if not _all_finite(values, outcomes):
+        return float("nan")
     filled = reliability(values, outcomes, bins)
     total = sum(b.count for b in filled)
     return sum(b.count * abs(b.mean_value - b.solve_rate) for b in filled) / total
@@ -64,6 +69,8 @@ def expected_calibration_error(values: ArrayLike, outcomes: ArrayLike, bins: int
 
 def explained_variance(values: ArrayLike, outcomes: ArrayLike) -> float:
     """1 - Var(R - V) / Var(R); nan where R does not vary."""
+    if not _all_finite(values, outcomes):
+        return float("nan")
     v, r = _pair(values, outcomes)
     spread = np.var(r)
     return float(1 - np.var(r - v) / spread) if spread > 0 else float("nan")
@@ -71,6 +78,8 @@ def explained_variance(values: ArrayLike, outcomes: ArrayLike) -> float:
 
 def pearson(values: ArrayLike, outcomes: ArrayLike) -> float:
     """Linear correlation; nan where either side does not vary."""
+    if not _all_finite(values, outcomes):
+        return float("nan")
     v, r = _pair(values, outcomes)
     # A constant of floats has a variance of rounding errors only, whose correlation would be noise.
     if np.ptp(v) < 1e-9 or np.ptp(r) < 1e-9:
@@ -83,7 +92,7 @@ def spearman(values: ArrayLike, outcomes: ArrayLike) -> float:
     from scipy.stats import rankdata
 
     v, r = _pair(values, outcomes)
-    if np.ptp(v) < 1e-9:
+    if not _all_finite(v, r) or np.ptp(v) < 1e-9:
         return float("nan")
     return pearson(rankdata(v), rankdata(r))
 
@@ -99,6 +108,8 @@ def auroc(values: ArrayLike, outcomes: ArrayLike, weights: ArrayLike | None = No
     Returns:
         The area under the ROC curve, in [0, 1]; nan where all or none are solved.
     """
+    if not _all_finite(values, outcomes):
+        return float("nan")
     v, r = _pair(values, outcomes)
     w = np.ones_like(v) if weights is None else np.asarray(weights, dtype=np.float64)
     _, place = np.unique(v, return_inverse=True)
@@ -225,6 +236,10 @@ def add_reliability(rows: Sequence[dict[str, Any]], more: Sequence[dict[str, Any
         }
         merged[row["low"]] = {**row, **means, "count": count}
     return [merged[low] for low in sorted(merged)]
+
+
+def _all_finite(values: ArrayLike, outcomes: ArrayLike) -> bool:
+    return bool(np.isfinite(np.asarray(values)).all() and np.isfinite(np.asarray(outcomes)).all())
 
 
 def _pair(values: ArrayLike, outcomes: ArrayLike) -> tuple[Floats, Floats]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch, Credit, Estimates
 from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
@@ -173,12 +175,20 @@ def _judgement(row: int | None, batch: Batch, before: Estimates, credit: Credit)
     """V and A of a response; of PPO, V and A at the first token, and V before every token."""
     if row is None:
         return {"value": None, "advantage": None}
-    said: dict[str, Any] = {"value": None, "advantage": float(credit.advantages[row, 0])}
+    said: dict[str, Any] = {"value": None, "advantage": _known(credit.advantages[row, 0])}
     if before.values is not None:
-        said["value"] = float(before.values[row, 0])
+        said["value"] = _known(before.values[row, 0])
         if before.values.shape[1] > 1:
-            said["token_values"] = [round(value, 4) for value in before.values[row][batch.mask[row]].tolist()]
+            said["token_values"] = [_known(value, 4) for value in before.values[row][batch.mask[row]].tolist()]
     return said
+
+
+def _known(value: Tensor | float, digits: int | None = None) -> float | None:
+    """A number for JSON, which has no nan: None where it is not finite."""
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return number if digits is None else round(number, digits)
 
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
