@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from sppo.algorithms.table import ALGORITHMS, needs_reference, resolve_loss, resolve_options
+from sppo.commands.train import train
 from sppo.config import AlgorithmConfig, Config, ModelConfig, SamplingConfig
 from sppo.errors import ConfigError, ModelError, RunFolderError
 from sppo.runs.folder import read_metrics
+from sppo.runs.progress import NoProgress
 from sppo.training.build import Given, check
+from tests.conftest import tiny_config
 from tests.training.test_loop import train_on_rows
 
 GROUPS = {"prompts_per_step": 8, "sampling__samples_per_prompt": 4}
@@ -151,6 +154,22 @@ def test_responses_cut_at_the_limit_are_no_part_of_the_loss(tmp_path, truncated)
     (line,) = read_metrics(tmp_path / "run")[1:]
     assert 0 < line["response/clipped_share"] < 1
     assert line["policy/grad_norm"] > 0
+
+
+def test_a_run_that_samples_from_a_part_of_the_vocabulary_says_once_what_that_switches_off(tmp_path):
+    said = []
+
+    class Listens(NoProgress):
+        def message(self, text):
+            said.append(text)
+
+    train(
+        tiny_config(tmp_path / "run", steps=2, sampling__top_p=0.7, algorithm__old_logprobs="trainer"),
+        progress=Listens(),
+    )
+    assert len([text for text in said if "sampler/logprob_gap_* are not measured" in text]) == 1
+    for line in read_metrics(tmp_path / "run")[1:]:
+        assert not [name for name in line if name.startswith("sampler/")]
 
 
 # Refusals

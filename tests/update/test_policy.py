@@ -21,9 +21,11 @@ from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import TrainingError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.rollouts.encode import encode_many
+from sppo.rollouts.engines.hf import HFEngine
+from sppo.rollouts.sample import sample, sampling_parameters
 from sppo.training.collate import LengthRules, collate
-from sppo.types import Verdict
-from sppo.update.estimate import estimate
+from sppo.types import Prompt, Verdict
+from sppo.update.estimate import estimate, sampler_notes
 from sppo.update.logprobs import batch_logprobs, row_logprobs, token_rows
 from sppo.update.policy import _Losing, _part_loss, update_policy
 from sppo.update.steps import StepGuard, make_optimizer, minibatches
@@ -149,7 +151,7 @@ def test_equal_prompts_are_computed_once():
 
 def test_a_fresh_ratio_is_one_so_nothing_is_clipped():
     model, batch = tiny_qwen2(), collate(*make_rollouts(8))
-    before, metrics = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, temperature=0.8)
+    before, metrics = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, SAMPLING)
     result = policy_loss(
         before.old_logprobs, before.old_logprobs, torch.ones(8, 1),
         token_weights(batch.mask, "token_mean", int(batch.mask.sum()), 8), LossOptions(),
@@ -164,7 +166,7 @@ def test_a_fresh_ratio_is_one_so_nothing_is_clipped():
 
 def test_old_logprobs_of_the_sampler_cost_no_forward_pass():
     batch = collate(*make_rollouts(4))
-    before, metrics = estimate(batch, None, None, None, replace(ALGORITHM, old_logprobs="sampler"), OPTIMIZER, 1.0)  # type: ignore[arg-type]
+    before, metrics = estimate(batch, None, None, None, replace(ALGORITHM, old_logprobs="sampler"), OPTIMIZER, SAMPLING)  # type: ignore[arg-type]
     assert before.old_logprobs is batch.sampler_logprobs
     assert before.importance_weights is None
     assert metrics == {}
@@ -206,14 +208,14 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     batch = collate(
         [make_rollout("a", [3], [5, 6, 1]), make_rollout("b", [4], [7, 8, 1])], [Verdict(1.0), Verdict(0.0)]
     )
-    before, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)
+    before, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, SamplingConfig())
     before = replace(before, values=torch.full((2, 1), 0.5), importance_weights=None)
     adam = make_optimizer(model, 1e-3, 0.0)
     update_policy(
         model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), {}), loss_options=LossOptions(),
         optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=StepGuard(1),
     )  # fmt: skip
-    after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, 1.0)
+    after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, SamplingConfig())
     change = (after.old_logprobs - before.old_logprobs).sum(dim=1)
     assert change[0] > 0 > change[1]
 
@@ -253,7 +255,7 @@ def test_a_loss_made_token_by_token_equals_that_of_whole_rows(surrogate):
 def test_the_kl_penalty_in_the_reward_is_k1_unless_told_otherwise():
     batch, policy, reference = collate(*make_rollouts(4)), tiny_qwen2(), tiny_qwen2(seed=1)
     config = AlgorithmConfig(name="grpo", kl_coefficient=0.5, kl_place="reward")
-    before, _ = estimate(batch, policy, reference, None, config, OPTIMIZER, 1.0)
+    before, _ = estimate(batch, policy, reference, None, config, OPTIMIZER, SamplingConfig())
     assert before.ref_logprobs is not None
     expected = 0.5 * (before.old_logprobs - before.ref_logprobs)
     assert expected.min() < -0.1  # as no other estimator can be
@@ -333,10 +335,39 @@ def test_the_mean_importance_weight_is_of_the_tokens_that_it_weighs():
     rollouts, verdicts = make_rollouts(4)
     cut = replace(rollouts[0], completion=replace(rollouts[0].completion, finish_reason="length"))
     batch = collate([cut, *rollouts[1:]], verdicts, rules=LengthRules("mask", 14))
-    before, metrics = estimate(batch, tiny_qwen2(), None, None, ALGORITHM, OPTIMIZER, 0.8)
+    before, metrics = estimate(batch, tiny_qwen2(), None, None, ALGORITHM, OPTIMIZER, SAMPLING)
     assert before.importance_weights is not None
     weights = before.importance_weights[1:][batch.mask[1:]]
     assert metrics["sampler/importance_weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-6)
     assert metrics["sampler/importance_weight_mean"] != pytest.approx(
         before.importance_weights[batch.mask].mean().item(), rel=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("cut", "compared"),
+    [({}, True), ({"top_p": 0.7}, False), ({"top_k": 5}, False), ({"top_p": 0.9, "top_k": 9}, False)],
+)
+@pytest.mark.parametrize("cap", [2.0, None])
+def test_sampler_and_trainer_are_compared_only_where_they_have_one_distribution(cut, compared, cap):
+    model, sampling = tiny_qwen2(), SamplingConfig(temperature=0.8, max_response_tokens=12, **cut)
+    prompts = [Prompt(str(row), f"{row}+1=", gold="2") for row in range(16)]
+    tokenizer = character_tokenizer(ALPHABET)
+    parameters = sampling_parameters(sampling, tokenizer, model)
+    rollouts = sample(HFEngine(model), prompts, tokenizer, parameters, samples_per_prompt=1, seed=0)
+    batch = collate(rollouts, [Verdict(1.0)] * 16)
+    algorithm = AlgorithmConfig(importance_cap=cap)
+    before, metrics = estimate(batch, model, None, None, algorithm, OPTIMIZER, sampling)
+    notes = sampler_notes(algorithm, sampling)
+    if compared:
+        assert notes == []
+        assert metrics["sampler/logprob_gap_max"] < 1e-4
+        assert (before.importance_weights is None) == (cap is None)
+    else:
+        (note,) = notes
+        assert f"top_p {cut.get('top_p', 1):g} and top_k {cut.get('top_k', 0)}" in note
+        assert ("importance_cap is off" in note) == (cap is not None)
+        # The truth is a gap of 0 and weights of 1; the quotient of the two is neither.
+        assert (before.old_logprobs - batch.sampler_logprobs)[batch.mask].exp().mean() < 0.98
+        assert metrics == {}
+        assert before.importance_weights is None

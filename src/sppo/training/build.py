@@ -66,6 +66,7 @@ from sppo.training.loop import Parts, Run, Schedule, WarmStart
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
 from sppo.training.rules import check_rewards
+from sppo.update.estimate import sampler_notes
 from sppo.update.learner import PolicyLearner
 from sppo.update.steps import StepGuard, make_optimizer
 from sppo.verifiers.functions import RewardFunction, load_function
@@ -152,7 +153,7 @@ def open_run(
         folder.require_space(parts.checkpoint_bytes * missing)
         folder = RunFolder.reopen(config) if resume else RunFolder.create(config)
         recorder.sinks = Sinks(config, folder.path)
-        for note in parts.notes:
+        for note in [*parts.notes, *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling))]:
             progress.message(note)
         yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
     finally:

@@ -38,9 +38,7 @@ class PolicyLearner:
 
     def estimate(self, batch: Batch, values: Tensor | None) -> tuple[Estimates, Metrics]:
         """Old and reference log-probabilities, beside the critic's values, and metrics of them; no gradients."""
-        return estimate(
-            batch, self.model, self.reference, values, self.algorithm, self.optimizer, self.sampling.temperature
-        )
+        return estimate(batch, self.model, self.reference, values, self.algorithm, self.optimizer, self.sampling)
 
     def update(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """One step's optimiser steps; `seed` fixes the order of rows."""
