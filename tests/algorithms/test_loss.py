@@ -242,6 +242,23 @@ def test_kl_and_entropy_in_the_loss_by_hand():
     assert found.loss.item() == pytest.approx((0.5 * -2.0 + 0.5 * 0.6 - 0.01 * 6.0) / 3)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "entropy", "kl"),
+    [
+        ("token_mean", (1.0 + 2.0 + 3.0) / 3, (0.1 + 0.2 + 0.3) / 3),
+        ("sequence_mean", (1.0 + 2.5) / 2, (0.1 + 0.25) / 2),
+        # Sums over the longest response allowed, 10: a fifth of the mean entropy, as the responses are short.
+        ("sequence_sum", (1.0 + 5.0) / 10 / 2, (0.1 + 0.5) / 10 / 2),
+    ],
+)
+def test_entropy_and_kl_are_aggregated_as_the_tokens_losses_are(aggregation, entropy, kl):
+    said = torch.tensor([[1.0, 9.0], [2.0, 3.0]])
+    reference = -torch.tensor([[0.2, 9.0], [0.4, 0.6]]).sqrt()
+    options = LossOptions(aggregation=aggregation, entropy_coefficient=0.5, kl_coefficient=2.0, kl_estimator="k2")
+    found = loss_of(torch.zeros(2, 2), [0.0, 0.0], options, entropy=said, ref_logprobs=reference)
+    assert found.loss.item() == pytest.approx(2.0 * kl - 0.5 * entropy)
+
+
 def test_the_clipped_value_loss_by_hand():
     # Old value 0, return 1, clip 0.5. v = 0.2: 0.8^2. v = 0.9: the worse of 0.1^2 and (0.5 - 1)^2, without gradient.
     # v = -2: the worse of 3^2 and 1.5^2, with gradient. Each times 0.5, mean of three; the padding says nothing.

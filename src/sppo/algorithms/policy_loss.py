@@ -47,6 +47,7 @@ class LossOptions:
     kl_estimator: Literal["k2", "k3"] = "k3"
     """Not k1, whose gradient is 0 in the mean: see `kl_estimate`."""
     entropy_coefficient: float = 0.0
+    """Weight of each token's entropy beside its loss; like the KL term, aggregated with it."""
 
 
 @dataclass(frozen=True)

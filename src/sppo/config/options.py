@@ -139,14 +139,16 @@ class AlgorithmConfig:
     importance_cap: float | None = 2.0
     """Truncated importance sampling: tokens weigh min(p_trainer / p_sampler, cap); null switches it off."""
     kl_coefficient: float = 0.0
-    """Weight of the KL divergence to the policy that training started from; 0: none, and no copy of it is kept."""
+    """Weight of each token's KL divergence to the policy that training started from, in the loss aggregated as the
+    tokens' losses are; 0: none, and no copy of it is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """Estimate of the KL divergence a token, with r = policy / reference: log r (k1, in the reward), (log r)^2 / 2 or
     1/r - 1 + log r (k2, k3, in the loss); default: k1 in the reward, GRPO's k3 in the loss."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Whether the KL divergence is added to the loss or taken from the reward."""
     entropy_coefficient: float = 0.0
-    """Weight of the policy's mean entropy (nats a token), which the loss then rewards."""
+    """Weight of each token's entropy (nats), which the loss then rewards, aggregated as the tokens' losses are: with
+    sequence_sum a response's sum over max length, so the shorter the responses, the less it is."""
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """Responses cut at the length limit: train on them, keep them for baselines only, or leave them out."""
     overlong_penalty_tokens: int = 0
