@@ -22,7 +22,7 @@ import torch
 from common import machine, parse, parser, print_machine, write_json
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from sppo.algorithms.table import assign_credit, get_algorithm, resolve_loss
+from sppo.algorithms.table import get_algorithm
 from sppo.config import AlgorithmConfig, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.models import PromptCritic
 from sppo.critics.prompt import PromptModelCritic
@@ -169,8 +169,8 @@ class Bench:
         )
         algorithm, section = get_algorithm("sppo"), AlgorithmConfig()
         learner = PolicyLearner(
-            policy, make_optimizer(policy, 1e-6, 0.01), section, resolve_loss(algorithm, section), options,
-            SamplingConfig(max_response_tokens=scale.response), scale.rows, StepGuard(5),
+            policy, make_optimizer(policy, 1e-6, 0.01), section, algorithm.loss, options,
+            SamplingConfig(max_response_tokens=scale.response), scale.rows, StepGuard(),
         )  # fmt: skip
         seconds: dict[str, float] = {}
         peaks: dict[str, float] = {}
@@ -186,7 +186,7 @@ class Bench:
             batch = self.batch(seed)
             values = timed("values", lambda: critic.values(batch))  # noqa: B023
             before, _ = timed("estimate", lambda: learner.estimate(batch, values))  # noqa: B023
-            credit = assign_credit(algorithm, batch, before, {})
+            credit = algorithm.assign_credit(batch, before)
             timed("critic", lambda: critic.learn(batch, before, credit, seed=0))  # noqa: B023
             metrics = timed("policy", lambda: learner.update(batch, before, credit, seed=0))  # noqa: B023
         length = scale.prompt + scale.response

@@ -57,7 +57,7 @@ def update_ours(
         for part in microbatches(lengths, optimizer.tokens_per_microbatch, layout):
             loss = token_loss(member_advantages[part], tokens)
             chosen = [members[row] for row in part]
-            response_loss(model, chosen, loss, chunk=optimizer.logprob_chunk_tokens, layout=layout).backward()
+            response_loss(model, chosen, loss, layout=layout).backward()
 
 
 def update_usual(model: PreTrainedModel, rows: Sequence[TokenRow], advantages: Tensor, pad: int) -> None:

@@ -99,7 +99,7 @@ def measure_speed(
     whole, sympy, verdicts = [], [], []
     for repeat in range(repeats):
         # Another pool each round, as parsed answers are kept; the limit only tells the pools apart.
-        tools = Tools(replace(options, memory_limit_mb=1025 + repeat))
+        tools = Tools(replace(options, time_limit=options.time_limit + repeat / 1000))
         timed(WARM_UP, tools)
         normalise.cache_clear()
         seconds, verdicts = timed(submissions, tools)
@@ -164,7 +164,7 @@ def measure_bombs(references: Sequence[str], tools: Tools, total: int) -> dict[s
         mixed[place] = boxed([kinds[count % len(kinds)]], [r"2\sqrt{2}"])[0]
     with PeakMemory(tools) as memory:
         seconds, verdicts = timed(mixed, tools)
-    bound = 1.1 * (tools.options.time_limit * len(places) / tools.options.workers)
+    bound = 1.1 * (tools.options.time_limit * len(places) / tools.pool.workers)
     return {
         "measurement": "bombs",
         "answers": total,

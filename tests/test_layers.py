@@ -12,9 +12,9 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sppo"
 LAYERS = [
-    "types", "errors", "batch", "algorithms.options", "config", "runs", "verifiers", "data", "algorithms", "models",
-    "rollouts", "update", "critics", "evaluation", "training", "control", "report", "web", "commands", "api", "cli",
-    "__main__",
+    "types", "errors", "batch", "config.ranges", "algorithms.options", "config", "runs", "verifiers", "data",
+    "algorithms", "models", "rollouts", "update", "critics", "evaluation", "training", "control", "report", "web",
+    "commands", "api", "cli", "__main__",
 ]  # fmt: skip
 """Rooms in order: each imports from itself and from those before it."""
 WITH_TORCH = {"batch", "algorithms", "models", "rollouts", "update", "critics", "training", "commands", "api"}

@@ -6,7 +6,7 @@ the right; padding never carries meaning, and masks apply in the loss's reductio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +14,6 @@ import torch
 from torch import Tensor
 
 from sppo.types import Prompt, Rollout
-
-Options = Mapping[str, float]
-"""Options of one algorithm alone, by name, all given."""
 
 
 @dataclass(frozen=True)

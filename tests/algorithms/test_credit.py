@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sppo.algorithms.masked import whiten
+from sppo.algorithms.options import GaeOptions, PpoOptions, SpoOptions
 from sppo.algorithms.ppo import generalized_advantages
 from sppo.algorithms.spo import SolveTracker
 from sppo.algorithms.table import ALGORITHMS
@@ -19,7 +20,7 @@ from sppo.training.collate import LengthRules, collate
 from sppo.types import Rollout, Verdict
 from tests.conftest import make_rollout
 
-SPO = dict(ALGORITHMS["spo"].options)
+SPO = SpoOptions()
 
 
 def row(prompt_id: str, length: int, *, cut: bool = False) -> Rollout:
@@ -36,9 +37,7 @@ def batch_of(rewards: list[float | None], prompts: str = "", lengths: list[int] 
 
 
 def credit_of(name: str, batch: Batch, **estimates) -> Credit:
-    algorithm = ALGORITHMS[name]
-    outcomes = Outcomes.of(batch, Estimates(batch.sampler_logprobs, **estimates))
-    return algorithm.assign_credit(outcomes, dict(algorithm.options))
+    return ALGORITHMS[name].assign_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, **estimates)))
 
 
 def advantages(name: str, batch: Batch, **estimates) -> list[float]:
@@ -346,9 +345,9 @@ def test_gae_equals_its_recursive_definition_sequence_by_sequence(seed, gamma, g
     values = torch.where(batch.mask, noise(batch, seed + 50), 7.0)
     penalty = noise(batch, seed + 90, 0.1)
     before = Estimates(batch.sampler_logprobs, values, kl_penalty=penalty)
-    options = {"gamma": gamma, "gae_lambda": gae_lambda}
-    for name in ("ppo", "ppo_bce"):
-        credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), options)
+    for options in (PpoOptions(gamma=gamma, gae_lambda=gae_lambda), GaeOptions(gamma=gamma, gae_lambda=gae_lambda)):
+        name = "ppo" if isinstance(options, PpoOptions) else "ppo_bce"
+        credit = replace(ALGORITHMS[name], options=options).assign_credit(Outcomes.of(batch, before))
         assert credit.value_targets is not None
         for i, length in enumerate(batch.mask.sum(1).tolist()):
             rewards = [-penalty[i, t].item() for t in range(length)]

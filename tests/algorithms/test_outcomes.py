@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sppo.algorithms.table import ALGORITHMS, assign_credit
+from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Outcomes
 
 MASK = torch.arange(3) < torch.tensor([[2], [3], [1], [3]])
@@ -44,7 +44,7 @@ def test_every_algorithm_makes_credit_of_bare_tensors(name):
     algorithm = ALGORITHMS[name]
     values = {None: None, "prompt": PROMPT_VALUES, "tracker": PROMPT_VALUES, "token": torch.full((4, 3), 0.5)}
     outcomes = replace(BARE, values=values[algorithm.critic])
-    credit = assign_credit(algorithm, outcomes, algorithm.options)
+    credit = algorithm.assign_credit(outcomes)
     spread = credit.advantages.expand_as(MASK)
     for row, expected in enumerate(EXPECTED[name]):
         assert spread[row][MASK[row]].tolist() == pytest.approx([expected] * int(MASK[row].sum()))

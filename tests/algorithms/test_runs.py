@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sppo.algorithms.table import ALGORITHMS, needs_reference, resolve_loss, resolve_options
+from sppo.algorithms.options import ALGORITHM_OPTIONS, PpoOptions, SpoOptions
+from sppo.algorithms.table import ALGORITHMS, settle_algorithm
 from sppo.commands.train import train
 from sppo.config import AlgorithmConfig, Config, ModelConfig, SamplingConfig
 from sppo.errors import ConfigError, ModelError, RunFolderError
@@ -120,7 +121,7 @@ def test_a_reference_is_kept_only_where_something_reads_it(tmp_path):
     assert (tmp_path / "with" / "reference").is_dir()
     for ratio, coefficient, needed in (("token", 0.0, False), ("joint", 0.0, True), ("token", 0.1, True)):
         config = AlgorithmConfig(ratio=ratio, kl_coefficient=coefficient)  # type: ignore[arg-type]
-        assert needs_reference(ALGORITHMS["sppo"], config) == needed
+        assert settle_algorithm(config, 1).needs_reference == needed
 
 
 def test_a_kl_term_holds_the_policy_near_its_start(tmp_path):
@@ -243,14 +244,14 @@ def test_their_neighbours_that_do_mean_something_are_not(options):
     ("options", "message"),
     [
         ({"name": "ppo", "options": {"lambda": 1.0}},
-         r"algorithm\.options\.lambda is no option of ppo, which accepts: gamma \(default 1\), "
-         r"gae_lambda \(default 1\), value_clip \(default 0\.5\)\."),
-        ({"name": "ppo_bce", "options": {"value_clip": 0.5}}, r"which accepts: gamma \(default 1\), gae_lambda"),
+         r"algorithm\.options\.lambda is no option of ppo, which accepts: gamma \(default 1\): Discount .* "
+         r"gae_lambda \(default 1\): .* value_clip \(default 0\.5\): .*\."),
+        ({"name": "ppo_bce", "options": {"value_clip": 0.5}}, r"which accepts: gamma \(.* gae_lambda[^_]*$"),
         ({"name": "spo", "options": {"halflife": 1.0}},
-         r"half_life \(default 0\.06\), rho_min \(default 0\.875\), rho_max \(default 0\.96\), offline_samples"),
+         r"half_life \(default 0\.06\): .* rho_min \(default 0\.875\): .* rho_max \(default 0\.96\): .* offline"),
         ({"name": "sppo", "options": {"gamma": 1.0}}, r"no option of sppo, which accepts: none\."),
         ({"name": "sppo", "options": {"joint_band": 1.0}}, r"accepts: none\."),
-        ({"name": "sppo", "ratio": "joint", "options": {"band": 1.0}}, r"accepts: joint_band \(default 0\)\."),
+        ({"name": "sppo", "ratio": "joint", "options": {"band": 1.0}}, r"accepts: joint_band \(default 0\): c of .*\."),
     ],
 )  # fmt: skip
 def test_an_unknown_option_is_refused_with_those_accepted(options, message):
@@ -268,13 +269,13 @@ def test_a_token_critic_with_a_tokenizer_of_its_own_is_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ppo", {"gamma": 5.0}, r"algorithm\.options\.gamma is 5, but must be from 0 to 1"),
+        ("ppo", {"gamma": 5.0}, r"algorithm\.options\.gamma is 5\.0, but must be in \[0, 1\]"),
         ("ppo_bce", {"gae_lambda": float("nan")}, r"algorithm\.options\.gae_lambda is nan"),
         ("ppo", {"value_clip": -1.0}, r"algorithm\.options\.value_clip is -1"),
         ("spo", {"half_life": 0.0}, r"algorithm\.options\.half_life is 0"),
         ("spo", {"rho_min": 0.97}, r"rho_min is 0\.97, more than rho_max, 0\.96"),
         ("spo", {"offline_samples": -1}, r"algorithm\.options\.offline_samples is -1"),
-        ("spo", {"offline_samples": 2.5}, r"offline_samples is 2\.5, not a whole number"),
+        ("spo", {"offline_samples": 2.5}, r"offline_samples is 2\.5, but must be a whole number"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_before_any_work(name, options, message):
@@ -318,17 +319,31 @@ def test_responses_of_one_token_are_not_taken_for_values_of_prompts(tmp_path, na
 
 def test_what_the_config_says_stands_over_the_published_loss_and_options():
     dapo = ALGORITHMS["dapo"]
-    assert resolve_loss(dapo, AlgorithmConfig()) == dapo.loss
-    changed = resolve_loss(dapo, AlgorithmConfig(clip_high=0.3, aggregation="sequence_mean", whitening="token"))
+    assert settle_algorithm(AlgorithmConfig(name="dapo"), 8) == dapo
+    said = AlgorithmConfig(name="dapo", clip_high=0.3, aggregation="sequence_mean", whitening="token")
+    changed = settle_algorithm(said, 8).loss
     assert (changed.clip_low, changed.clip_high) == (0.2, 0.3)
     assert (changed.aggregation, changed.whitening) == ("sequence_mean", "token")
     # In the reward, the penalty must not be counted in the loss again.
     for place, weight in (("reward", 0.0), ("loss", 0.1)):
-        config = AlgorithmConfig(kl_coefficient=0.1, kl_place=place)  # type: ignore[arg-type]
-        assert resolve_loss(dapo, config).kl_coefficient == weight
+        config = AlgorithmConfig(name="dapo", kl_coefficient=0.1, kl_place=place)  # type: ignore[arg-type]
+        assert settle_algorithm(config, 8).loss.kl_coefficient == weight
     joint = AlgorithmConfig(ratio="joint", options={"joint_band": 0.5})
-    assert resolve_loss(dapo, joint).joint_band == 0.5
-    assert resolve_loss(dapo, replace(joint, options={})).joint_band is None
-    assert resolve_options(ALGORITHMS["ppo"], AlgorithmConfig(options={"gae_lambda": 0.95})) == {
-        "gamma": 1.0, "gae_lambda": 0.95, "value_clip": 0.5,
-    }  # fmt: skip
+    assert settle_algorithm(joint, 1).loss.joint_band == 0.5
+    assert settle_algorithm(replace(joint, options={}), 1).loss.joint_band is None
+    ppo = settle_algorithm(AlgorithmConfig(name="ppo", options={"gae_lambda": 0.95}), 1)
+    assert ppo.options == PpoOptions(gamma=1.0, gae_lambda=0.95, value_clip=0.5)
+
+
+def test_the_table_and_the_options_name_the_same_algorithms():
+    assert list(ALGORITHMS) == list(ALGORITHM_OPTIONS)
+    for name, algorithm in ALGORITHMS.items():
+        assert algorithm.options == ALGORITHM_OPTIONS[name]()
+        assert settle_algorithm(AlgorithmConfig(name=name), 8) == algorithm
+
+
+def test_whole_numbers_of_earlier_configs_were_written_with_a_point():
+    spo = settle_algorithm(AlgorithmConfig(name="spo", options={"offline_samples": 3.0}), 1)
+    assert spo.options == SpoOptions(offline_samples=3)
+    unclipped = settle_algorithm(AlgorithmConfig(name="ppo", options={"value_clip": float("inf")}), 1)
+    assert unclipped.options == PpoOptions(value_clip=float("inf"))

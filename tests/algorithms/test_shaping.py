@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sppo.algorithms.options import PpoOptions
 from sppo.algorithms.shaping import potential_differences, rewards_to_go
-from sppo.algorithms.table import ALGORITHMS, assign_credit, check_algorithm
+from sppo.algorithms.table import ALGORITHMS, settle_algorithm
 from sppo.batch import Batch, Estimates, Outcomes
 from sppo.config import AlgorithmConfig
 from sppo.config.verification import ProcessOptions
@@ -126,9 +127,7 @@ def expected_gradient(batch: Batch, advantages: torch.Tensor) -> torch.Tensor:
 
 
 def advantages_of(name: str, batch: Batch, values: torch.Tensor | None) -> torch.Tensor:
-    algorithm = ALGORITHMS[name]
-    before = Estimates(batch.sampler_logprobs, values)
-    return assign_credit(algorithm, Outcomes.of(batch, before), algorithm.options).advantages
+    return ALGORITHMS[name].assign_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, values))).advantages
 
 
 @pytest.mark.parametrize("name", ["sppo", "ppo", "ppo_bce", "reinforce_pp", "rloo", "dr_grpo"])
@@ -170,7 +169,7 @@ def test_ppo_gets_the_differences_as_rewards_of_tokens():
     batch = collate([rollout, rollout], others, process_weight=1.0)
     values = torch.tensor([[0.3, 0.3, 0.3]] * 2)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = assign_credit(ALGORITHMS["ppo"], Outcomes.of(batch, before), {"gamma": 1.0, "gae_lambda": 0.5})
+    credit = replace(ALGORITHMS["ppo"], options=PpoOptions(gae_lambda=0.5)).assign_credit(Outcomes.of(batch, before))
     # Row 1: potential +0.5 after token 0. delta = [0 + 0.5, 0, -0.5 - 0.3]; A_t = delta_t + 0.5 A_{t+1}.
     assert credit.advantages[1].tolist() == pytest.approx([0.5 + 0.5 * (0 + 0.5 * -0.8), 0.5 * -0.8, -0.8])
     assert credit.value_targets is not None
@@ -182,10 +181,9 @@ def test_a_kl_penalty_and_process_rewards_add_up():
     penalty = torch.where(batch.mask, 0.01, 0.0)
     before = Estimates(batch.sampler_logprobs, kl_penalty=penalty)
     assert batch.shaping is not None
-    outcomes = Outcomes.of(batch, before)
-    torch.testing.assert_close(outcomes.token_rewards, batch.shaping - penalty)
-    both = assign_credit(ALGORITHMS["reinforce_pp"], outcomes, {}).advantages
-    alone = assign_credit(ALGORITHMS["reinforce_pp"], replace(outcomes, shaping=None), {}).advantages
+    torch.testing.assert_close(Outcomes.of(batch, before).token_rewards, batch.shaping - penalty)
+    both = ALGORITHMS["reinforce_pp"].assign_credit(Outcomes.of(batch, before)).advantages
+    alone = ALGORITHMS["reinforce_pp"].assign_credit(Outcomes.of(replace(batch, shaping=None), before)).advantages
     torch.testing.assert_close(both, alone + rewards_to_go(batch.shaping))
 
 
@@ -200,11 +198,11 @@ def test_a_kl_penalty_and_process_rewards_add_up():
     ],
 )
 def test_algorithms_that_would_not_cancel_them_are_refused(config, samples, message):
-    check_algorithm(config, samples)
+    settle_algorithm(config, samples)
     with pytest.raises(ConfigError, match=message):
-        check_algorithm(config, samples, process_rewards=True)
+        settle_algorithm(config, samples, process_rewards=True)
 
 
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gspo", "grpo"}))
 def test_all_other_algorithms_take_them(name):
-    check_algorithm(AlgorithmConfig(name=name), 8, process_rewards=True)
+    settle_algorithm(AlgorithmConfig(name=name), 8, process_rewards=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions
 from sppo.cli import COMMANDS, main
 from sppo.cli.checks import write_json
 from sppo.cli.demo import demo_folder
@@ -75,8 +76,30 @@ def test_help_names_what_a_table_holds(capsys: pytest.CaptureFixture[str]) -> No
 
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for names in (ALGORITHMS, TASKS, VERIFIERS, ENGINES, [option.name for option in fields(Options)]):
+    for names in (ALGORITHMS, TASKS, VERIFIERS, ENGINES):
         assert f" {', '.join(names)}. " in text
+
+
+def test_help_of_a_section_shows_the_options_of_each_algorithm_and_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "algorithm"]) == 0
+    text = capsys.readouterr().out
+    for name, own in {**ALGORITHM_OPTIONS, "ratio joint": JointOptions}.items():
+        for option in fields(own):
+            shown = re.search(rf"  --algorithm\.options\.{option.name} \S.*\(default: (.+)\)\n +(.+?): \S", text)
+            assert shown, option.name
+            assert shown[1] == str(option.default)
+            assert name in shown[2].split(", ")
+    assert main(["train", "--help", "data"]) == 0
+    text = capsys.readouterr().out
+    for option in fields(Options):
+        assert re.search(rf"  --data\.options\.{option.name} .*\(default: .+\)\n +chain_arithmetic: \S", text)
+
+
+def test_help_says_what_a_number_must_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "sampling"]) == 0
+    text = capsys.readouterr().out
+    assert "--sampling.top_p NUMBER in (0, 1]  (default: 1.0)" in text
+    assert "--sampling.samples_per_prompt INT at least 1  (default: 1)" in text
 
 
 def test_help_of_the_run_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,7 +155,7 @@ def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, monkeypatch):
         ([str(data), "--task", "row"], "Did you mean 'rows'"),
         ([str(data), "--json", str(tmp_path)], "is a folder"),
         ([str(data), "--data.taks", "rows"], "Did you mean"),
-        ([str(data), "--verification.workers", "0"], "verification.workers is 0, but must be at least 1"),
+        ([str(data), "--verification.time_limit", "0"], "verification.time_limit is 0, but must be greater than 0"),
         ([str(tmp_path)], "is a folder, but must be a file"),
         (["missing.jsonl"], "does not exist"),
         ([str(data), "--against", "math500=missing.jsonl"], "--against math500=missing.jsonl does not exist"),

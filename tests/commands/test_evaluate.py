@@ -85,7 +85,8 @@ def test_a_run_of_another_version_is_measured_and_says_what_it_ignores(run_folde
     progress = Messages()
     result = evaluate_run(str(old), samples_per_prompt=1, progress=progress)
     assert result["prompts"] == 20
-    assert any(text.endswith("not an option of this version, ignored: critic.depth") for text in progress.texts)
+    note = "config.yaml: critic.depth is no option of this version, and is ignored."
+    assert any(text.endswith(note) for text in progress.texts)
 
 
 def test_rows_and_a_reward_from_python(run_folder):

@@ -9,23 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.spo import SolveCounts
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Batch, Estimates, Outcomes
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.critics.models import TokenCritic
-from sppo.critics.token import TokenModelCritic, value_clip_of
+from sppo.critics.token import TokenModelCritic
 from sppo.critics.tracker import TrackerCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
 from sppo.training.collate import collate
 from sppo.types import Rollout, Verdict
 from sppo.update.logprobs import batch_logprobs
+from sppo.update.steps import StepGuard
 from tests.conftest import make_rollouts, tiny_qwen2
 from tests.update.test_policy import Gradients
 
 KINDS = ["ppo", "ppo_bce"]
-SPO = dict(ALGORITHMS["spo"].options)
+SPO = SpoOptions()
 
 
 def token_critic(name: str, budget: int = 10_000, **config) -> TokenModelCritic:
@@ -33,9 +35,13 @@ def token_critic(name: str, budget: int = 10_000, **config) -> TokenModelCritic:
     model.started = True
     with torch.no_grad():
         model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    options = replace(CriticConfig(minibatch_size=8, max_grad_norm=1e9, learning_rate=1e-2), **config)
-    clip = value_clip_of(ALGORITHMS[name], ALGORITHMS[name].options)
-    return TokenModelCritic(model, options, probability=ALGORITHMS[name].value_loss == "bce", value_clip=clip)
+    options = replace(CriticConfig(minibatch_size=8, learning_rate=1e-2), **config)
+    own = ALGORITHMS[name].options
+    clip = own.value_clip if isinstance(own, PpoOptions) else None
+    probability = ALGORITHMS[name].value_loss == "bce"
+    return TokenModelCritic(
+        model, options, probability=probability, value_clip=clip, guard=StepGuard(max_norm=1e9, max_skipped=1)
+    )
 
 
 def batch_in(order: list[int]) -> Batch:
@@ -87,7 +93,7 @@ def gradients(name: str, budget: int, order: list[int]) -> tuple[list[Tensor], d
     noise = torch.rand(8, batch.mask.shape[1], generator=torch.Generator().manual_seed(1))[order]
     values = torch.where(batch.mask, critic.values(batch) + (noise - 0.5 if name == "ppo" else 0.0), 0.0)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
+    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before))
     recorder = Gradients(critic.model)
     critic.adam = recorder  # type: ignore[assignment]
     metrics = critic.learn(batch, before, credit, seed=1)
@@ -112,7 +118,7 @@ def test_the_critics_loss_is_the_mean_over_all_tokens(name):
     critic, batch = token_critic(name), batch_in(list(range(8)))
     values = critic.values(batch)
     before = Estimates(batch.sampler_logprobs, values)
-    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
+    credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before))
     metrics = critic.learn(batch, before, credit, seed=1)
     losses = []
     for row, t in batch.mask.nonzero().tolist():
@@ -130,7 +136,7 @@ def test_learning_brings_the_values_towards_the_rewards(name):
     gaps = []
     for step in range(20):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
-        credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before), ALGORITHMS[name].options)
+        credit = ALGORITHMS[name].assign_credit(Outcomes.of(batch, before))
         gaps.append(critic.learn(batch, before, credit, seed=step))
     assert gaps[-1]["critic/error_mean"] < 0.5 * gaps[0]["critic/error_mean"]
 
@@ -155,7 +161,7 @@ def sampled_by(critic: TrackerCritic, rollouts: list[Rollout], rewards: list[flo
 
 def take_in(critic: TrackerCritic, batch: Batch) -> dict[str, float]:
     before = Estimates(batch.sampler_logprobs, critic.values(batch))
-    credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before), SPO)
+    credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before))
     return critic.learn(batch, before, credit, seed=0)
 
 
@@ -211,7 +217,7 @@ def test_the_drift_is_of_the_policy_and_not_of_its_gap_to_the_sampler():
     assert (said - batch.sampler_logprobs).abs().max() > 0.5
     before = Estimates(said, critic.values(batch))
     for _ in range(2):
-        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before), SPO)
+        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, before))
         metrics = critic.learn(batch, before, credit, seed=0)
     assert metrics["critic/drift_mean"] == pytest.approx(0.0, abs=1e-5)
 
@@ -235,7 +241,7 @@ def test_log_probabilities_that_are_not_finite_leave_the_counts_finite():
     batch = sampled_by(critic, rollouts, [1.0, 0.0])
     damaged = Estimates(torch.full_like(batch.sampler_logprobs, math.nan), critic.values(batch))
     for _ in range(2):
-        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, damaged), SPO)
+        credit = ALGORITHMS["spo"].assign_credit(Outcomes.of(batch, damaged))
         critic.learn(batch, damaged, credit, seed=0)
     # Never answered before, so rho is 0.96; then as far as can be, 0.875.
     assert critic.tracker.counts["p0"].alpha == pytest.approx(0.875 * (0.96 + 1) + 1)

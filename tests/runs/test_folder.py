@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sppo.config import Config, DataConfig, ModelConfig, OptimizerConfig, SftConfig, SftPhase, to_dict
-from sppo.config.compatibility import config_differences, fill_defaults, read_config
+from sppo.config import Config, ModelConfig, OptimizerConfig
+from sppo.config.compatibility import read_config
 from sppo.errors import RunFolderError
 from sppo.runs.files import gigabytes, write_atomically
 from sppo.runs.folder import RunFolder, read_metrics, read_summary
@@ -78,38 +78,6 @@ def test_a_run_may_be_resumed_for_longer(tmp_path):
     RunFolder.create(config)
     RunFolder.reopen(replace(config, steps=config.steps + 10))
     assert read_config(tmp_path / "run")["steps"] == config.steps + 10
-
-
-def test_a_config_of_another_version_is_completed(tmp_path):
-    config = replace(config_at("x"), data=DataConfig(options={"prompts": 5}), sft=SftConfig([SftPhase(steps=3)]))
-    plain = to_dict(config)
-    del plain["sampling"]["top_k"], plain["optimizer"]["betas"], plain["engine"], plain["sft"]["phases"][0]["steps"]
-    plain["critic"]["depth"] = 2
-    plain["logging"]["colour"] = "red"
-    plain["evaluation"]["data"] = {"task": "gsm8k", "shuffle": True}
-    filled, unknown = fill_defaults(Config, plain)
-    assert unknown == ["critic.depth", "evaluation.data.shuffle", "logging.colour"]
-    assert filled["evaluation"]["data"] == {**to_dict(config)["data"], "options": {}, "task": "gsm8k"}
-    assert filled["sft"]["phases"][0]["steps"] == SftPhase().steps
-    assert config_differences(plain, to_dict(config)) == [
-        "critic.depth: no longer an option",
-        "evaluation.data.shuffle: no longer an option",
-        *[f"evaluation.data.{k}: {v!r} -> None" for k, v in sorted(filled["evaluation"]["data"].items()) if v],
-        f"sft.phases: {filled['sft']['phases']} -> {to_dict(config)['sft']['phases']}",
-    ]
-
-
-def test_no_options_are_no_difference():
-    one, other = to_dict(Config()), to_dict(replace(Config(), data=DataConfig(options={"prompts": 5})))
-    assert config_differences(one, other) == ["data.options.prompts: None -> 5"]
-    assert config_differences(one, one) == []
-
-
-def test_a_config_that_cannot_be_read(tmp_path):
-    for text, said in (("a: [", "is not YAML"), ("- a", "holds no options")):
-        (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(RunFolderError, match=said):
-            read_config(tmp_path)
 
 
 def test_nothing_to_resume(tmp_path):

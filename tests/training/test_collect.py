@@ -172,15 +172,13 @@ def test_dynamic_sampling_goes_on_with_what_its_rounds_found():
         calls.append(len(completions))
         return [1.0, 0.0, *[0.0] * (len(completions) - 2)]
 
-    parts, engine = made(
-        one_mixed_group, algorithm__name="dapo", sampling__samples_per_prompt=2, algorithm__dynamic_sampling_rounds=3
-    )
+    parts, engine = made(one_mixed_group, algorithm__name="dapo", sampling__samples_per_prompt=2)
     collected = parts.collector.collect(1)
-    assert calls == [16, 16, 16]
-    assert [verdict.reward for verdict in collected.verdicts] == [1.0, 0.0] * 3
-    assert collected.groups == [0, 0, 1, 1, 2, 2]
-    assert collected.discarded_groups == 21
-    assert sampled(collected) == (48, engine.tokens)
+    assert calls == [16, 16, 16, 16]
+    assert [verdict.reward for verdict in collected.verdicts] == [1.0, 0.0] * 4
+    assert collected.groups == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert collected.discarded_groups == 28
+    assert sampled(collected) == (64, engine.tokens)
 
 
 def test_groups_found_beyond_those_wanted_are_counted_too():

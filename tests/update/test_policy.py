@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sppo.algorithms.masked import token_weights
+from sppo.algorithms.options import NoOptions
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Batch, Credit, Estimates, Outcomes
@@ -34,6 +35,10 @@ from tests.conftest import make_rollout, make_rollouts, tiny_qwen2
 ALGORITHM = AlgorithmConfig(dual_clip=3.0)
 SAMPLING = SamplingConfig(temperature=0.8)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, minibatch_size=4, weight_decay=0.0)
+
+
+def unclipped() -> StepGuard:
+    return StepGuard(max_norm=1e9, max_skipped=1)
 
 
 def critic() -> PromptCritic:
@@ -60,13 +65,13 @@ def policy_gradients(**changes):
     """The gradients of each mini-batch of one step, and the step's metrics."""
     model, batch = tiny_qwen2(), collate(*make_rollouts(8))
     loss = LossOptions(dual_clip=3.0, aggregation=changes.pop("aggregation", "token_mean"))
-    optimizer = replace(OPTIMIZER, max_grad_norm=1e9, **changes)
+    optimizer = replace(OPTIMIZER, **changes)
     importance = torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(2))
     before = Estimates(batch.sampler_logprobs, torch.full((8, 1), 0.4), importance_weights=importance)
     recorder = Gradients(model)
     metrics = update_policy(
-        model, recorder, batch, before, sppo_credit(Outcomes.of(batch, before), {}),
-        loss_options=loss, optimizer=optimizer, sampling=SAMPLING, expected_rows=8, seed=1, guard=StepGuard(1),
+        model, recorder, batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()),
+        loss_options=loss, optimizer=optimizer, sampling=SAMPLING, expected_rows=8, seed=1, guard=unclipped(),
     )  # fmt: skip
     return recorder.seen, metrics
 
@@ -115,9 +120,9 @@ def critic_gradients(budget: int, rows: int = 8):
     made.tokens_per_microbatch = budget
     batch = collate(rollouts, verdicts)
     before = Estimates(batch.sampler_logprobs, made.values(batch.prompts))
-    wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8, max_grad_norm=1e9))
+    wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8), guard=unclipped())
     wrapped.adam = recorder = Gradients(made)
-    metrics = wrapped.learn(batch, before, sppo_credit(Outcomes.of(batch, before), {}), seed=1)
+    metrics = wrapped.learn(batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()), seed=1)
     return recorder.seen[0], metrics, before, batch
 
 
@@ -191,7 +196,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_then_stops_the_run():
 
     def step(value: float) -> float:
         (module(torch.ones(1, 2)) * value).sum().backward()
-        return guard.step("policy", adam, module, loss=value, max_norm=1.0)
+        return guard.step("policy", adam, module, loss=value)
 
     assert step(float("nan")) != step(1.0)
     assert guard.skipped_total == 1
@@ -212,8 +217,8 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     before = replace(before, values=torch.full((2, 1), 0.5), importance_weights=None)
     adam = make_optimizer(model, 1e-3, 0.0)
     update_policy(
-        model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), {}), loss_options=LossOptions(),
-        optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=StepGuard(1),
+        model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()), loss_options=LossOptions(),
+        optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=unclipped(),
     )  # fmt: skip
     after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, SamplingConfig())
     change = (after.old_logprobs - before.old_logprobs).sum(dim=1)
@@ -271,7 +276,7 @@ def metrics_of(batch: Batch, before: Estimates, credit: Credit, adam=None, model
     return update_policy(
         model, adam or Gradients(model), batch, before, credit, loss_options=LossOptions(clip_low=0.1, clip_high=0.1),
         optimizer=replace(OPTIMIZER, **{"minibatch_size": 8, **optimizer}), sampling=SAMPLING, expected_rows=8, seed=1,
-        guard=StepGuard(2),
+        guard=StepGuard(max_skipped=2, max_norm=1e9),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from sppo.algorithms.options import NoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Estimates, Outcomes
@@ -31,7 +32,7 @@ def one_update(rows: list[int]) -> dict[str, torch.Tensor]:
     batch = collate([rollouts[row] for row in rows], [verdicts[row] for row in rows])
     policy, critic = tiny_qwen2(), PromptCritic(tiny_qwen2(seed=3).model, character_tokenizer(ALPHABET))
     before = Estimates(batch.sampler_logprobs, critic.values(batch.prompts))
-    credit = sppo_credit(Outcomes.of(batch, before), {})
+    credit = sppo_credit(Outcomes.of(batch, before), NoOptions())
     size = len(rows)
     # SGD-like: AdamW's first step is the sign of the gradient, which would hide a wrong scale.
     policy_step = torch.optim.SGD(policy.parameters(), lr=0.1)
@@ -40,7 +41,7 @@ def one_update(rows: list[int]) -> dict[str, torch.Tensor]:
     update_policy(
         policy, policy_step, batch, before, credit, loss_options=LossOptions(),
         optimizer=OptimizerConfig(minibatch_size=size), sampling=SamplingConfig(), expected_rows=size, seed=0,
-        guard=StepGuard(1),
+        guard=StepGuard(max_skipped=1),
     )  # fmt: skip
     wrapped.learn(batch, before, credit, seed=0)
     return {**policy.state_dict(), **{f"critic.{k}": v for k, v in critic.state_dict().items()}}

@@ -19,6 +19,7 @@ from sppo.verifiers.code.verifier import fenced, shown_tests
 from sppo.verifiers.sandbox import BACKENDS, open_sandbox
 from sppo.verifiers.sandbox.backends import Confinement
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verify import verify
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,8 +212,8 @@ def test_one_test_at_least_is_held_out():
 def test_reward_runtime_is_the_clipped_speed_up_of_right_programs():
     slow = "import time\ndef add(a, b):\n    time.sleep(0.02)\n    return a + b"
     fast = "def add(a, b):\n    return a + b"
-    timed = {"reward": "runtime", "runtime_floor": 0.25}
-    assert judge(fenced(slow), {**ADD, "reference": fast}, **timed).reward == 0.25
+    timed = {"reward": "runtime"}
+    assert judge(fenced(slow), {**ADD, "reference": fast}, **timed).reward == 0.1
     verdict = judge(fenced(fast), {**ADD, "reference": slow}, **timed)
     assert verdict.reward == 1.0
     assert "times as fast as the reference" in verdict.reason
@@ -309,15 +310,13 @@ def test_the_reference_solution_is_a_response():
     [
         ({"test_seconds": 0}, "verification.code.test_seconds is 0"),
         ({"total_seconds": float("nan")}, "verification.code.total_seconds is nan"),
-        ({"disk_mb": float("inf")}, "verification.code.disk_mb is inf"),
         ({"shown_share": 1.0}, r"must be in \[0, 1\)"),
-        ({"memory_mb": 10}, "Python itself needs 64"),
+        ({"memory_mb": 10}, "verification.code.memory_mb is 10, but must be at least 64"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_the_run(options, message):
     with pytest.raises(ConfigError, match=message):
-        code.check(VerificationConfig(code=CodeOptions(**options)))
-    code.check(VerificationConfig())
+        verify("", json.dumps(ADD), "code", options=VerificationConfig(code=CodeOptions(**options)))
 
 
 def test_a_function_named_like_one_of_pythons_is_the_programs_where_the_reference_says_so():
@@ -352,4 +351,4 @@ def test_unsafe_code_is_a_switch_of_every_command():
     given = parse(["demo", "--unsafe-code", "--steps", "3"], "usage", positional="RECIPE")
     assert given.positionals == ("demo",)
     assert given.overrides == ["--verification.code.unsafe_code=true", "--steps=3"]
-    assert load_recipe("demo", {"verification.code.unsafe_code": "true"}).verification.code.unsafe_code is True
+    assert load_recipe("demo", given.overrides).verification.code.unsafe_code is True

@@ -218,7 +218,6 @@ def test_options_from_yaml_and_the_command_line(tmp_path):
     [
         ("format", "format__pattern", "(a", r"verification.format.pattern is '\(a', which is no regular expression"),
         ("length", "length__soft", 5, "verification.length.limit is not set"),
-        ("code", "code__test_seconds", 0, "verification.code.test_seconds is 0"),
         ("reward_model", "reward_model__shift", 1, "verification.reward_model.path is not set"),
         ("composite", "composite__parts", [{"verifier": "length"}], "verification.length.limit is not set"),
     ],

@@ -9,6 +9,7 @@ from sppo.errors import ConfigError
 from sppo.types import Submission
 from sppo.verifiers import VERIFIERS
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verify import verify
 
 
 def tools(**options: int) -> Tools:
@@ -47,7 +48,7 @@ def test_a_length_that_nobody_counted_is_an_error_and_not_a_zero():
 )
 def test_options_that_cannot_work_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
-        VERIFIERS["length"].check(tools(**options).options)
+        verify("a", None, "length", options=tools(**options).options)
 
 
 def test_it_needs_no_gold():

@@ -83,8 +83,8 @@ def saved(folder, kind: str = "qwen2", labels: int = 1, template: str | None = N
     return str(folder)
 
 
-def scorer(path: str, **options: object) -> SequenceScorer:
-    return SequenceScorer.load_reward_model(RewardModelOptions(path=path, **options), "cpu")  # type: ignore[arg-type]
+def scorer(path: str, **settings: int) -> SequenceScorer:
+    return SequenceScorer.load_reward_model(RewardModelOptions(path=path), "cpu", **settings)
 
 
 def values(found) -> list[float]:
@@ -147,7 +147,6 @@ def test_what_is_too_long_is_an_error_that_names_the_length_and_never_cut(tmp_pa
     verdicts = grader.grade([rollout("1=", "1" * 63), rollout("1=", "1" * 62)])
     assert verdicts[0] == Verdict(None, error="65 tokens, but the reward model reads at most 64")
     assert verdicts[1].reward is not None
-    assert scorer(path, max_input_tokens=5).scores(EXCHANGES[:2])[1].value is None
 
 
 def rollout(prompt: str, text: str, verifier: str = "reward_model") -> Rollout:
@@ -189,13 +188,12 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path):
     ("options", "message"),
     [
         ({}, "path is not set"),
-        ({"path": "x", "max_input_tokens": 0}, "max_input_tokens is 0, but must be at least 1"),
         ({"path": "x", "shift": math.nan}, "shift is nan"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        get_verifier("reward_model").check(VerificationConfig(reward_model=RewardModelOptions(**options)))
+        verify("1", None, "reward_model", options=VerificationConfig(reward_model=RewardModelOptions(**options)))
 
 
 def test_models_that_give_no_score_are_named(tmp_path):
@@ -239,7 +237,7 @@ def test_a_model_without_a_trained_head_is_noise(tmp_path):
              "algorithm.name": "spo"},
             "spo's critic predicts a probability. Use another algorithm",
         ),
-        ({"verification.reward_model.path": "m", "verification.reward_model.scale": 0}, "scale is 0.0, but must be gr"),
+        ({"verification.reward_model.path": "m", "verification.reward_model.scale": 0}, "scale is 0, but must be gr"),
         (
             {"critic.loss": "mse", "algorithm.name": "ppo"},
             "critic.loss is mse, but that is for prompt critics, and ppo has a token critic",
@@ -309,7 +307,7 @@ def test_it_learns_rewards_of_any_size(policy):
     assert critic.values(batch).flatten().tolist() == pytest.approx([18.5] * 4)
     for step in range(120):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
-        credit = ALGORITHMS["sppo"].assign_credit(batch, before, {})
+        credit = ALGORITHMS["sppo"].assign_credit(batch, before)
         critic.learn(batch, before, credit, seed=step)
     assert critic.values(batch).flatten().tolist() == pytest.approx([-3.0, 40.0] * 2, abs=1.0)
     assert critic.prompt_values(prompts) == [None, None]  # calibration is of probabilities
@@ -318,7 +316,7 @@ def test_it_learns_rewards_of_any_size(policy):
 def test_a_kl_penalty_in_the_reward_is_part_of_what_it_learns():
     batch = collate([rollout("1=", "1")], [Verdict(2.0)])
     before = Estimates(batch.sampler_logprobs, torch.tensor([[0.5]]), kl_penalty=torch.tensor([[0.3]]))
-    credit = ALGORITHMS["sppo"].assign_credit(batch, before, {})
+    credit = ALGORITHMS["sppo"].assign_credit(batch, before)
     assert credit.value_targets is not None
     assert credit.value_targets.item() == pytest.approx(1.7)
     assert credit.advantages.item() == pytest.approx(1.2)

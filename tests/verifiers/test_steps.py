@@ -246,7 +246,7 @@ ENDS = [step_ends(exchange.response, PLUS) for exchange in EXCHANGES]
 @pytest.mark.parametrize("kind", [Qwen2ForSequenceClassification, Qwen2ForTokenClassification])
 def test_a_step_model_scores_each_beginning_as_if_it_were_alone(kind, labels, tmp_path):
     path = saved(kind, Qwen2Config, tmp_path, labels)
-    scorer = StepScorer.load(ProcessOptions(model=path, tokens_per_microbatch=40), "cpu")
+    scorer = StepScorer.load(ProcessOptions(model=path), "cpu", tokens_per_microbatch=40)
     found = scorer.scores(EXCHANGES, ENDS)
     model, tokenizer = kind.from_pretrained(path).eval(), character_tokenizer(ALPHABET)
     for exchange, ends, scores in zip(EXCHANGES, ENDS, found, strict=True):

@@ -9,10 +9,11 @@ sum over tokens divided by a constant, the longest response allowed, so that lon
 from __future__ import annotations
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import NoOptions
+from sppo.batch import Credit, Outcomes
 
 
-def dr_grpo_credit(outcomes: Outcomes, options: Options) -> Credit:
+def dr_grpo_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns R - mean [B, 1]."""
     rewards = outcomes.sequence_rewards
     return Credit((rewards - group_statistics(rewards, outcomes.groups).mean).float()[:, None])

@@ -10,10 +10,11 @@ alone in its group (the others were left out).
 from __future__ import annotations
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import NoOptions
+from sppo.batch import Credit, Outcomes
 
 
-def grpo_credit(outcomes: Outcomes, options: Options) -> Credit:
+def grpo_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns the group-normalised advantage [B, 1]."""
     rewards = outcomes.sequence_rewards
     group = group_statistics(rewards, outcomes.groups)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import GaeOptions
+from sppo.batch import Credit, Outcomes
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -39,24 +40,24 @@ def generalized_advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma:
     return advantages
 
 
-def ppo_credit(outcomes: Outcomes, options: Options) -> Credit:
+def ppo_credit(outcomes: Outcomes, options: GaeOptions) -> Credit:
     """Returns GAE [B, T], and A_t + V_t [B, T] as the critic's target."""
     advantages, values = _advantages(outcomes, options)
     return Credit(advantages, value_targets=advantages + values)
 
 
-def ppo_bce_credit(outcomes: Outcomes, options: Options) -> Credit:
+def ppo_bce_credit(outcomes: Outcomes, options: GaeOptions) -> Credit:
     """Returns GAE [B, T], and R at every token [B, T] as the critic's target."""
     advantages, values = _advantages(outcomes, options)
     return Credit(advantages, value_targets=outcomes.rewards[:, None].expand_as(values).clone())
 
 
-def _advantages(outcomes: Outcomes, options: Options) -> tuple[Tensor, Tensor]:
+def _advantages(outcomes: Outcomes, options: GaeOptions) -> tuple[Tensor, Tensor]:
     assert outcomes.values is not None, "PPO needs the critic's values"
     extra = outcomes.token_rewards
     rewards = torch.zeros_like(outcomes.values) if extra is None else extra.clone()
     last = outcomes.mask.sum(dim=1) - 1
     rewards[torch.arange(len(outcomes.rewards)), last] += outcomes.rewards
     values = outcomes.values
-    advantages = generalized_advantages(rewards, values, outcomes.mask, options["gamma"], options["gae_lambda"])
+    advantages = generalized_advantages(rewards, values, outcomes.mask, options.gamma, options.gae_lambda)
     return advantages, values

@@ -12,11 +12,12 @@ from __future__ import annotations
 import torch
 
 from sppo.algorithms.groups import group_statistics
+from sppo.algorithms.options import NoOptions
 from sppo.algorithms.shaping import rewards_to_go
-from sppo.batch import Credit, Options, Outcomes
+from sppo.batch import Credit, Outcomes
 
 
-def reinforce_pp_credit(outcomes: Outcomes, options: Options) -> Credit:
+def reinforce_pp_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns [B, 1], or [B, T] where single tokens earn something; whitening is the loss option of that name."""
     group = group_statistics(outcomes.rewards, outcomes.groups)
     outcome = torch.where(group.count > 1, outcomes.rewards - group.mean, outcomes.rewards).float()[:, None]  # [B, 1]

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import NoOptions
+from sppo.batch import Credit, Outcomes
 
 
-def remax_credit(outcomes: Outcomes, options: Options) -> Credit:
+def remax_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns R - R(greedy) [B, 1]; `outcomes.greedy_rewards` is nan where it is unknown."""
     assert outcomes.greedy_rewards is not None, "ReMax needs the rewards of greedy responses"
     advantages = outcomes.sequence_rewards - outcomes.greedy_rewards

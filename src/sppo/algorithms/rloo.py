@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 
 from sppo.algorithms.groups import group_statistics
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import NoOptions
+from sppo.batch import Credit, Outcomes
 
 
-def rloo_credit(outcomes: Outcomes, options: Options) -> Credit:
+def rloo_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns the leave-one-out advantage [B, 1]."""
     rewards = outcomes.sequence_rewards
     group = group_statistics(rewards, outcomes.groups)

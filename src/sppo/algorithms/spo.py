@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sppo.batch import Options
+from sppo.algorithms.options import SpoOptions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SolveTracker:
         """v of a prompt; one half of one that was never started."""
         return self.counts.get(prompt_id, _UNKNOWN).value
 
-    def update(self, prompt_id: str, reward: float, drift: float, options: Options) -> None:
+    def update(self, prompt_id: str, reward: float, drift: float, options: SpoOptions) -> None:
         """Takes one outcome in.
 
         Args:
@@ -60,7 +60,7 @@ class SolveTracker:
             drift: D, mean abs log-ratio of the prompt's last response, nats a token.
             options: half_life, rho_min, rho_max.
         """
-        rho = min(max(2 ** (-drift / options["half_life"]), options["rho_min"]), options["rho_max"])
+        rho = min(max(2 ** (-drift / options.half_life), options.rho_min), options.rho_max)
         old = self.counts.get(prompt_id, _UNKNOWN)
         self.counts[prompt_id] = SolveCounts(rho * old.alpha + reward, rho * old.beta + 1 - reward)
 

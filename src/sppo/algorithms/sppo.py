@@ -11,10 +11,11 @@ each keeps its own R - V; there is no group baseline. SPO (spo.py) has the same 
 
 from __future__ import annotations
 
-from sppo.batch import Credit, Options, Outcomes
+from sppo.algorithms.options import NoOptions
+from sppo.batch import Credit, Outcomes
 
 
-def sppo_credit(outcomes: Outcomes, options: Options) -> Credit:
+def sppo_credit(outcomes: Outcomes, options: NoOptions) -> Credit:
     """Returns A = R - V(prompt) [B, 1] and R as the critic's target [B, 1]."""
     values, rewards = outcomes.values, outcomes.sequence_rewards[:, None]  # [B, 1]
     assert values is not None, "SPPO needs the critic's values"

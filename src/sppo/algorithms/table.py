@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from sppo.algorithms.dr_grpo import dr_grpo_credit
 from sppo.algorithms.grpo import grpo_credit
+from sppo.algorithms.options import ALGORITHM_OPTIONS, GaeOptions, NoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.ppo import ppo_bce_credit, ppo_credit
 from sppo.algorithms.reinforce_pp import reinforce_pp_credit
@@ -16,18 +16,24 @@ from sppo.algorithms.remax import remax_credit
 from sppo.algorithms.rloo import rloo_credit
 from sppo.algorithms.shaping import rewards_to_go
 from sppo.algorithms.sppo import sppo_credit
-from sppo.batch import Credit, Options, Outcomes
+from sppo.batch import Credit, Outcomes
 from sppo.config import AlgorithmConfig
+from sppo.config.ranges import Section
+from sppo.config.settle import own_options
 from sppo.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One line of the table. The trainer reads these fields and never the name."""
+    """One line of the table, with the published settings; `settle_algorithm` puts those of a run in their place.
+
+    The trainer reads these fields and never the name.
+    """
 
     name: str
     summary: str
-    assign_credit: Callable[[Outcomes, Options], Credit]
+    credit: Callable[[Outcomes, Any], Credit]
+    """Advantages, and what the critic learns, from rewards and estimates; last come the algorithm's own options."""
     critic: Literal["prompt", "token", "tracker"] | None = None
     """V of the prompt by a model, V before each token by a model, V of the prompt by counting, or none."""
     value_loss: Literal["bce", "squared"] = "bce"
@@ -39,11 +45,13 @@ class Algorithm:
     dynamic_sampling: bool = False
     """Whether groups that are all right or all wrong are sampled anew."""
     loss: LossOptions = field(default_factory=LossOptions)
-    """The paper's loss; options of the config take precedence."""
-    options: Mapping[str, float] = field(default_factory=dict)
-    """The algorithm's own options and their published values."""
+    """How advantages become a loss."""
+    options: Section = field(default_factory=NoOptions)
+    """The algorithm's own options, one of the classes in options.py."""
+    needs_reference: bool = False
+    """Whether log-probabilities of the policy that training started from are used."""
     places_token_rewards: bool = False
-    """Whether `assign_credit` looks at what single tokens earn; else process rewards are added to what it returns."""
+    """Whether `credit` looks at what single tokens earn; else process rewards are added to what it returns."""
 
     @property
     def values_the_prompt(self) -> bool:
@@ -55,23 +63,27 @@ class Algorithm:
         """Whether V is a probability, so that rewards must lie in [0, 1]."""
         return self.critic is not None and self.value_loss == "bce"
 
+    def assign_credit(self, outcomes: Outcomes) -> Credit:
+        """Advantages and the critic's targets; with the process rewards to come at each token, where there are some."""
+        credit = self.credit(outcomes, self.options)
+        if outcomes.shaping is None or self.places_token_rewards:
+            return credit
+        return replace(credit, advantages=credit.advantages + rewards_to_go(outcomes.shaping))  # [B, T]
 
-_GAE = {"gamma": 1.0, "gae_lambda": 1.0}
-_SPO = {"half_life": 0.06, "rho_min": 0.875, "rho_max": 0.96, "offline_samples": 8}
+
 _GRPO = LossOptions(aggregation="sequence_mean")
 
 ALGORITHMS = {
-    algorithm.name: algorithm
+    algorithm.name: replace(algorithm, options=ALGORITHM_OPTIONS[algorithm.name]())
     for algorithm in (
         Algorithm("sppo", "A = R - V(prompt), one sample a prompt (2604.08865)", sppo_credit, critic="prompt"),
         Algorithm(
             "ppo", "GAE from a token critic, squared error (1707.06347)", ppo_credit, critic="token",
-            value_loss="squared", loss=LossOptions(whitening="token"), options={**_GAE, "value_clip": 0.5},
-            places_token_rewards=True,
+            value_loss="squared", loss=LossOptions(whitening="token"), places_token_rewards=True,
         ),
         Algorithm(
             "ppo_bce", "PPO with a token critic trained by cross-entropy on R (SPPO's ablation)", ppo_bce_credit,
-            critic="token", loss=LossOptions(whitening="token"), options=_GAE, places_token_rewards=True,
+            critic="token", loss=LossOptions(whitening="token"), places_token_rewards=True,
         ),
         Algorithm("grpo", "A = (R - mean) / std of the group (2402.03300)", grpo_credit, min_samples=2, loss=_GRPO),
         Algorithm(
@@ -98,17 +110,10 @@ ALGORITHMS = {
         ),
         Algorithm(
             "spo", "A = R - v(prompt) from discounted counts (2509.13232)", sppo_credit, critic="tracker",
-            loss=LossOptions(clip_high=0.28, whitening="sequence"), options=_SPO,
+            loss=LossOptions(clip_high=0.28, whitening="sequence"),
         ),
     )
 }  # fmt: skip
-JOINT_OPTIONS = {"joint_band": 0.0}
-"""Own option of the joint ratio: c of the band abs(sum) <= c sqrt(T); 0: the clip range."""
-OPTION_RANGES = {
-    "gamma": (0.0, 1.0), "gae_lambda": (0.0, 1.0), "value_clip": (1e-6, math.inf), "half_life": (1e-9, math.inf),
-    "rho_min": (0.0, 1.0), "rho_max": (0.0, 1.0), "offline_samples": (0, 1000), "joint_band": (0.0, math.inf),
-}  # fmt: skip
-"""Least and greatest value of each own option."""
 
 
 def get_algorithm(name: str) -> Algorithm:
@@ -122,130 +127,114 @@ def get_algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-def choose_algorithm(name: str, critic_loss: Literal["bce", "mse"]) -> Algorithm:
-    """Returns the algorithm of that name as a run uses it: with a prompt critic of this loss where it has one.
+def settle_algorithm(
+    config: AlgorithmConfig,
+    samples_per_prompt: int,
+    *,
+    critic_loss: Literal["bce", "mse"] = "bce",
+    process_rewards: bool = False,
+) -> Algorithm:
+    """Returns the algorithm as a run uses it: the table's line with all that the run's options say in it.
+
+    Args:
+        config: the run's section algorithm.
+        samples_per_prompt: G.
+        critic_loss: how a prompt critic learns.
+        process_rewards: whether single steps are rewarded, too.
 
     Raises:
-        ConfigError: there is no such algorithm, or its critic has a loss of its own.
+        ConfigError: no such algorithm or option, or a combination that cannot mean what it says; gives the reason and
+            the way out.
     """
-    algorithm = get_algorithm(name)
-    if critic_loss == "bce":
-        return algorithm
+    algorithm = get_algorithm(config.name)
+    if critic_loss == "mse":
+        algorithm = _with_squared_critic(algorithm)
+    own, joint = own_options(config)
+    loss = _loss(algorithm.loss, config, joint.joint_band)
+    dynamic = algorithm.dynamic_sampling if config.dynamic_sampling is None else config.dynamic_sampling
+    settled = replace(
+        algorithm,
+        options=own,
+        loss=loss,
+        dynamic_sampling=dynamic,
+        needs_reference=config.kl_coefficient > 0 or loss.ratio == "joint",
+    )
+    _check_samples(settled, samples_per_prompt)
+    _check_rewards(settled, config)
+    _check_loss(settled.loss)
+    _check_ratio(settled)
+    _check_kl(config)
+    if process_rewards:
+        _check_process_rewards(settled)
+    return settled
+
+
+def _with_squared_critic(algorithm: Algorithm) -> Algorithm:
     if algorithm.critic != "prompt":
         has = "no critic" if algorithm.critic is None else f"a {algorithm.critic} critic, which learns in its own way"
-        raise ConfigError(f"critic.loss is mse, but that is for prompt critics, and {name} has {has}. Leave it out.")
+        raise ConfigError(
+            f"critic.loss is mse, but that is for prompt critics, and {algorithm.name} has {has}. Leave it out."
+        )
     return replace(algorithm, value_loss="squared")
 
 
-def assign_credit(algorithm: Algorithm, outcomes: Outcomes, options: Options) -> Credit:
-    """The algorithm's advantages; where it gives one a sequence, with the process rewards to come at each token."""
-    credit = algorithm.assign_credit(outcomes, options)
-    if outcomes.shaping is None or algorithm.places_token_rewards:
-        return credit
-    return replace(credit, advantages=credit.advantages + rewards_to_go(outcomes.shaping))  # [B, T]
-
-
-def resolve_options(algorithm: Algorithm, config: AlgorithmConfig) -> Options:
-    """Returns the algorithm's own options: the published values with the config's over them.
-
-    Raises:
-        ConfigError: an option that it doesn't have; lists those it has.
-    """
-    known = {**algorithm.options, **(JOINT_OPTIONS if config.ratio == "joint" else {})}
-    for name in config.options:
-        if name not in known:
-            accepted = ", ".join(f"{key} (default {value:g})" for key, value in known.items()) or "none"
-            raise ConfigError(f"algorithm.options.{name} is no option of {algorithm.name}, which accepts: {accepted}.")
-    options = {**known, **config.options}
-    for name, value in options.items():
-        low, high = OPTION_RANGES[name]
-        if not low <= value <= high:
-            raise ConfigError(f"algorithm.options.{name} is {value:g}, but must be from {low:g} to {high:g}.")
-    if options.get("rho_min", 0.0) > options.get("rho_max", 1.0):
-        raise ConfigError(
-            f"algorithm.options.rho_min is {options['rho_min']:g}, more than rho_max, {options['rho_max']:g}."
-        )
-    if options.get("offline_samples", 0) % 1:
-        raise ConfigError(f"algorithm.options.offline_samples is {options['offline_samples']:g}, not a whole number.")
-    return options
-
-
-def resolve_loss(algorithm: Algorithm, config: AlgorithmConfig) -> LossOptions:
-    """Returns the loss's form: the algorithm's, with what the config says over it."""
+def _loss(published: LossOptions, config: AlgorithmConfig, joint_band: float) -> LossOptions:
+    """The loss's form: the algorithm's, with what the config says over it."""
     said = {
         name: value
         for name in ("clip_low", "clip_high", "dual_clip", "ratio", "aggregation", "whitening")
         if (value := getattr(config, name)) is not None
     }
     return replace(
-        algorithm.loss,
+        published,
         **said,
-        joint_band=config.options.get("joint_band") or None,
+        joint_band=joint_band or None,
         kl_coefficient=config.kl_coefficient if config.kl_place == "loss" else 0.0,
         kl_estimator="k2" if config.kl_estimator == "k2" else "k3",
         entropy_coefficient=config.entropy_coefficient,
     )
 
 
-def needs_reference(algorithm: Algorithm, config: AlgorithmConfig) -> bool:
-    """Whether log-probabilities of the policy that training started from are used."""
-    return config.kl_coefficient > 0 or resolve_loss(algorithm, config).ratio == "joint"
-
-
-def uses_dynamic_sampling(algorithm: Algorithm, config: AlgorithmConfig) -> bool:
-    """Whether groups that are all right or all wrong are sampled anew."""
-    return algorithm.dynamic_sampling if config.dynamic_sampling is None else config.dynamic_sampling
-
-
-def check_algorithm(
-    config: AlgorithmConfig,
-    samples_per_prompt: int,
-    *,
-    critic_loss: Literal["bce", "mse"] = "bce",
-    process_rewards: bool = False,
-) -> None:
-    """Refuses combinations that cannot mean what they say.
-
-    Raises:
-        ConfigError: gives the reason and the way out.
-    """
-    algorithm = choose_algorithm(config.name, critic_loss)
-    resolve_options(algorithm, config)
-    name, loss = algorithm.name, resolve_loss(algorithm, config)
+def _check_samples(algorithm: Algorithm, samples_per_prompt: int) -> None:
     if samples_per_prompt < algorithm.min_samples:
         raise ConfigError(
-            f"{name} compares the samples of one prompt with each other, but sampling.samples_per_prompt is "
+            f"{algorithm.name} compares the samples of one prompt with each other, but sampling.samples_per_prompt is "
             f"{samples_per_prompt}: with one, the advantage would be 0 (or, without a baseline, the bare reward). Set "
             "sampling.samples_per_prompt to 8, or use sppo, which needs one."
         )
-    if uses_dynamic_sampling(algorithm, config) and samples_per_prompt < 2:
+    if algorithm.dynamic_sampling and samples_per_prompt < 2:
         raise ConfigError(
             "algorithm.dynamic_sampling drops groups that are all right or all wrong, which a single sample always "
             "is. Set sampling.samples_per_prompt to 8, or algorithm.dynamic_sampling to false."
         )
-    _check_ratio(algorithm, loss.ratio)
-    _check_kl(config)
-    if process_rewards:
-        _check_process_rewards(algorithm, config)
-    if algorithm.needs_unit_rewards:
-        if config.overlong_penalty_tokens:
-            raise ConfigError(
-                f"algorithm.overlong_penalty_tokens takes up to 1 from the reward, but {name}'s critic predicts a "
-                "probability, so rewards must stay in [0, 1]. Set it to 0, or use algorithm.truncated."
-            )
-        if config.kl_coefficient and config.kl_place == "reward" and algorithm.values_the_prompt:
-            raise ConfigError(
-                f"algorithm.kl_place is reward, but {name}'s critic predicts the probability of solving, which a KL "
-                "penalty is no part of. Set algorithm.kl_place to loss."
-            )
+
+
+def _check_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> None:
+    """Refuses what would take rewards out of [0, 1] where the critic is a probability."""
+    if not algorithm.needs_unit_rewards:
+        return
+    if config.overlong_penalty_tokens:
+        raise ConfigError(
+            f"algorithm.overlong_penalty_tokens takes up to 1 from the reward, but {algorithm.name}'s critic predicts "
+            "a probability, so rewards must stay in [0, 1]. Set it to 0, or use algorithm.truncated."
+        )
+    if config.kl_coefficient and config.kl_place == "reward" and algorithm.values_the_prompt:
+        raise ConfigError(
+            f"algorithm.kl_place is reward, but {algorithm.name}'s critic predicts the probability of solving, which "
+            "a KL penalty is no part of. Set algorithm.kl_place to loss."
+        )
+
+
+def _check_loss(loss: LossOptions) -> None:
     if loss.surrogate == "cispo" and loss.dual_clip is not None:
         raise ConfigError("algorithm.dual_clip bounds PPO's surrogate; cispo's weights are clipped already. Unset it.")
     if loss.surrogate == "cispo" and loss.ratio != "token":
         raise ConfigError(f"algorithm.ratio is {loss.ratio}, but cispo weighs each token's log-probability: use token.")
 
 
-def _check_ratio(algorithm: Algorithm, ratio: str) -> None:
+def _check_ratio(algorithm: Algorithm) -> None:
     """Refuses one ratio for a whole response where each token has an advantage of its own."""
+    ratio = algorithm.loss.ratio
     if algorithm.places_token_rewards and ratio != "token":
         raise ConfigError(
             f"algorithm.ratio is {ratio}, which all tokens of a response share, but {algorithm.name} gives each token "
@@ -272,9 +261,9 @@ def _check_kl(config: AlgorithmConfig) -> None:
     )
 
 
-def _check_process_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> None:
+def _check_process_rewards(algorithm: Algorithm) -> None:
     """Refuses what would keep process rewards from cancelling, so that they would move the optimum."""
-    loss, options = resolve_loss(algorithm, config), resolve_options(algorithm, config)
+    loss, options = algorithm.loss, algorithm.options
     start = "verification.process adds rewards of single steps, but "
     if loss.ratio != "token":
         raise ConfigError(
@@ -286,13 +275,15 @@ def _check_process_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> Non
             f"{start}algorithm.aggregation sequence_mean weighs each token by 1 / length, which is not known before "
             "the response ends, so they would not cancel. Set algorithm.aggregation to token_mean or sequence_sum."
         )
-    if options.get("gamma", 1.0) != 1.0:
+    if not isinstance(options, GaeOptions):
+        return
+    if options.gamma != 1.0:
         raise ConfigError(
-            f"{start}algorithm.options.gamma is {options['gamma']:g}, and potential differences keep the optimum for "
+            f"{start}algorithm.options.gamma is {options.gamma:g}, and potential differences keep the optimum for "
             "gamma 1. Set it to 1."
         )
-    if algorithm.critic == "token" and algorithm.value_loss == "bce" and options["gae_lambda"] != 1.0:
+    if algorithm.value_loss == "bce" and options.gae_lambda != 1.0:
         raise ConfigError(
             f"{start}{algorithm.name}'s critic learns the reward alone, so that with gae_lambda "
-            f"{options['gae_lambda']:g} they would not cancel. Set algorithm.options.gae_lambda to 1, or use ppo."
+            f"{options.gae_lambda:g} they would not cancel. Set algorithm.options.gae_lambda to 1, or use ppo."
         )

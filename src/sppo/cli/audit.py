@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sppo.cli.checks import require_writable, write_json
 from sppo.cli.options import Arguments, parse, print_help, wants_help
 from sppo.config import Config, DataConfig
-from sppo.config.parsing import CommandLineText, build, set_option, split_arguments
-from sppo.config.ranges import check_ranges
+from sppo.config.parsing import build, set_text, split_arguments
 from sppo.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -121,10 +120,8 @@ def data_config(given: Arguments) -> Config:
         )
     values: dict[str, Any] = {"data": data}
     for key, text in split_arguments(overrides)[1]:
-        set_option(values, key, CommandLineText(text))
-    config: Config = build(Config, values)
-    check_ranges(config)
-    return config
+        set_text(values, key, text)
+    return build(Config, values)
 
 
 def evaluation_sets(text: str, held_out: DataConfig | None = None) -> list[DataConfig]:

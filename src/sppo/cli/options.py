@@ -1,21 +1,18 @@
-"""What the commands share: their own flags told apart from overrides, and help made from the config's docstrings."""
+"""What the commands share: their own flags told apart from overrides, and help made from the sections of options."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import difflib
-import importlib.util
-import inspect
 import textwrap
-import typing
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sppo.config import Config
-from sppo.config.parsing import NoValue, split_arguments, without_none
+from sppo.config.keys import Option, find
+from sppo.config.keys import options as config_options
+from sppo.config.parsing import NoValue, split_arguments
+from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +93,7 @@ def parse(
 def _refuse_misspelt(key: str, name: str, flags: Collection[str]) -> None:
     """Refuses what is no option of the config but nearly a flag of the command, before anything is looked at."""
     near = difflib.get_close_matches(name, flags, n=1, cutoff=0.8)
-    if near and name not in typing.get_type_hints(Config):
+    if near and find(Config, name) is None:
         raise ConfigError(f"--{key} is not an option. Did you mean --{near[0]}?")
 
 
@@ -128,7 +125,7 @@ def print_help(
     from rich.console import Console
     from rich.markup import escape
 
-    asked = _section_asked_for(arguments, Config) if options != "none" else None
+    asked = None if options == "none" else _section_asked_for(arguments)
     console = Console(highlight=False)
     console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n", soft_wrap=True)
     for flag, text in flags.items():
@@ -139,103 +136,87 @@ def print_help(
     console.print("\nOptions: keys of the recipe, set as [bold]--key value[/] or [bold]--key=value[/].")
     console.print("For one section alone, name it: [bold]--help optimizer[/].")
     if options == "named" and asked is None:
-        sections = [prefix.rstrip(".") for _, _, prefix in _sections(Config) if prefix.count(".") == 1]
-        _print_indented(console, f"Sections: {', '.join(sections)}. All of them: sppo train --help.", 0)
+        _print_indented(console, f"Sections: {', '.join(_sections())}. All of them: sppo train --help.", 0)
         return
-    for title, section, prefix in _sections(Config):
-        if asked is not None and prefix.split(".")[0] != asked:
-            continue
-        console.print(f"\n[bold cyan]{escape(title)}[/]", soft_wrap=True)
-        for key, kind, default, text in _rows(section, prefix):
-            console.print(f"  [bold]--{key}[/] [dim]{escape(kind)}[/]  (default: {escape(default)})", soft_wrap=True)
-            _print_indented(console, text + _names_for(key))
+    for section in ["", *_sections()] if asked is None else [asked]:
+        _print_section(console, section)
 
 
-def _section_asked_for(arguments: Sequence[str], config: type) -> str | None:
+def _sections() -> list[str]:
+    return [key for key, option in config_options(Config).items() if option.is_heading and "." not in key]
+
+
+def _section_asked_for(arguments: Sequence[str]) -> str | None:
     """The section named right after --help, "" for the run's own options; None where none is named."""
     place = next(index for index, argument in enumerate(arguments) if argument in ("--help", "-h")) + 1
     if place >= len(arguments) or arguments[place].startswith("-"):
         return None
     name = arguments[place].split(".")[0]
-    hints = typing.get_type_hints(config)
-    sections = [key for key, hint in hints.items() if dataclasses.is_dataclass(hint)]
-    if name not in hints:
-        raise ConfigError(f"--help {arguments[place]}: there is no such section.{did_you_mean(name, sections)}")
-    return name if name in sections else ""
+    if find(Config, name) is None:
+        raise ConfigError(f"--help {arguments[place]}: there is no such section.{did_you_mean(name, _sections())}")
+    return name if name in _sections() else ""
 
 
-def _print_indented(console: Console, text: str, indent: int = 6) -> None:
-    """Wraps by hand: rich would fill each line up to the right edge with spaces."""
-    for line in textwrap.wrap(text, max(console.width - indent, 20)):
-        console.print(" " * indent + line, markup=False, soft_wrap=True)
+def _print_section(console: Console, section: str) -> None:
+    """Prints the options of a section, "" being the run's own, then those of the sections within it."""
+    from rich.markup import escape
+
+    inside = find(Config, section.removesuffix(".N"))
+    console.print(f"\n[bold cyan]{escape(f'{section}: {inside.title}' if inside else 'The run')}[/]", soft_wrap=True)
+    within = [option for option in config_options(Config).values() if option.listed and option.parent == section]
+    for option in within:
+        if not option.is_heading:
+            _print_option(console, option, option.help + _names_for(option.key))
+            for own, owners in _own_options(option.key):
+                _print_option(console, own, f"{owners}: {own.help}")
+    for option in within if section else []:
+        if option.inner and not option.is_section:
+            _print_section(console, f"{option.key}.N")
+        elif option.is_heading:
+            _print_section(console, option.key)
+
+
+def _print_option(console: Console, option: Option, text: str) -> None:
+    from rich.markup import escape
+
+    default = escape(_plain(option.default))
+    console.print(f"  [bold]--{option.key}[/] [dim]{escape(option.sign)}[/]  (default: {default})", soft_wrap=True)
+    _print_indented(console, text)
+
+
+def _own_options(key: str) -> list[tuple[Option, str]]:
+    """What stands in a mapping of options that belong to one algorithm or task, and to which ones."""
+    from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions
+    from sppo.data.tasks.chain_arithmetic import Options
+
+    sections: list[tuple[str, type[Section]]] = []
+    if key == "data.options":
+        sections = [("chain_arithmetic", Options)]
+    elif key == "algorithm.options":
+        sections = [*ALGORITHM_OPTIONS.items(), ("ratio joint", JointOptions)]
+    owners: dict[str, list[str]] = {}
+    known: dict[str, Option] = {}
+    for name, section in sections:
+        for option in config_options(section).values():
+            known[option.key] = option
+            owners.setdefault(option.key, []).append(name)
+    return [(replace(option, key=f"{key}.{name}"), ", ".join(owners[name])) for name, option in known.items()]
 
 
 def _names_for(key: str) -> str:
     """What may be given for an option that is a name in a table of ours."""
+    from sppo.algorithms.options import ALGORITHM_OPTIONS
     from sppo.data.tasks import TASKS
-    from sppo.data.tasks.chain_arithmetic import Options
     from sppo.rollouts.engines import ENGINES
     from sppo.verifiers import VERIFIERS
 
-    if key == "data.options":
-        return f" chain_arithmetic takes {', '.join(option.name for option in dataclasses.fields(Options))}."
     tables: dict[str, Collection[str]] = {
         "data.task": TASKS,
         "data.verifier": VERIFIERS,
         "engine.name": ENGINES,
-        "algorithm.name": _names_in_source("sppo.algorithms.table", "Algorithm"),
+        "algorithm.name": ALGORITHM_OPTIONS,
     }
-    return f" Known: {', '.join(tables[key])}." if tables.get(key) else ""
-
-
-def _names_in_source(module: str, kind: str) -> list[str]:
-    """Returns the first arguments of all `kind("name", ...)` in a module, which would take torch to import."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None, f"{module} is ours"
-    assert spec.origin is not None, f"{module} has a file"
-    calls = [node for node in ast.walk(ast.parse(Path(spec.origin).read_text("utf-8"))) if isinstance(node, ast.Call)]
-    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == kind and call.args]
-    return [str(call.args[0].value) for call in named if isinstance(call.args[0], ast.Constant)]
-
-
-def _sections(section: type, title: str = "The run", prefix: str = "") -> Iterator[tuple[str, type, str]]:
-    """Yields (title, dataclass, prefix) of a dataclass of options, of its sections, and of what its lists hold."""
-    yield title, section, prefix
-    for name, hint in typing.get_type_hints(section).items():
-        item = next(iter(typing.get_args(hint)), None)
-        if dataclasses.is_dataclass(hint):
-            inner, place = typing.cast(type, hint), f"{prefix}{name}"
-        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(item):
-            inner, place = typing.cast(type, item), f"{prefix}{name}.N"
-        else:
-            continue
-        yield from _sections(inner, f"{place.removesuffix('.N')}: {_summary(inner)}", f"{place}.")
-
-
-def _rows(section: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yields (key, kind of value, default, help) of a dataclass's own options."""
-    hints, help_texts = typing.get_type_hints(section), _attribute_docstrings(section)
-    for option in dataclasses.fields(section):
-        hint, _ = without_none(hints[option.name])
-        if dataclasses.is_dataclass(hints[option.name]):
-            continue
-        default = option.default
-        if option.default_factory is not dataclasses.MISSING:
-            default = option.default_factory()
-        text = help_texts[option.name]
-        if dataclasses.is_dataclass(hint):
-            text += (
-                f" Takes the keys of a section {typing.cast(type, hint).__name__}, as in --{prefix}{option.name}.KEY."
-            )
-        yield f"{prefix}{option.name}", _kind(hint), _plain(default), text
-
-
-def _kind(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "|".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) in (list, tuple):
-        return "[...]"
-    return {int: "INT", float: "NUMBER", bool: "true|false", str: "TEXT"}.get(hint, "{...}")
+    return f" Known: {', '.join(tables[key])}." if key in tables else ""
 
 
 def _plain(value: Any) -> str:
@@ -243,21 +224,10 @@ def _plain(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(str, value))}]"
     return str(value) if value != "" else '""'
 
 
-def _summary(section: type) -> str:
-    return (inspect.getdoc(section) or "").split("\n")[0]
-
-
-def _attribute_docstrings(section: type) -> dict[str, str]:
-    """Returns {field: the string literal on the line under it}; Python itself throws these away."""
-    (definition,) = ast.parse(inspect.getsource(section)).body
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for line, following in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(following, ast.Expr):
-            texts[line.target.id] = " ".join(str(ast.literal_eval(following.value)).split())
-    return texts
+def _print_indented(console: Console, text: str, indent: int = 6) -> None:
+    """Wraps by hand: rich would fill each line up to the right edge with spaces."""
+    for line in textwrap.wrap(text, max(console.width - indent, 20)):
+        console.print(" " * indent + line, markup=False, soft_wrap=True)

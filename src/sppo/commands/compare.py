@@ -24,8 +24,8 @@ from typing import Any
 
 from sppo.algorithms.table import get_algorithm
 from sppo.commands.runner import peak_memory, run_command
-from sppo.config import Config, to_dict
-from sppo.config.compatibility import config_differences, read_config
+from sppo.config import Config
+from sppo.config.compatibility import config_differences, written_config
 from sppo.config.parsing import read_yaml
 from sppo.config.recipes import list_recipes, load_recipe
 from sppo.errors import ConfigError, RunFolderError, TrainingError
@@ -338,7 +338,7 @@ def _require_same(config: Config) -> None:
     """Refuses to go on with a run that was made otherwise, before any other begins."""
     folder = Path(config.output)
     if (folder / "config.yaml").is_file():
-        differences = config_differences(read_config(folder), to_dict(config))
+        differences = config_differences(written_config(folder), config)
         if differences:
             raise RunFolderError(
                 f"{folder} belongs to a comparison with other options: {'; '.join(differences)}. "

@@ -218,6 +218,7 @@ def conditions_of(config: Config) -> Conditions:
         temperature=config.sampling.temperature if temperature is None else temperature,
         engine=config.engine,
         verification=config.verification,
+        tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
         seed=config.seed,
         device=prepare_device(config.device, config.threads),
     )
@@ -314,7 +315,8 @@ def _measure(
     reward_function: RewardFunction | None,
     progress: Progress,
 ) -> Evaluation:
-    grader = Grader(reward_function, verifier_tools(config.verification, device), opens_thinking(prompts[0], tokenizer))
+    tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
+    grader = Grader(reward_function, tools, opens_thinking(prompts[0], tokenizer))
     grader.prepare(prompts)
     policy = load_policy(model, tokenizer, device)
     engine = build_engine(policy, config.engine)

@@ -19,6 +19,7 @@ from sppo.models.loading import (
     pick_device,
     read_tokenizer,
 )
+from sppo.models.logprobs import chunk_tokens
 from sppo.rollouts.encode import require_context
 from sppo.runs.files import gigabytes
 from sppo.runs.folder import RunFolder
@@ -91,12 +92,12 @@ def memory(
     heads = getattr(text, "num_attention_heads", 1)
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_size = getattr(text, "head_dim", None) or hidden // heads
-    on_gpu = pick_device(config.device).type == "cuda"
-    width = 2 if on_gpu else 4
+    device = pick_device(config.device)
+    width = 2 if device.type == "cuda" else 4
     longest = config.data.max_prompt_tokens + config.sampling.max_response_tokens
     rows = min(config.engine.max_rows, config.sequences_per_step)
     cache = rows * longest * layers * 2 * kv_heads * head_size * width
-    logits = 3 * config.optimizer.logprob_chunk_tokens * text.vocab_size * 4
+    logits = 3 * chunk_tokens(text.vocab_size, device) * text.vocab_size * 4
     # About 17 hidden-wide tensors a layer are kept for the backward pass; with checkpointing one.
     kept = 1 if config.model.gradient_checkpointing else 17
     activations = config.optimizer.tokens_per_microbatch * layers * hidden * kept * width

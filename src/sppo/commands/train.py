@@ -76,6 +76,6 @@ def enough_memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"The GPU's memory is full: {str(error).splitlines()[0]} Lower optimizer.tokens_per_microbatch (updates), "
-            "engine.max_rows (sampling) or optimizer.logprob_chunk_tokens, or set model.gradient_checkpointing; none "
-            "of them changes the result. Then go on with --resume."
+            "engine.max_rows (sampling), or set model.gradient_checkpointing; none of them changes the result. Then "
+            "go on with --resume."
         ) from error

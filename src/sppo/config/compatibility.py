@@ -1,80 +1,51 @@
-"""Options that another version, or another start of the same run, wrote: read, filled in and compared."""
+"""Configs of earlier versions of sppo: read, completed, and held against that of a run that goes on."""
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sppo.config import Config, flatten
-from sppo.errors import RunFolderError
+from sppo.config.gone import gone
+from sppo.config.keys import find
+from sppo.config.options import Config, flatten, to_dict
+from sppo.config.parsing import build, set_value
+from sppo.errors import ConfigError, RunFolderError
 
+VERSION_KEY = "sppo_version"
+"""Key in config.yaml, no option: the version of sppo that wrote it."""
+_FIRST = "0.1.0"
+"""The version that did not write it yet."""
 RESUMABLE_CHANGES = (
     "steps", "output", "description", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
-    "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.logprob_chunk_tokens",
-    "model.gradient_checkpointing", "critic.gradient_checkpointing", "verification.workers", "verification.time_limit",
-    "verification.memory_limit_mb", "verification.max_error_share", "verification.reward_model.tokens_per_microbatch",
-    "verification.process.tokens_per_microbatch",
+    "optimizer.tokens_per_microbatch", "optimizer.layout", "model.gradient_checkpointing",
+    "critic.gradient_checkpointing", "verification.workers", "verification.time_limit", "verification.max_error_share",
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
 rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on."""
 
 
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns "key: old -> new" for each key that changes training and differs.
+@dataclass(frozen=True)
+class Written:
+    """What a config.yaml says."""
 
-    A key that an older version did not write counts as its default; one that this version lacks is named as such.
-    """
-    filled, unknown = fill_defaults(Config, old)
-    # An empty dict of options is one key where the other config has its keys, and says nothing.
-    before, after = ({k: v for k, v in flatten(dict(plain)).items() if v != {}} for plain in (filled, new))
-    differences = [f"{key}: no longer an option" for key in unknown]
-    differences += [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    return [difference for difference in differences if not difference.startswith(RESUMABLE_CHANGES)]
+    config: Config
+    """Its options, those that it lacks at their defaults."""
+    version: str
+    """The sppo that wrote it."""
+    left_out: Mapping[str, Any]
+    """{dotted key: value} that this version has no option for."""
 
-
-def fill_defaults(section: type, values: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """Makes the options that another version of sppo wrote into those of this one.
-
-    Args:
-        section: dataclass of the options.
-        values: nested plain options.
-        prefix: dotted key of the section, with its last dot.
-
-    Returns:
-        The known options, missing ones at their defaults, as nested plain dicts; and the dotted keys that are unknown.
-    """
-    hints = typing.get_type_hints(section)
-    unknown = [f"{prefix}{key}" for key in values if key not in hints]
-    filled: dict[str, Any] = {}
-
-    def fill(kind: type, inner: Mapping[str, Any], key: str) -> dict[str, Any]:
-        plain, strange = fill_defaults(kind, inner, f"{prefix}{key}.")
-        unknown.extend(strange)
-        return plain
-
-    for option in fields(section):
-        name = option.name
-        kinds = [kind for kind in (hints[name], *typing.get_args(hints[name])) if is_dataclass(kind)]
-        value = values.get(name, {} if is_dataclass(hints[name]) else _default(option))
-        if kinds and isinstance(value, Mapping):
-            value = fill(typing.cast(type, kinds[0]), value, name)
-        elif kinds and isinstance(value, list):
-            value = [fill(typing.cast(type, kinds[0]), entry, f"{name}.{i}") for i, entry in enumerate(value)]
-        filled[name] = list(value) if isinstance(value, tuple) else value
-    return filled, unknown
-
-
-def _default(option: Any) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
+    def notes(self) -> list[str]:
+        """What is left out and did say something, for people."""
+        said = {key: gone(key) for key, value in self.left_out.items() if not _still_holds(key, value, self.config)}
+        return [
+            f"{key} is no option of this version, and is ignored." + (f" {went.instead}" if went else "")
+            for key, went in said.items()
+        ]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -93,3 +64,94 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise RunFolderError(f"{path} holds no options.")
     return loaded
+
+
+def written_config(folder: Path) -> Written:
+    """Returns what a run's config.yaml says, whatever version of sppo wrote it.
+
+    Raises:
+        RunFolderError: there is none, or it can't be read.
+    """
+    try:
+        return written(read_config(folder))
+    except ConfigError as error:
+        raise RunFolderError(f"{folder / 'config.yaml'} can't be used: {error}") from error
+
+
+def written(values: Mapping[str, Any]) -> Written:
+    """Returns what nested plain values of any version say.
+
+    Raises:
+        ConfigError: a value that this version can't take.
+    """
+    version = str(values.get(VERSION_KEY, _FIRST))
+    left_out: dict[str, Any] = {}
+    known = _known({key: value for key, value in values.items() if key != VERSION_KEY}, "", left_out)
+    return Written(build(Config, known), version, left_out)
+
+
+def drop_idle(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe's values without options that are no more and say what holds all the same.
+
+    A recipe that an earlier version printed has every option of that version in it.
+    """
+    left_out: dict[str, Any] = {}
+    kept = _known(values, "", left_out)
+    for key, value in left_out.items():
+        went = gone(key)
+        if went is None or value != went.was:
+            set_value(kept, key, value)
+    return kept
+
+
+def _known(values: Mapping[str, Any], prefix: str, left_out: dict[str, Any]) -> dict[str, Any]:
+    """The values that there are options for; the others go to `left_out`."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        option = find(Config, key)
+        if option is None:
+            left_out[key] = value
+        elif option.inner and isinstance(value, Mapping):
+            kept[name] = _known(value, f"{key}.", left_out)
+        elif option.inner and isinstance(value, list):
+            kept[name] = [
+                _known(entry, f"{key}.{index}.", left_out) if isinstance(entry, Mapping) else entry
+                for index, entry in enumerate(value)
+            ]
+        else:
+            kept[name] = value
+    return kept
+
+
+def _still_holds(key: str, value: Any, config: Config) -> bool:
+    """Whether what an option that went was set to is what holds for this config."""
+    went = gone(key)
+    if went is None:
+        return False
+    if went.follows is None:
+        return bool(value == went.was)
+    follows = f"evaluation.{went.follows}" if key.startswith("evaluation.") else went.follows
+    return bool(value == flatten(to_dict(config)).get(follows))
+
+
+def config_differences(old: Written, new: Config) -> list[str]:
+    """Returns "key: old -> new" for each key that changes training and differs.
+
+    A key that an older version did not write counts as its default; one that this version lacks is named as such.
+    """
+    # An empty dict of options is one key where the other config has its keys, and says nothing.
+    before, after = ({k: v for k, v in flatten(to_dict(c)).items() if v != {}} for c in (old.config, new))
+    differences = []
+    for key, value in old.left_out.items():
+        went = gone(key)
+        if went is None:
+            differences.append(f"{key}: no longer an option")
+        elif went.changes_training and not _still_holds(key, value, new):
+            differences.append(f"{key}: {value!r}, but it is no longer an option. {went.instead}")
+    differences += [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(RESUMABLE_CHANGES)
+    ]
+    return differences

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.config import Config, DataConfig, EvaluationConfig, OptimizerConfig, SamplingConfig, flatten, to_dict
-from sppo.config.compatibility import fill_defaults, read_config
-from sppo.config.parsing import build
+from sppo.config.compatibility import written_config
 from sppo.config.recipes import load_recipe
 from sppo.errors import ConfigError
 
@@ -54,15 +53,15 @@ def evaluation_config(
     _require_place(path, folder)
     if recipe is None:
         config, notes = _config_of_run(folder)
-        return load_recipe(config, overrides), notes
+        return load_recipe(config, overrides, training=False), notes
     if is_run:
-        return load_recipe(recipe, overrides), ()
+        return load_recipe(recipe, overrides, training=False), ()
     # The recipe's tokenizer and sizes belong to the recipe's own model.
     model = {"model.path": str(folder) if folder.exists() else path, "model.tokenizer": None, "model.config": None}
     if isinstance(overrides, Mapping):
-        return load_recipe(recipe, {**model, **overrides}), ()
+        return load_recipe(recipe, {**model, **overrides}, training=False), ()
     first = [f"--{key}={'null' if value is None else value}" for key, value in model.items()]
-    return load_recipe(recipe, [*first, *overrides]), ()
+    return load_recipe(recipe, [*first, *overrides], training=False), ()
 
 
 def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> tuple[Config, tuple[str, ...]]:
@@ -84,7 +83,7 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     if (folder / "config.yaml").is_file():
         own, notes = _config_of_run(folder)
     else:
-        own = load_recipe(None, {"model.path": str(folder) if folder.exists() else path})
+        own = load_recipe(None, {"model.path": str(folder) if folder.exists() else path}, training=False)
     base = Config(
         device=own.device,
         threads=own.threads,
@@ -94,10 +93,9 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
         engine=own.engine,
         evaluation=EvaluationConfig(temperature=0.6),
         verification=own.verification,
-        # No option of evaluations; but responses that would not fit a training step are refused by its default.
-        optimizer=OptimizerConfig(tokens_per_microbatch=2**31),
+        optimizer=OptimizerConfig(tokens_per_microbatch=own.optimizer.tokens_per_microbatch),
     )
-    config = load_recipe(base, overrides)
+    config = load_recipe(base, overrides, training=False)
     before, after = flatten(to_dict(base)), flatten(to_dict(config))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(_OF_BENCHMARKS):
@@ -109,10 +107,8 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
 
 
 def _config_of_run(folder: Path) -> tuple[Config, tuple[str, ...]]:
-    known, unknown = fill_defaults(Config, read_config(folder))
-    notes = (f"{folder / 'config.yaml'}: not an option of this version, ignored: {key}" for key in unknown)
-    config: Config = build(Config, known)
-    return config, tuple(notes)
+    said = written_config(folder)
+    return said.config, tuple(f"{folder / 'config.yaml'}: {note}" for note in said.notes())
 
 
 def _require_place(path: str, folder: Path) -> None:

@@ -1,18 +1,23 @@
-"""Every option of a run, as typed dataclasses. The line under a field is its help text on the command line.
+"""Every option of a run, as typed dataclasses: range beside each field, help in the line under it.
 
-Recipes are YAML files of these keys; `--section.key value` overrides one. validation.py checks them.
+Recipes are YAML files of these keys; `--section.key value` overrides one. settle.py has the rules between them.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section
 from sppo.config.verification import VerificationConfig
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The policy: any causal language model that transformers loads."""
 
     path: str | None = None
@@ -30,7 +35,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Section):
     """The prompt critic V(prompt): any transformers model, with a scalar head, reading the prompt's text."""
 
     path: str | None = None
@@ -42,26 +47,24 @@ class CriticConfig:
     loss: Literal["bce", "mse"] = "bce"
     """How a prompt critic learns: bce makes V a probability, for rewards in [0, 1]; mse makes V any number, for any
     rewards."""
-    learning_rate: float = 5e-6
+    learning_rate: Positive = 5e-6
     """AdamW learning rate, constant. Published: 5e-6 (1.5B), 1e-5 (7B)."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW weight decay."""
-    minibatch_size: int = 128
+    minibatch_size: AtLeastOne = 128
     """Sequences in one optimiser step of the critic."""
-    epochs: int = 1
+    epochs: AtLeastOne = 1
     """Passes over each step's batch."""
-    warmup_steps: int = 0
+    warmup_steps: Count = 0
     """First steps in which the critic alone learns and the policy does not move."""
     prior: float | None = None
     """Solve rate (with loss mse: reward) that the critic starts from; default: the first batch's mean reward."""
-    max_grad_norm: float = 1.0
-    """Gradient norm above which the critic's gradient is scaled down."""
     gradient_checkpointing: bool = False
-    """Recompute the critic's activations in the backward pass."""
+    """Recompute the critic's activations in the backward pass: less memory, more time."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where prompts and gold answers come from."""
 
     task: str = "rows"
@@ -84,49 +87,48 @@ class DataConfig:
     """Text added after each problem, such as a request to box the answer; default: the task's own."""
     system_prompt: str | None = None
     """System message put before each chat prompt."""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: AtLeastOne = 1024
     """Longest prompt, in tokens of the policy's tokenizer, chat template included."""
-    overlong_prompts: Literal["filter", "refuse"] = "filter"
-    """What to do with longer prompts: leave them out and count them, or stop with their row numbers."""
     bad_rows: Literal["filter", "refuse"] = "filter"
-    """What to do with rows whose gold answer is missing or does not verify: leave out and report, or stop."""
-    limit: int | None = None
+    """What to do with rows whose prompt is too long, or whose gold answer is missing or does not verify: leave them out
+    and count them, or stop with their numbers."""
+    limit: AtLeastOne | None = None
     """Use only the first so many rows."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of a built-in task, such as the number of prompts and the range of difficulty."""
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Section):
     """How responses are sampled."""
 
-    max_response_tokens: int = 1024
+    max_response_tokens: AtLeastOne = 1024
     """Longest response, in tokens. There is no hidden default elsewhere: longer responses are cut here."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: AtLeastOne = 1
     """G, responses to each prompt. SPPO's own setting is 1."""
-    temperature: float = 1.0
-    """Divides the logits before sampling; 0 takes the most likely token (evaluation only)."""
-    top_p: float = 1.0
+    temperature: Positive = 1.0
+    """Divides the logits before sampling."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the smallest set of tokens with this much probability; 1 is all."""
-    top_k: int = 0
+    top_k: Count = 0
     """Sample from the k most likely tokens; 0 is all."""
-    stop_token_ids: list[int] = field(default_factory=list)
+    stop_token_ids: list[Count] = field(default_factory=list)
     """Token ids that end a response, beside the tokenizer's and the model's own end tokens."""
 
 
 @dataclass(frozen=True)
-class AlgorithmConfig:
+class AlgorithmConfig(Section):
     """What turns rewards into a policy gradient. Where a default is null, it is the algorithm's own."""
 
     name: str = "sppo"
     """Name in the table of algorithms."""
-    options: dict[str, float] = field(default_factory=dict)
-    """Options of this algorithm alone, such as gae_lambda of ppo; an unknown one is refused with the list."""
-    clip_low: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this algorithm alone, as in --algorithm.options.gae_lambda 0.95; {} stands for their defaults."""
+    clip_low: Annotated[float, Field(gt=0, le=1)] | None = None
     """The ratio is clipped below 1 - clip_low; default: the algorithm's, mostly 0.2."""
-    clip_high: float | None = None
+    clip_high: Positive | None = None
     """The ratio is clipped above 1 + clip_high; default: the algorithm's, mostly 0.2."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
     """For negative advantages, the loss of a token is at most this many times the advantage; published: 3.0."""
     ratio: Literal["token", "sequence", "joint"] | None = None
     """Ratio of each token, of the sequence's mean log-probability, or of all tokens to the reference policy."""
@@ -136,9 +138,9 @@ class AlgorithmConfig:
     """Advantages to mean 0 and deviation 1 over the step's batch, each sequence or each token counting once."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Old log-probabilities recomputed by the trainer, or the sampler's own (saves a forward pass)."""
-    importance_cap: float | None = 2.0
+    importance_cap: Positive | None = 2.0
     """Truncated importance sampling: tokens weigh min(p_trainer / p_sampler, cap); null switches it off."""
-    kl_coefficient: float = 0.0
+    kl_coefficient: NotNegative = 0.0
     """Weight of each token's KL divergence to the policy that training started from, in the loss aggregated as the
     tokens' losses are; 0: none, and no copy of it is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
@@ -146,131 +148,118 @@ class AlgorithmConfig:
     1/r - 1 + log r (k2, k3, in the loss); default: k1 in the reward, GRPO's k3 in the loss."""
     kl_place: Literal["loss", "reward"] = "loss"
     """Whether the KL divergence is added to the loss or taken from the reward."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: NotNegative = 0.0
     """Weight of each token's entropy (nats), which the loss then rewards, aggregated as the tokens' losses are: with
     sequence_sum a response's sum over max length, so the shorter the responses, the less it is."""
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """Responses cut at the length limit: train on them, keep them for baselines only, or leave them out."""
-    overlong_penalty_tokens: int = 0
+    overlong_penalty_tokens: Count = 0
     """Soft overlong penalty: rewards fall linearly by 1 over this many last tokens before the limit; 0: none."""
     dynamic_sampling: bool | None = None
-    """Drop groups that are all right or all wrong and sample other prompts for them; default: the algorithm's."""
-    dynamic_sampling_rounds: int = 4
-    """Most rounds of sampling in a step of dynamic sampling; the step goes on with the groups found by then."""
+    """Drop groups that are all right or all wrong and sample other prompts for them, in up to 4 rounds; default: the
+    algorithm's."""
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW on the policy, and how a step's batch is cut."""
 
-    learning_rate: float = 1e-6
+    learning_rate: Positive = 1e-6
     """AdamW learning rate, constant. Published: 1e-6."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW weight decay. Published: 0.01 (1.5B), 0.1 (7B)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW decay rates of the two moments."""
-    max_grad_norm: float = 1.0
-    """Gradient norm above which the gradient is scaled down. Published: 1.0."""
-    minibatch_size: int = 128
+    max_grad_norm: Positive = 1.0
+    """Gradient norm above which a gradient is scaled down, of policy and critic alike. Published: 1.0."""
+    minibatch_size: AtLeastOne = 128
     """Sequences in one optimiser step. Published: 128 (1.5B), 32 (7B)."""
-    epochs: int = 1
+    epochs: AtLeastOne = 1
     """Passes over each step's batch. Published: 1."""
-    tokens_per_microbatch: int = 16384
-    """Tokens (prompt and response) in one forward and backward pass; changes memory and speed, not the result."""
+    tokens_per_microbatch: AtLeastOne = 16384
+    """Tokens (prompt and response) in one pass of any model, scoring models too; changes memory and speed, not the
+    result."""
     layout: Literal["sorted", "packed"] = "sorted"
     """Micro-batches of rows of like length, or rows laid end to end; changes speed, not the result."""
-    logprob_chunk_tokens: int = 256
-    """Tokens whose vocabulary-wide logits exist at one time; changes memory and speed, not the result."""
-    max_skipped_steps: int = 5
-    """Optimiser steps in a row with a non-finite loss or gradient after which the run stops."""
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Section):
     """Where responses come from."""
 
     name: str = "hf"
     """Name in the table of engines."""
-    max_rows: int = 512
+    max_rows: AtLeastOne = 512
     """hf: responses decoded at one time; bounds the memory of the key-value cache."""
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Held-out accuracy during and after training."""
 
     data: DataConfig | None = None
-    """Held-out prompts; default: drawn at random from the training data, which they then are no part of."""
-    prompts: int = 256
+    """Held-out prompts, with the keys of the section data, as in --evaluation.data.task; default: drawn at random from
+    the training data, which they then are no part of."""
+    prompts: AtLeastOne = 256
     """Number of held-out prompts."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: AtLeastOne = 1
     """Responses to each held-out prompt at an evaluation during training."""
-    final_samples_per_prompt: int = 4
+    final_samples_per_prompt: AtLeastOne = 4
     """Responses to each held-out prompt in the first and last evaluation, which the summary reports."""
-    every: int = 10
+    every: Count = 10
     """Steps between evaluations; 0: only at checkpoints, which are always measured."""
-    temperature: float | None = None
-    """Temperature of evaluation; default: that of training."""
+    temperature: NotNegative | None = None
+    """Temperature of evaluation, 0 taking the most likely token; default: that of training."""
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """What is kept on disk."""
 
-    every: int = 50
+    every: Count = 50
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
-    keep: int = 2
+    keep: AtLeastOne = 2
     """Newest checkpoints kept; the best by held-out accuracy is kept beside them."""
 
 
 @dataclass(frozen=True)
-class LoggingConfig:
+class LoggingConfig(Section):
     """Where metrics go beside metrics.jsonl and the screen."""
 
     sinks: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     """Other places for the metrics; each is an extra to install, as in pip install "sppo[tensorboard]"."""
     project: str = "sppo"
     """Project name for W&B and trackio."""
-    rollouts_every: int = 1
+    rollouts_every: Count = 1
     """Steps between audit records in rollouts.jsonl; 0 writes none."""
 
 
 @dataclass(frozen=True)
-class SftPhase:
-    """One phase of supervised fine-tuning."""
+class SftPhase(Section):
+    """One phase of supervised fine-tuning; its learning rate falls linearly to 0."""
 
     demonstrations: str = "full"
     """Which demonstrations the task gives: full, or terse (chain_arithmetic leaves steps out)."""
-    steps: int = 1000
+    steps: AtLeastOne = 1000
     """Most optimiser steps of the phase."""
-    batch_size: int = 64
+    batch_size: AtLeastOne = 64
     """Sequences an optimiser step."""
-    learning_rate: float = 1e-5
+    learning_rate: Positive = 1e-5
     """AdamW learning rate at the start of the phase."""
-    schedule: Literal["constant", "linear"] = "linear"
-    """Learning rate over the phase: constant, or linear decay to 0."""
     stop_at_accuracy: float | None = None
-    """End the phase once sampled held-out accuracy reaches this; checked every check_every steps."""
-    check_every: int = 100
-    """Steps between accuracy checks."""
+    """End the phase once sampled held-out accuracy reaches this; checked every 100 steps."""
 
 
 @dataclass(frozen=True)
-class SftConfig:
+class SftConfig(Section):
     """Supervised fine-tuning: `sppo sft`, and the warm start of `sppo train` where phases are given."""
 
     phases: list[SftPhase] = field(default_factory=list)
     """Phases in order; none: training starts from the model as loaded."""
-    weight_decay: float = 0.0
-    """AdamW weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """AdamW decay rates of the two moments."""
-    max_grad_norm: float = 1.0
-    """Gradient norm above which the gradient is scaled down."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """One run."""
 
     description: str = ""
@@ -281,11 +270,11 @@ class Config:
     """Seed of everything random: weights, data order, sampling."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto: the GPU if there is one."""
-    threads: int | None = None
+    threads: AtLeastOne | None = None
     """CPU threads of torch; default: all cores. Tiny models are fastest with 1."""
-    steps: int = 200
+    steps: AtLeastOne = 200
     """Training steps; each samples, grades, and updates the critic and the policy."""
-    prompts_per_step: int = 256
+    prompts_per_step: AtLeastOne = 256
     """P, prompts a step. Published: 256 (1.5B), 512 (7B)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -306,12 +295,14 @@ class Config:
         return self.prompts_per_step * self.sampling.samples_per_prompt
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the config as nested plain dicts (tuples as lists), ready for YAML or JSON."""
-    plain: dict[str, Any] = asdict(config)
-    for section in ("optimizer", "sft"):
-        plain[section]["betas"] = list(plain[section]["betas"])
+def to_dict(section: Section) -> dict[str, Any]:
+    """Returns a section as nested plain dicts (tuples as lists), ready for YAML or JSON."""
+    plain: dict[str, Any] = asdict(section, dict_factory=_plain)
     return plain
+
+
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

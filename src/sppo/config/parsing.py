@@ -1,32 +1,31 @@
-"""From YAML and `--key.sub value` to typed dataclasses, with errors that name the key and the value.
+"""From YAML and `--key.sub value` to typed sections, with errors that name the key and the value.
 
-The walk over sections, lists of sections and option dicts is here; jsonargparse converts the values at its leaves.
+pydantic makes the sections and finds what is wrong; here are the reading of texts, the merging of what several places
+say, and the words of the errors.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Union
+from numbers import Number
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
-from sppo.config import Config
+from sppo.config.gone import gone
+from sppo.config.keys import Option, adapter, find, options
+from sppo.config.options import Config, to_dict
+from sppo.config.ranges import Section
 from sppo.errors import ConfigError
 
-
-class CommandLineText(str):
-    """A value as typed on the command line: its type is still to be read from it."""
-
-    __slots__ = ()
+SectionType = TypeVar("SectionType", bound=Section)
 
 
-class NoValue(CommandLineText):
+class NoValue(str):
     """Stands for the value of a key that was given without one: true, for an option that is true or false."""
 
     __slots__ = ()
@@ -66,7 +65,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 def split_arguments(
     arguments: Sequence[str], switches: Collection[str] = ()
-) -> tuple[list[str], list[tuple[str, CommandLineText]]]:
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Sorts arguments into positionals and (key, text) pairs, from `--key value`, `--key=value` and `--switch`.
 
     A key in `switches` takes no value; any other key that has none gets a `NoValue`.
@@ -85,15 +84,50 @@ def split_arguments(
             continue
         key, separator, text = argument[2:].partition("=")
         if separator:
-            pairs.append((key, CommandLineText(text)))
+            pairs.append((key, text))
         elif key not in switches and waiting and not waiting[0].startswith("--"):
-            pairs.append((key, CommandLineText(waiting.pop(0))))
+            pairs.append((key, waiting.pop(0)))
         else:
             pairs.append((key, NoValue("true")))
     return positionals, pairs
 
 
-def set_option(values: dict[str, Any], key: str, value: Any) -> None:
+def set_text(values: dict[str, Any], key: str, text: str) -> None:
+    """Sets a key of the run's options from text of the command line, read as the key's type asks for.
+
+    Raises:
+        ConfigError: a key that needs a value has none, or the key leads into something that has no keys.
+    """
+    set_value(values, key, _read_text(find(Config, key), key, text))
+
+
+def _read_text(option: Option | None, key: str, text: str) -> Any:
+    if option is None:
+        return _read_plain(text)
+    kind = option.schema.get("type")
+    if isinstance(text, NoValue):
+        if kind != "boolean":
+            raise ConfigError(f"--{key} has no value: write --{key} VALUE.")
+        return True
+    if option.nullable and text == "null":
+        return None
+    if kind == "string":
+        return text
+    if kind in ("integer", "number", "boolean"):
+        value = _read_plain(text)
+        return value if isinstance(value, (int, float)) else text  # as typed, for the error
+    bare = kind == "array" and not option.inner and not text.startswith("[")
+    return _read_plain(f"[{text}]" if bare else text)
+
+
+def _read_plain(text: str) -> Any:
+    try:
+        return yaml.load(str(text), _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets "section.key" in nested values, in place; a number steps into a list, as in sft.phases.0.steps."""
     *sections, last = key.split(".")
     here: Any = values
@@ -110,110 +144,70 @@ def set_option(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Puts overrides (dotted or nested keys) over nested values, in place; a dict is merged, all else replaced."""
+    """Puts overrides over the nested values of a run's options, in place.
+
+    Keys are dotted or nested, which is the same: {"data": {"limit": 5}} changes data.limit and leaves the rest of data
+    as it was. So it is in mappings of any keys: {"data.options": {"prompts": 5}} leaves the task's other options. An
+    empty mapping changes nothing in a section, and empties a mapping of any keys: {"data.options": {}}. A section goes
+    back to its defaults key by key; one that may be null is left out by None. Lists are replaced as wholes.
+    """
     for key, value in overrides.items():
-        if isinstance(value, Mapping):
+        option = find(Config, key)
+        if isinstance(value, Mapping) and (value or (option is not None and option.is_section)):
             merge(values, {f"{key}.{sub}": item for sub, item in value.items()})
         else:
-            set_option(values, key, value)
+            set_value(values, key, _plain(value))
 
 
-def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _plain(value: Any) -> Any:
+    """What Python programs hand over as what YAML would hold: paths are text, tuples lists, numpy's numbers numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
+def build(section: type[SectionType], values: Mapping[str, Any], prefix: str = "") -> SectionType:
     """Makes the dataclass `section` from plain values; `prefix` is the dotted key of the section, with its last dot.
 
     Raises:
-        ConfigError: an unknown key, or a value of the wrong type.
+        ConfigError: unknown keys, and values of the wrong type or out of their range.
     """
-    hints = typing.get_type_hints(section)
-    for key in values:
-        if key not in hints:
-            raise _unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in hints])
-    return section(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    base, optional = without_none(hint)
-    if isinstance(value, NoValue) and base is not bool:
-        raise ConfigError(f"--{key} has no value: write --{key} VALUE.")
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if optional and (value is None or (isinstance(value, CommandLineText) and value == "null")):
-        return None
-    item = (typing.get_args(base) or (None,))[0]
-    holds_sections = dataclasses.is_dataclass(base) or (
-        typing.get_origin(base) is list and dataclasses.is_dataclass(item)
-    )
-    if holds_sections and isinstance(value, CommandLineText):
-        value = _resolve(value)
-    if dataclasses.is_dataclass(base):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key} is {_shown(value)}, but must be a section of keys, such as {_some_keys(base)}.")
-        return build(typing.cast(type, base), value, f"{key}.")
-    if holds_sections:
-        if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
-            raise ConfigError(f"{key} is {_shown(value)}, but must be a list of sections of {_some_keys(item)}.")
-        return [build(typing.cast(type, item), entry, f"{key}.{index}.") for index, entry in enumerate(value)]
-    return _leaf(base, value, key, optional)
-
-
-def _leaf(hint: Any, value: Any, key: str, optional: bool) -> Any:
-    """One value, converted by jsonargparse: "5" to 5, "[a, b]" to a list, 1 to 1.0, but not 1.5 to 1."""
-    from jsonargparse import ArgumentParser
-
-    problem = ConfigError(f"{key} is {_shown(value)}, but must be {_in_words(hint)}{' or null' if optional else ''}.")
-    if typing.get_origin(hint) is dict:
-        value = _resolve(value)
-    if typing.get_origin(hint) in (list, tuple) and isinstance(value, CommandLineText) and not value.startswith("["):
-        value = f"[{value}]"
-    if value is None:
-        raise problem
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
     try:
-        return parser.parse_object({"value": str(value) if isinstance(value, CommandLineText) else value}).value
-    except Exception as error:  # jsonargparse raises argparse's ArgumentError, whose text names its own types
-        raise problem from error
+        made: SectionType = adapter(section).validate_python(values)
+    except ValidationError as error:
+        found = [_said(section, problem, prefix) for problem in error.errors(include_url=False)]
+        raise ConfigError(" ".join(dict.fromkeys(found))) from error
+    return made
 
 
-def _resolve(value: Any) -> Any:
-    """The value with every text of the command line in it read as YAML."""
-    if isinstance(value, CommandLineText):
-        try:
-            return yaml.load(str(value), _Loader)
-        except yaml.YAMLError:
-            return str(value)
-    if isinstance(value, Mapping):
-        return {key: _resolve(item) for key, item in value.items()}
-    return value
+def check_ranges(section: Section, prefix: str = "") -> None:
+    """Checks types and ranges of a section that was made by hand; raises as `build`."""
+    build(type(section), to_dict(section), prefix)
 
 
-def without_none(hint: Any) -> tuple[Any, bool]:
-    """Returns (X, True) for X | None, and (hint, False) for any other type."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        (base,) = [part for part in typing.get_args(hint) if part is not type(None)]
-        return base, True
-    return hint, False
+def _said(section: type, problem: Any, prefix: str) -> str:
+    """One mistake in our words."""
+    place, value = problem["loc"], problem["input"]
+    key = ".".join(map(str, place))
+    if problem["type"] in ("unexpected_keyword_argument", "invalid_key"):
+        return _unknown_key(section, key, prefix)
+    option = find(section, key)
+    if option is None or problem["type"] == "missing":  # an element of a list, or that one is not there
+        option = find(section, ".".join(map(str, place[:-1])))
+        assert option is not None, f"no option is called {prefix}{key}"
+        if problem["type"] == "missing":
+            key = option.key
+        else:
+            option = option.element
+    wanted = (option.range if problem["type"] in _OUT_OF_RANGE else "") or option.kind
+    return f"{prefix}{key} is {_shown(value)}, but must be {wanted}."
 
 
-def _in_words(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    if typing.get_origin(hint) is list:
-        return f"a list, each {_in_words(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {len(typing.get_args(hint))}, each {_in_words(typing.get_args(hint)[0])}"
-    if typing.get_origin(hint) is dict:
-        return "a mapping of keys, as in {size: 3}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-
-
-def _position(text: str, entries: list[Any], key: str) -> int:
-    if not (text.isdecimal() and int(text) < len(entries)):
-        there = f"0 to {len(entries) - 1}" if entries else "none"
-        raise ConfigError(f"--{key}: {text!r} is no position in the list; there are {there}.")
-    return int(text)
-
-
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 _ALL_LISTED = " `sppo train --help` lists all of them."
 _KNOWN_ELSEWHERE_AS = {
     "lr": ("optimizer.learning_rate", "critic.learning_rate"),
@@ -237,35 +231,40 @@ _KNOWN_ELSEWHERE_AS = {
 """Names that other programs give to options of ours, as far as none here is spelled like them."""
 
 
-def _unknown_key(key: str, siblings: list[str]) -> ConfigError:
+def _unknown_key(section: type, key: str, prefix: str) -> str:
     """Names the keys that are near: known elsewhere as this, spelled alike here, or of the same last name elsewhere."""
-    section, _, last = key.rpartition(".")
-    known_as = [known for known in _KNOWN_ELSEWHERE_AS.get(last, ()) if known in all_keys(Config)]
+    went = gone(key)
+    if section is Config and went is not None:
+        return f"{key} is no longer an option. {went.instead}"
+    place, _, last = key.rpartition(".")
+    known_as = _KNOWN_ELSEWHERE_AS.get(last, ()) if section is Config else ()
     if known_as:
-        return ConfigError(f"{key} is not an option. Did you mean {' or '.join(known_as)}?{_ALL_LISTED}")
-    by_last_name = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
-    near = [by_last_name[name] for name in difflib.get_close_matches(last, by_last_name, n=3, cutoff=0.7)]
-    near += [known for known in all_keys(Config) if known.rpartition(".")[2] == last and known not in near][:3]
-    if not near and not section:
-        near = difflib.get_close_matches(key, all_keys(Config), n=3, cutoff=0.7)
-    hint = f" Did you mean {' or '.join(near)}?" if near else f" There are {', '.join(siblings)}."
-    return ConfigError(f"{key} is not an option.{hint}{_ALL_LISTED}")
+        return f"{key} is not an option. Did you mean {' or '.join(known_as)}?{_ALL_LISTED}"
+    known = [
+        name
+        for name, option in options(section).items()
+        if option.listed and not option.is_heading and ".N." not in name
+    ]
+    parent = find(section, place)
+    names = parent.inner if parent is not None else [name for name in options(section) if "." not in name]
+    siblings = {name: f"{place}.{name}" if place else name for name in names}
+    near = [siblings[name] for name in difflib.get_close_matches(last, siblings, n=3, cutoff=0.7)]
+    near += [name for name in known if name.rpartition(".")[2] == last and name not in near][:3]
+    if not near and not place:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
+    hint = f" Did you mean {' or '.join(prefix + name for name in near)}?"
+    if not near:
+        hint = f" There are {', '.join(prefix + name for name in siblings.values())}."
+    return f"{prefix}{key} is not an option.{hint}{_ALL_LISTED if section is Config else ''}"
 
 
-def all_keys(section: type, prefix: str = "") -> list[str]:
-    """Returns every dotted key of a dataclass of options, sections left out."""
-    keys = []
-    for name, hint in typing.get_type_hints(section).items():
-        base, optional = without_none(hint)
-        inner = dataclasses.is_dataclass(base) and not optional
-        keys += all_keys(typing.cast(type, base), f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
-    return keys
-
-
-def _some_keys(section: Any) -> str:
-    return ", ".join([field.name for field in dataclasses.fields(section)][:4])
+def _position(text: str, entries: list[Any], key: str) -> int:
+    if not (text.isdecimal() and int(text) < len(entries)):
+        there = f"0 to {len(entries) - 1}" if entries else "none"
+        raise ConfigError(f"--{key}: {text!r} is no position in the list; there are {there}.")
+    return int(text)
 
 
 def _shown(value: Any) -> str:
-    text = repr(str(value) if isinstance(value, str) else value)
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

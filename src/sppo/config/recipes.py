@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from sppo.config import Config, to_dict
-from sppo.config.parsing import CommandLineText, build, merge, read_yaml, set_option, split_arguments
-from sppo.config.ranges import validate
+from sppo import __version__
+from sppo.config.compatibility import VERSION_KEY, drop_idle
+from sppo.config.options import Config, to_dict
+from sppo.config.parsing import build, merge, read_yaml, set_text, split_arguments
+from sppo.config.settle import check
 from sppo.errors import ConfigError, did_you_mean
 
 _ENDINGS = (".yaml", ".yml")
@@ -31,13 +33,20 @@ def list_recipes() -> dict[str, str]:
     return recipes
 
 
-def load_recipe(recipe: str | Path | Config | None, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+def load_recipe(
+    recipe: str | Path | Config | None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    training: bool = True,
+) -> Config:
     """Reads a recipe, puts the overrides over it, and checks the whole.
 
     Args:
         recipe: Name of a built-in recipe, path of a file that ends in .yaml, a config, or None for the defaults.
-        overrides: As on the command line, ["--steps", "5"] or ["steps=5"]; or a dict of keys, dotted or nested,
-            which is merged into the recipe.
+        overrides: As on the command line, ["--steps", "5"] or ["steps=5"], where a key is set to the whole value; or a
+            mapping of keys, dotted or nested, that is merged into the recipe key by key. An empty mapping changes
+            nothing in a section, and empties a mapping of any keys, such as data.options.
+        training: whether it is to be trained with; evaluations cut no steps into batches.
 
     Raises:
         ConfigError: no such recipe, an unknown key, a value of the wrong type, or options that cannot work.
@@ -54,23 +63,27 @@ def load_recipe(recipe: str | Path | Config | None, overrides: Sequence[str] | M
             key, separator, text = positional.partition("=")
             if not separator:
                 raise ConfigError(f"{positional!r} is not an override: write key=value, as in steps=5.")
-            pairs.append((key, CommandLineText(text)))
+            pairs.append((key, text))
         for key, text in pairs:
-            set_option(values, key, text)
-    config: Config = build(Config, values)
-    validate(config)
+            set_text(values, key, text)
+    config = build(Config, values)
+    check(config, training=training)
     return config
 
 
 def to_yaml(config: Config) -> str:
-    """Returns the config as YAML that `load_recipe` reads back to an equal config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=110)
+    """Returns the config as YAML that `load_recipe` reads back to an equal config, with the version that wrote it."""
+    plain = {VERSION_KEY: __version__, **to_dict(config)}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _values(name_or_path: str) -> dict[str, Any]:
     """Returns a recipe's options, over those of the recipe that its `extends` names."""
     values = read_yaml(*_read(name_or_path))
+    # A run's config.yaml is a recipe too.
+    values.pop(VERSION_KEY, None)
     base = values.pop("extends", None)
+    values = drop_idle(values)
     if base is None:
         return values
     inherited = _values(str(base))
@@ -85,10 +98,10 @@ def _read(name_or_path: str) -> tuple[str, str]:
         if not path.is_file():
             raise ConfigError(f"There is no recipe file {name_or_path} (looked from {Path.cwd()}).")
         return path.read_text(encoding="utf-8"), name_or_path
-    built_in = _BUILT_IN / f"{name_or_path}.yaml"
     if name_or_path not in list_recipes():
         raise ConfigError(
             f"{name_or_path!r} is not a built-in recipe.{did_you_mean(name_or_path, list_recipes())} "
             "A recipe of your own is a file that ends in .yaml."
         )
-    return built_in.read_text(encoding="utf-8"), f"{name_or_path}.yaml"
+    name = f"{name_or_path}.yaml"
+    return (_BUILT_IN / name).read_text(encoding="utf-8"), name

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sppo.config.ranges import AtLeastOne, Count, Positive, Section, Share
 
 
 @dataclass(frozen=True)
-class FormatOptions:
+class FormatOptions(Section):
     """What the verifier `format` asks of a response; every demand that is on has to hold."""
 
     thinking: bool = True
@@ -19,17 +23,17 @@ class FormatOptions:
 
 
 @dataclass(frozen=True)
-class LengthOptions:
+class LengthOptions(Section):
     """What the verifier `length` pays for."""
 
-    limit: int | None = None
+    limit: AtLeastOne | None = None
     """Tokens up to which the reward is 1; to be set where the verifier is used."""
-    soft: int = 0
+    soft: Count = 0
     """Tokens beyond the limit over which the reward falls linearly to 0."""
 
 
 @dataclass(frozen=True)
-class CodeOptions:
+class CodeOptions(Section):
     """The verifier code: the response's last block of code is run against tests, in a sandbox."""
 
     reward: Literal["all", "fraction", "runtime"] = "all"
@@ -37,55 +41,40 @@ class CodeOptions:
     reference solution."""
     graded: Literal["all", "held_out"] = "all"
     """Tests that make the reward: all, or only those that the prompt does not show."""
-    shown_share: float = 0.0
+    shown_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each problem's tests, its first ones, that count as shown where the data does not say; one at least is
     held out. Where some are shown, the shares passed of both kinds are logged."""
-    runtime_target: float = 1.0
+    runtime_target: Positive = 1.0
     """reward runtime: speed-up over the reference solution that earns 1; half of it earns one half."""
-    runtime_floor: float = 0.1
-    """reward runtime: least reward of a program that is right."""
-    runtime_repeats: int = 3
-    """reward runtime: timed runs of the program and of the reference, taking turns; medians count."""
-    test_seconds: float = 5.0
+    test_seconds: Positive = 5.0
     """Wall seconds of one test, or of a check function with all its assertions; longer is wrong, not an error."""
-    total_seconds: float = 30.0
+    total_seconds: Positive = 30.0
     """Wall seconds of all tests of one response, and CPU seconds; tests that are not done by then are failed."""
-    memory_mb: int = 512
-    """MiB of address space of a process of the program, and of memory of all of them."""
-    processes: int = 16
-    """Processes and threads of a program at one time."""
-    disk_mb: int = 16
-    """MiB that a program may write."""
-    output_kb: int = 1024
-    """KiB that a program may print in one test."""
+    memory_mb: Annotated[int, Field(ge=64)] = 512
+    """MiB of address space of a process of the program, and of memory of all of them; Python itself needs 64."""
     unsafe_code: bool = False
     """Run what the model writes with your rights and no sandbox, where this machine has none; otherwise that is
     refused. --unsafe-code for short."""
 
 
 @dataclass(frozen=True)
-class RewardModelOptions:
+class RewardModelOptions(Section):
     """The verifier reward_model: a sequence-classification model scores prompt and response."""
 
     path: str | None = None
     """Folder or hub name of a sequence-classification model with one label, or two (the second is the good one)."""
     squash: Literal["sigmoid", "none"] = "sigmoid"
     """sigmoid: the reward is sigmoid(scale * (score - shift)), in [0, 1]; none: it is the score itself, any number."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Multiplies scores before the sigmoid; below 1 keeps large scores apart."""
     shift: float = 0.0
     """Score whose reward is one half."""
-    max_input_tokens: int | None = None
-    """Longest prompt and response together, in the reward model's tokens; longer ones are errors, never cut. Default:
-    what the model was made for."""
-    tokens_per_microbatch: int = 16384
-    """Tokens of the reward model in one forward pass; changes memory and speed, not the result."""
     trust_remote_code: bool = False
     """Allow the reward model's own Python code from the hub to run."""
 
 
 @dataclass(frozen=True)
-class CompositePart:
+class CompositePart(Section):
     """One part of a composite reward: a verifier, or a reward function of yours."""
 
     verifier: str | None = None
@@ -99,7 +88,7 @@ class CompositePart:
 
 
 @dataclass(frozen=True)
-class CompositeOptions:
+class CompositeOptions(Section):
     """The verifier composite: gates that must hold, and the weighted mean of parts."""
 
     parts: list[CompositePart] = field(default_factory=list)
@@ -107,7 +96,7 @@ class CompositeOptions:
 
 
 @dataclass(frozen=True)
-class ProcessOptions:
+class ProcessOptions(Section):
     """Rewards of single steps, added as potential differences that leave the best policy what it is."""
 
     function: str | None = None
@@ -116,14 +105,12 @@ class ProcessOptions:
     model: str | None = None
     """Folder or hub name of a step-reward model instead: token classification, or sequence classification that reads
     each beginning of the response; one label, or two (the second is the good one)."""
-    weight: float = 0.5
+    weight: Positive = 0.5
     """What a step's score of 1 rather than 0 counts for, the reward of the whole response being up to 1."""
     split: Literal["blank_lines", "lines", "marker"] = "blank_lines"
     """Where a step ends: at a blank line, at the end of a line, or at a text of your own."""
     marker: str | None = None
     """The text that ends a step, for split marker."""
-    tokens_per_microbatch: int = 16384
-    """Tokens of the step-reward model in one forward pass; changes memory and speed, not the result."""
     trust_remote_code: bool = False
     """Allow the step-reward model's own Python code from the hub to run."""
 
@@ -134,16 +121,14 @@ class ProcessOptions:
 
 
 @dataclass(frozen=True)
-class VerificationConfig:
+class VerificationConfig(Section):
     """How responses are judged, whatever the verifier; and each verifier's own options."""
 
-    workers: int = 2
-    """Processes that verify at the same time."""
-    time_limit: float = 3.0
+    workers: AtLeastOne | None = None
+    """Processes that verify at the same time; default: the cores at hand, at most 8."""
+    time_limit: Positive = 3.0
     """Seconds after which the verification of one response is killed and counts as an error."""
-    memory_limit_mb: int = 1024
-    """Address space of one verifying process, in MiB."""
-    max_error_share: float = 0.1
+    max_error_share: Share = 0.1
     """Share of responses whose verification failed (errors and timeouts, not wrong answers) above which the run stops;
     judged over a step's responses, at least 100."""
     format: FormatOptions = field(default_factory=FormatOptions)

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.table import Algorithm
-from sppo.batch import Options
 from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.critic import Critic, NoCritic
 from sppo.critics.models import Model, PromptCritic, TokenCritic, make_value_model
 from sppo.critics.prompt import PromptModelCritic
-from sppo.critics.token import TokenModelCritic, value_clip_of
+from sppo.critics.token import TokenModelCritic
 from sppo.critics.tracker import TrackerCritic
 from sppo.errors import DataError, ModelError
 from sppo.models.loading import context_length, embedded_tokens
@@ -32,8 +32,6 @@ class Owner:
     policy: PreTrainedModel
     tokenizer: Tokenizer
     algorithm: Algorithm
-    options: Options
-    """The algorithm's own."""
     optimizer: OptimizerConfig
     """Micro-batches."""
     sampling: SamplingConfig
@@ -75,18 +73,21 @@ def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: 
     lengths = owner.max_prompt_tokens, owner.sampling.max_response_tokens
     require_context(*lengths, context_length(model.trunk.config), "the critic")
     _require_causal(model)
+    own = owner.algorithm.options
     return TokenModelCritic(
         model,
         config,
         probability=owner.algorithm.value_loss == "bce",
-        value_clip=value_clip_of(owner.algorithm, owner.options),
+        value_clip=own.value_clip if isinstance(own, PpoOptions) else None,
         rows=rows,
         guard=guard,
     )
 
 
 def _tracker(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
-    tracker = TrackerCritic(owner.policy, owner.options, owner.optimizer, owner.sampling.temperature)
+    own = owner.algorithm.options
+    assert isinstance(own, SpoOptions), "the tracker is SPO's"
+    tracker = TrackerCritic(owner.policy, own, owner.optimizer, owner.sampling.temperature)
     if saved is not None:
         tracker.load(saved)
     return tracker

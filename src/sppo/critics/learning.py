@@ -32,7 +32,7 @@ class _ModelCritic(Generic[Model]):
         self.model = model
         self.config = config
         self.rows = rows
-        self.guard = guard or StepGuard(1)
+        self.guard = guard or StepGuard(max_skipped=1)
         self.adam = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {"critic": self.adam}
 
@@ -73,6 +73,6 @@ class _ModelCritic(Generic[Model]):
             for part_loss in losses(rows):
                 part_loss.backward()
                 loss += float(part_loss.detach())
-            norms.append(self.guard.step("critic", self.adam, self.model, loss, self.config.max_grad_norm))
+            norms.append(self.guard.step("critic", self.adam, self.model, loss))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}

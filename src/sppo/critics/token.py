@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sppo.algorithms.masked import masked_mean
-from sppo.algorithms.table import Algorithm
 from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
-from sppo.batch import Batch, Credit, Estimates, Options, microbatches
+from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
@@ -91,8 +90,3 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             return bce_value_loss(outputs, aims, weights)
         assert self.value_clip is not None, "the squared loss has a value clip"
         return clipped_value_loss(outputs, old[rows].to(outputs.device), aims, weights, self.value_clip)
-
-
-def value_clip_of(algorithm: Algorithm, options: Options) -> float | None:
-    """Width of the value clip, for algorithms whose critic learns by squares."""
-    return options["value_clip"] if algorithm.value_loss == "squared" else None

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sppo.algorithms.options import SpoOptions
 from sppo.algorithms.spo import SolveTracker
-from sppo.batch import Batch, Credit, Estimates, Options, microbatches
+from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig
 from sppo.critics.critic import Metrics
 from sppo.types import Prompt
@@ -26,7 +27,7 @@ class TrackerCritic:
 
     policy: PreTrainedModel
     """Read, to tell how far it has moved since a prompt was last answered."""
-    options: Options
+    options: SpoOptions
     optimizer: OptimizerConfig
     temperature: float
     tracker: SolveTracker = field(default_factory=SolveTracker)
@@ -45,7 +46,7 @@ class TrackerCritic:
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """The offline samples, of prompts without counts."""
-        wanted = int(self.options["offline_samples"])
+        wanted = self.options.offline_samples
         return [0 if prompt.id in self.tracker.counts else wanted for prompt in prompts]
 
     def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:

@@ -70,6 +70,8 @@ class Conditions:
     """Of the evaluation."""
     engine: EngineConfig
     verification: VerificationConfig
+    tokens_per_microbatch: int
+    """Of models that score responses."""
     seed: int
     device: torch.device
 
@@ -121,7 +123,7 @@ def run_benchmarks(
     """
     progress = progress or NoProgress()
     tokenizer = load_tokenizer(subject.model, ALPHABET)
-    tools = verifier_tools(conditions.verification, conditions.device)
+    tools = verifier_tools(conditions.verification, conditions.device, conditions.tokens_per_microbatch)
     graders = {
         problems.name: Grader(reward_function, tools, opens_thinking(problems.prompts[0], tokenizer))
         for problems in benchmarks

@@ -48,7 +48,9 @@ class ProcessRewards:
         return judged
 
 
-def load_process_rewards(options: ProcessOptions, tokenizer: Tokenizer, device: str) -> ProcessRewards | None:
+def load_process_rewards(
+    options: ProcessOptions, tokenizer: Tokenizer, device: str, tokens_per_microbatch: int = 16384
+) -> ProcessRewards | None:
     """Loads the function or model that scores steps; None where the options name none.
 
     Raises:
@@ -59,7 +61,7 @@ def load_process_rewards(options: ProcessOptions, tokenizer: Tokenizer, device: 
         return ProcessRewards(options, tokenizer, lambda given, ends: call_step_function(function, given, ends))
     if options.model is None:
         return None
-    scorer = StepScorer.load(options, device)
+    scorer = StepScorer.load(options, device, tokens_per_microbatch)
 
     def by_model(given: Sequence[Submission], ends: Sequence[Sequence[int]]) -> Sequence[list[float] | None]:
         return scorer.scores([Exchange(one.messages or one.prompt, one.sampled) for one in given], ends)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,9 +44,10 @@ from sppo.verifiers.tools import Tools
 _SCORED = "that a reward model scores"
 
 
-def verifier_tools(options: VerificationConfig, device: torch.device) -> Tools:
+def verifier_tools(options: VerificationConfig, device: torch.device, tokens_per_microbatch: int = 16384) -> Tools:
     """What verifiers run with where models can be loaded: those that score responses among them."""
-    return Tools(options, str(device), load_scorer=SequenceScorer.load_reward_model)
+    load = partial(SequenceScorer.load_reward_model, tokens_per_microbatch=tokens_per_microbatch)
+    return Tools(options, str(device), load_scorer=load)
 
 
 Row = Mapping[str, Sequence[int]]
@@ -135,7 +137,9 @@ class SequenceScorer:
     classifier: Classifier
 
     @classmethod
-    def load_reward_model(cls, options: RewardModelOptions, device: str) -> SequenceScorer:
+    def load_reward_model(
+        cls, options: RewardModelOptions, device: str, tokens_per_microbatch: int = 16384
+    ) -> SequenceScorer:
         """Loads the model of the verifier reward_model.
 
         Raises:
@@ -143,14 +147,7 @@ class SequenceScorer:
         """
         assert options.path is not None, "the verifier asks for a path"
         key = "verification.reward_model.path"
-        loaded = load_classifier(
-            options.path,
-            key,
-            device,
-            options.tokens_per_microbatch,
-            options.max_input_tokens,
-            options.trust_remote_code,
-        )
+        loaded = load_classifier(options.path, key, device, tokens_per_microbatch, options.trust_remote_code)
         if loaded.by_token:
             raise ModelError(f"{key} {options.path!r} is a token classifier, which has no score of a whole response.")
         return cls(loaded)
@@ -186,7 +183,7 @@ class StepScorer:
     classifier: Classifier
 
     @classmethod
-    def load(cls, options: ProcessOptions, device: str) -> StepScorer:
+    def load(cls, options: ProcessOptions, device: str, tokens_per_microbatch: int = 16384) -> StepScorer:
         """Loads the model of process rewards.
 
         Raises:
@@ -195,9 +192,7 @@ class StepScorer:
         """
         assert options.model is not None, "only called where a model is named"
         key = "verification.process.model"
-        loaded = load_classifier(
-            options.model, key, device, options.tokens_per_microbatch, None, options.trust_remote_code
-        )
+        loaded = load_classifier(options.model, key, device, tokens_per_microbatch, options.trust_remote_code)
         if loaded.by_token:
             _require_causal(loaded, f"{key} {options.model!r}")
             if not loaded.tokenizer.is_fast:
@@ -243,7 +238,7 @@ class StepScorer:
 
 
 def load_classifier(
-    path: str, key: str, device: str, tokens_per_microbatch: int, max_tokens: int | None, trust_remote_code: bool
+    path: str, key: str, device: str, tokens_per_microbatch: int, trust_remote_code: bool
 ) -> Classifier:
     """Loads a classification model for scoring: bfloat16 weights on a GPU, float32 on a CPU.
 
@@ -280,7 +275,7 @@ def load_classifier(
     tokenizer = read_tokenizer(path, key, trust_remote_code)
     model.config.use_cache = False
     model.to(where).eval().requires_grad_(False)
-    limits = [max_tokens, context_length(model.config), int(min(tokenizer.model_max_length, 10**9))]
+    limits = [context_length(model.config), int(min(tokenizer.model_max_length, 10**9))]
     known = [limit for limit in limits if limit is not None and limit < 10**9]
     return Classifier(
         model,

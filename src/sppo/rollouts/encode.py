@@ -59,8 +59,8 @@ def filter_overlong(
     shown = ", ".join(overlong[:5]) + (", ..." if len(overlong) > 5 else "")
     found = f"{len(overlong)} of {len(prompts)} prompts are longer than {key}.max_prompt_tokens {limit} ({shown})"
     longest = f"The longest has {max(lengths)} tokens."
-    if config.overlong_prompts == "refuse":
-        raise DataError(f"{found}. {longest} Raise the limit, or set {key}.overlong_prompts to filter.")
+    if config.bad_rows == "refuse":
+        raise DataError(f"{found}. {longest} Raise the limit, or set {key}.bad_rows to filter.")
     if not kept:
         raise DataError(f"{found}, so none is left. {longest} Raise the limit.")
     return kept, (f"{found}; left out.",)

@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sppo.config import Config, to_dict
-from sppo.config.compatibility import config_differences, read_config
+from sppo import __version__
+from sppo.config import Config
+from sppo.config.compatibility import config_differences, written_config
+from sppo.config.recipes import to_yaml
 from sppo.errors import RunFolderError
 from sppo.runs.files import _nearest_existing, gigabytes, write_atomically, write_text_atomically
 
@@ -84,10 +84,12 @@ class RunFolder:
         path = Path(config.output)
         if not (path / "config.yaml").is_file():
             raise RunFolderError(f"{path} holds no run to resume: {path / 'config.yaml'} is missing.")
-        differences = config_differences(read_config(path), to_dict(config))
+        said = written_config(path)
+        differences = config_differences(said, config)
         if differences and not _is_unstarted(path):
+            by = "" if said.version == __version__ else f"by sppo {said.version} (this is {__version__}) "
             raise RunFolderError(
-                f"{path} was made with another config, so it cannot be resumed with this one. Different: "
+                f"{path} was made {by}with another config, so it cannot be resumed with this one. Different: "
                 + "; ".join(differences)
                 + ". Give the same options, or start a new run with --output NAME."
             )
@@ -103,8 +105,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Writes config.yaml."""
-        text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-        write_text_atomically(self.path / "config.yaml", text)
+        write_text_atomically(self.path / "config.yaml", to_yaml(config))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""

@@ -15,17 +15,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import (
-    Algorithm,
-    check_algorithm,
-    choose_algorithm,
-    needs_reference,
-    resolve_loss,
-    resolve_options,
-    uses_dynamic_sampling,
-)
+from sppo.algorithms.table import Algorithm, settle_algorithm
 from sppo.config import Config
-from sppo.config.ranges import require_divisor, validate
+from sppo.config.settle import check as check_options
+from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
 from sppo.data.stream import PromptStream
@@ -42,7 +35,7 @@ from sppo.models.loading import (
     require_end_token,
 )
 from sppo.models.packing import TokenRow
-from sppo.models.process_rewards import load_process_rewards
+from sppo.models.process_rewards import ProcessRewards, load_process_rewards
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import opens_thinking, require_context
 from sppo.rollouts.engines import build_engine, require_engine
@@ -100,14 +93,8 @@ def check(config: Config, given: Given) -> Config:
             data=replace(config.data, task="rows", path=None),
             evaluation=replace(config.evaluation, data=None),
         )
-    validate(config)
-    check_algorithm(
-        config.algorithm,
-        config.sampling.samples_per_prompt,
-        critic_loss=config.critic.loss,
-        process_rewards=config.verification.process.used,
-    )
-    algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
+    check_options(config)
+    algorithm = algorithm_of(config)
     if algorithm.critic in ("prompt", "token"):
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
@@ -115,6 +102,16 @@ def check(config: Config, given: Given) -> Config:
     require_sinks(config)
     require_engine(config.engine.name)
     return config
+
+
+def algorithm_of(config: Config) -> Algorithm:
+    """The algorithm as the run uses it, with its options in it; raises as `settle_algorithm`."""
+    return settle_algorithm(
+        config.algorithm,
+        config.sampling.samples_per_prompt,
+        critic_loss=config.critic.loss,
+        process_rewards=config.verification.process.used,
+    )
 
 
 @contextmanager
@@ -141,8 +138,12 @@ def open_run(
         raise ConfigError(
             f"steps is {config.steps}, but the run is at step {state.step} already. Give as many or more."
         )
-    guard = StepGuard(config.optimizer.max_skipped_steps, state.skipped_optimizer_steps, dict(state.skipped_in_a_row))
-    recorder = Recorder(folder, progress, state, choose_algorithm(config.algorithm.name, config.critic.loss))
+    guard = StepGuard(
+        max_norm=config.optimizer.max_grad_norm,
+        skipped_total=state.skipped_optimizer_steps,
+        skipped_in_a_row=dict(state.skipped_in_a_row),
+    )
+    recorder = Recorder(folder, progress, state, algorithm_of(config))
     with recorder.timing("load"):
         parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
         if checkpoint is not None:
@@ -195,8 +196,8 @@ def build(
     Raises:
         SppoError: whatever is missing or doesn't fit together.
     """
-    guard = guard or StepGuard(config.optimizer.max_skipped_steps)
-    algorithm = choose_algorithm(config.algorithm.name, config.critic.loss)
+    guard = guard or StepGuard(max_norm=config.optimizer.max_grad_norm)
+    algorithm = algorithm_of(config)
     device = prepare_device(config.device, config.threads)
     torch.manual_seed(derive_seed(config.seed, "weights"))
     tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
@@ -205,10 +206,10 @@ def build(
     _require_context(config, context_length(architecture), "the model")
     reward_function = reward_function_of(config, given)
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
-    tools = verifier_tools(config.verification, device)
+    tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
-    process = None if fine_tuning else load_process_rewards(config.verification.process, tokenizer, str(device))
+    process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
     policy = _policy(config, given, tokenizer, device, checkpoint)
     learner = _learner(config, algorithm, policy, guard)
@@ -219,7 +220,6 @@ def build(
             policy,
             tokenizer,
             algorithm,
-            resolve_options(algorithm, config.algorithm),
             config.optimizer,
             config.sampling,
             config.data.max_prompt_tokens,
@@ -234,7 +234,6 @@ def build(
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
     return Parts(
         algorithm=algorithm,
-        options=resolve_options(algorithm, config.algorithm),
         tokenizer=tokenizer,
         policy=learner,
         critic=critic,
@@ -246,7 +245,7 @@ def build(
             prompts.held_out, engine, tokenizer, grader, sampling, derive_seed(config.seed, "evaluation"), critic
         ),
         warm_start=warm_start,
-        load_reference=_reference_loader(config, tokenizer) if needs_reference(algorithm, config.algorithm) else None,
+        load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
         notes=prompts.notes,
     )
 
@@ -312,14 +311,19 @@ def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guar
     options = config.optimizer
     return PolicyLearner(
         model=policy,
-        adam=make_optimizer(policy, options.learning_rate, options.weight_decay, options.betas),
+        adam=make_optimizer(policy, options.learning_rate, options.weight_decay),
         algorithm=config.algorithm,
-        loss=resolve_loss(algorithm, config.algorithm),
+        loss=algorithm.loss,
         optimizer=options,
         sampling=config.sampling,
         rows=config.sequences_per_step,
         guard=guard,
     )
+
+
+def _process_rewards(config: Config, tokenizer: Tokenizer, device: torch.device) -> ProcessRewards | None:
+    tokens = config.optimizer.tokens_per_microbatch
+    return load_process_rewards(config.verification.process, tokenizer, str(device), tokens)
 
 
 def _collector(
@@ -330,10 +334,10 @@ def _collector(
     engine: Engine,
     tokenizer: Tokenizer,
     grader: Grader,
-    process: Any,
+    process: ProcessRewards | None,
     stream: PromptStream,
 ) -> Collector:
-    dynamic, options = uses_dynamic_sampling(algorithm, config.algorithm), config.algorithm
+    options = config.algorithm
     return Collector(
         stream=stream,
         engine=engine,
@@ -345,7 +349,6 @@ def _collector(
         sampling=sampling_parameters(config.sampling, tokenizer, learner.model),
         prompts=config.prompts_per_step,
         samples=config.sampling.samples_per_prompt,
-        rounds=options.dynamic_sampling_rounds if dynamic else None,
         rules=LengthRules(options.truncated, config.sampling.max_response_tokens, options.overlong_penalty_tokens),
         process_weight=config.verification.process.weight if config.verification.process.used else 0.0,
         seed=config.seed,
@@ -356,7 +359,7 @@ def _warm_start(config: Config, given: Given, tokenizer: Tokenizer, prompts: Pro
     shown: tuple[list[TokenRow], ...] = load_demonstrations(
         config.sft.phases, config.data, tokenizer, prompts.held_out, seed=config.seed, rows=given.rows
     )
-    return WarmStart(tuple(config.sft.phases), shown, config.sft, config.optimizer)
+    return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer)
 
 
 def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, torch.device], PreTrainedModel]:

@@ -27,6 +27,8 @@ from sppo.training.collate import LengthRules, collate
 from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.grading import Grader
 
+MAX_ROUNDS = 4
+"""Most rounds of sampling in a step of dynamic sampling; the step goes on with the groups found by then."""
 Group = tuple[list[Rollout], list[Verdict]]
 """The G responses to one drawing of a prompt."""
 
@@ -80,8 +82,6 @@ class Collector:
     """P."""
     samples: int
     """G."""
-    rounds: int | None
-    """Most rounds of dynamic sampling; None: groups that are all right or all wrong are kept."""
     rules: LengthRules
     process_weight: float
     seed: int
@@ -134,19 +134,20 @@ class Collector:
         """Groups to train on, and groups that dynamic sampling threw away."""
         kept: list[Group] = []
         discarded: list[Group] = []
-        for number in range(self.rounds or 1):
+        dynamic = self.algorithm.dynamic_sampling
+        for number in range(MAX_ROUNDS if dynamic else 1):
             prompts = self.stream.take(self.prompts)
             rollouts, verdicts = self._sample(prompts, self.sampling, self.samples, f"sampling {number}", step, clock)
             for start in range(0, len(rollouts), self.samples):
                 group = (rollouts[start : start + self.samples], verdicts[start : start + self.samples])
-                usable = len(kept) < self.prompts and (self.rounds is None or _is_mixed(group[1]))
+                usable = len(kept) < self.prompts and (not dynamic or _is_mixed(group[1]))
                 (kept if usable else discarded).append(group)
             if len(kept) == self.prompts:
                 break
         if not kept:
             raise TrainingError(
-                f"In {self.rounds} rounds of dynamic sampling all groups were all right or all wrong. Raise "
-                "algorithm.dynamic_sampling_rounds or sampling.samples_per_prompt, or choose easier or harder prompts."
+                f"In {MAX_ROUNDS} rounds of dynamic sampling all groups were all right or all wrong. Raise "
+                "sampling.samples_per_prompt, or choose easier or harder prompts."
             )
         return kept, discarded
 

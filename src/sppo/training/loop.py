@@ -16,9 +16,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import Algorithm, assign_credit
-from sppo.batch import Options, Outcomes
-from sppo.config import OptimizerConfig, SftConfig, SftPhase
+from sppo.algorithms.table import Algorithm
+from sppo.batch import Outcomes
+from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic
 from sppo.errors import RunFolderError
 from sppo.evaluation.held_out import Evaluation, HeldOut
@@ -68,7 +68,8 @@ class WarmStart:
 
     phases: tuple[SftPhase, ...]
     demonstrations: tuple[list[TokenRow], ...]
-    sft: SftConfig
+    betas: tuple[float, float]
+    """AdamW's decay rates of the two moments."""
     optimizer: OptimizerConfig
 
 
@@ -77,8 +78,6 @@ class Parts:
     """Everything the loop works with."""
 
     algorithm: Algorithm
-    options: Options
-    """The algorithm's own."""
     tokenizer: Tokenizer
     policy: PolicyLearner
     critic: Critic
@@ -145,7 +144,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             values = parts.critic.values(batch)  # before it learns from their rewards
             estimates, gaps = parts.policy.estimate(batch, values)
             recorder.note("estimate", gaps)
-            credit = assign_credit(parts.algorithm, Outcomes.of(batch, estimates), parts.options)
+            credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
             recorder.credited(collected, batch, estimates, credit)
 
             recorder.note("critic", parts.critic.learn(batch, estimates, credit, seed=run.seed_of("critic", step)))
@@ -275,7 +274,7 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
                 parts.policy.model,
                 rows,
                 phase,
-                sft=warm.sft,
+                betas=warm.betas,
                 optimizer=warm.optimizer,
                 seed=run.seed_of("fine-tuning", number),
                 progress=recorder.progress,

@@ -24,14 +24,7 @@ def row_logprobs(
     model: PreTrainedModel, rows: Sequence[TokenRow], width: int, optimizer: OptimizerConfig, temperature: float
 ) -> TokenLogprobs:
     """`response_logprobs` of one micro-batch, as the options say."""
-    return response_logprobs(
-        model,
-        rows,
-        width=width,
-        temperature=temperature,
-        chunk=optimizer.logprob_chunk_tokens,
-        layout=optimizer.layout,
-    )
+    return response_logprobs(model, rows, width=width, temperature=temperature, layout=optimizer.layout)
 
 
 @torch.no_grad()

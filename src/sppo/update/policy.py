@@ -76,7 +76,7 @@ def update_policy(
             part_loss.backward()
             loss += float(part_loss.detach())
             read.append((members, losing))
-        norms.append(guard.step("policy", adam, policy, loss, optimizer.max_grad_norm))
+        norms.append(guard.step("policy", adam, policy, loss))
         losses.append(loss)
         if math.isfinite(norms[-1]):
             means.add(read)
@@ -178,7 +178,6 @@ def _part_loss(
             logprobs[:, None], entropy[:, None], (row[:, None], column[:, None])
         ),
         temperature=temperature,
-        chunk=optimizer.logprob_chunk_tokens,
         layout=optimizer.layout,
     )
 

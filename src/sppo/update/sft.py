@@ -9,11 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from sppo.batch import microbatches
-from sppo.config import OptimizerConfig, SftConfig, SftPhase
+from sppo.config import OptimizerConfig, SftPhase
 from sppo.models.logprobs import response_loss
 from sppo.models.packing import TokenRow
 from sppo.runs.progress import Progress
 from sppo.update.steps import StepGuard, make_optimizer
+
+CHECK_EVERY = 100
+"""Steps between checks of accuracy, in a phase that stops on it: a check costs about as much as ten steps."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def fine_tune_phase(
     rows: Sequence[TokenRow],
     phase: SftPhase,
     *,
-    sft: SftConfig,
+    betas: tuple[float, float],
     optimizer: OptimizerConfig,
     seed: int,
     progress: Progress,
@@ -44,15 +47,15 @@ def fine_tune_phase(
     Args:
         policy: to train.
         rows: encoded demonstrations.
-        phase: steps, batch size, learning rate, stopping accuracy.
-        sft: weight decay and gradient clipping.
+        phase: steps, batch size, learning rate (which falls linearly to 0), stopping accuracy.
+        betas: AdamW's decay rates of the two moments.
         optimizer: micro-batch size and layout.
         seed: of the order of demonstrations.
         progress: told of each step.
         guard: takes the optimiser steps.
         check: returns held-out accuracy; called only where the phase stops on accuracy.
     """
-    adam = make_optimizer(policy, phase.learning_rate, sft.weight_decay, sft.betas)
+    adam = make_optimizer(policy, phase.learning_rate, weight_decay=0.0, betas=betas)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     loss, tokens, step = float("nan"), 0, 0
@@ -60,14 +63,13 @@ def fine_tune_phase(
         while len(order) < phase.batch_size:
             order += torch.randperm(len(rows), generator=generator).tolist()
         chosen, order = [rows[index] for index in order[: phase.batch_size]], order[phase.batch_size :]
-        if phase.schedule == "linear":
-            for group in adam.param_groups:
-                group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
+        for group in adam.param_groups:
+            group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
         loss = _backward(policy, chosen, optimizer)
-        guard.step("fine-tuned model", adam, policy, loss, sft.max_grad_norm)
+        guard.step("fine-tuned model", adam, policy, loss)
         tokens += sum(len(response) for _, response in chosen)
         metrics = {"sft/loss": loss}
-        if phase.stop_at_accuracy is not None and step % phase.check_every == 0:
+        if phase.stop_at_accuracy is not None and step % CHECK_EVERY == 0:
             metrics["eval/accuracy"] = check()
         progress.update(step, metrics)
         if metrics.get("eval/accuracy", -1.0) >= (phase.stop_at_accuracy or float("inf")):
@@ -85,7 +87,6 @@ def _backward(policy: PreTrainedModel, rows: Sequence[TokenRow], optimizer: Opti
             policy,
             members,
             lambda logprobs, entropy, row, column: -logprobs.sum() / total,
-            chunk=optimizer.logprob_chunk_tokens,
             layout=optimizer.layout,
         )
         part_loss.backward()

@@ -14,18 +14,18 @@ from sppo.models.loading import trainable_parameters
 from sppo.update.ranks import sum_over_ranks
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepGuard:
     """Takes optimiser steps, skipping those whose loss or gradient is not finite; gives up after too many in a row."""
 
-    max_skipped: int
-    """Skipped steps in a row after which training stops."""
+    max_norm: float = 1.0
+    """Gradient norm above which a gradient is scaled down."""
+    max_skipped: int = 5
+    """Skipped steps in a row after which training stops: a single odd batch is skipped, a broken model isn't."""
     skipped_total: int = 0
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
 
-    def step(
-        self, name: str, optimizer: torch.optim.Optimizer, module: nn.Module, loss: float, max_norm: float
-    ) -> float:
+    def step(self, name: str, optimizer: torch.optim.Optimizer, module: nn.Module, loss: float) -> float:
         """Sums gradients over ranks, clips them and steps; leaves the weights alone where something is not finite.
 
         Args:
@@ -33,7 +33,6 @@ class StepGuard:
             optimizer: to step.
             module: holds the gradients.
             loss: of this rank's share of the mini-batch.
-            max_norm: gradient norm above which it is scaled down.
 
         Returns:
             The gradient norm before clipping; nan where the step was skipped.
@@ -45,7 +44,7 @@ class StepGuard:
         total_loss = sum_over_ranks(torch.tensor(loss))
         for gradient in gradients:
             sum_over_ranks(gradient)
-        norm = nn.utils.clip_grad_norm_(trainable_parameters(module), max_norm)
+        norm = nn.utils.clip_grad_norm_(trainable_parameters(module), self.max_norm)
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total_loss))
         if finite:
             optimizer.step()

@@ -22,19 +22,16 @@ _KEY = "verification.length"
 
 
 def check(options: VerificationConfig) -> None:
-    """Refuses a limit that is missing or below 1, and a soft zone below 0.
+    """Refuses a limit that is missing.
 
     Raises:
         ConfigError: names the option.
     """
-    limit, soft = options.length.limit, options.length.soft
-    if limit is None or limit < 1:
+    if options.length.limit is None:
         raise ConfigError(
-            f"{_KEY}.limit is {'not set' if limit is None else limit}, but the verifier length needs "
-            f"the number of tokens up to which it pays in full, at least 1, as in --{_KEY}.limit 512."
+            f"{_KEY}.limit is not set, but the verifier length needs the number of tokens up to which it pays in full, "
+            f"as in --{_KEY}.limit 512."
         )
-    if soft < 0:
-        raise ConfigError(f"{_KEY}.soft is {soft}, but must be 0 or more.")
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:

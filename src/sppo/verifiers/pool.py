@@ -7,6 +7,7 @@ a GPU; they live under a memory limit. Where the platform has no such server, th
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo.types import Verdict
@@ -33,16 +35,27 @@ _STALL_GRACE = 60.0
 _POLL = 0.5
 
 
+def cores() -> int:
+    """Cores that this process may use. A container's share counts, too, where it is given as time."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(here, max(int(quota) // int(period), 1))
+    except (OSError, ValueError):  # no such file, or "max" for no limit
+        return here
+
+
 class VerifierPool:
     """Runs the slow halves of verifiers. Starts its workers on first use, once; usable from any thread.
 
     Args:
-        workers: processes.
+        workers: processes; default: the cores at hand, at most 8.
         time_limit: seconds for one item, counted from when a worker takes it.
         memory_limit_mb: address space of a worker, in MiB; not enforced where the platform has no such limit.
     """
 
-    def __init__(self, workers: int = 2, time_limit: float = 3.0, memory_limit_mb: int = 1024):
+    def __init__(self, workers: int | None = None, time_limit: float = 3.0, memory_limit_mb: int = 1024):
+        workers = min(cores(), 8) if workers is None else workers
         if workers < 1 or time_limit <= 0 or memory_limit_mb < 256:
             raise ValueError(
                 f"VerifierPool needs workers >= 1, time_limit > 0 and memory_limit_mb >= 256; "

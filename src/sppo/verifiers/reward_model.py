@@ -61,23 +61,16 @@ def prepare(tools: Tools) -> None:
 
 
 def check(options: VerificationConfig) -> None:
-    """Refuses options that name no model, or by which it could read or say nothing.
+    """Refuses options that name no model.
 
     Raises:
         ConfigError: names the option.
     """
-    given = options.reward_model
-    if given.path is None:
+    if options.reward_model.path is None:
         raise ConfigError(
             "verification.reward_model.path is not set, but the verifier reward_model needs a model: give the folder "
             "or hub name of a sequence-classification model."
         )
-    if given.max_input_tokens is not None and given.max_input_tokens < 1:
-        raise ConfigError(
-            f"verification.reward_model.max_input_tokens is {given.max_input_tokens}, but must be at least 1 (or null)."
-        )
-    if not math.isfinite(given.shift):
-        raise ConfigError(f"verification.reward_model.shift is {given.shift}, but must be a number.")
 
 
 def scorer_of(tools: Tools) -> Scorer:

@@ -46,7 +46,7 @@ VERIFIERS: dict[str, Verifier] = {
         ),
         Verifier(
             code.NAME, "the last block of code passes the tests", "2", code.grade, code.reference,
-            check=code.check, prepare=code.prepare,
+            prepare=code.prepare,
         ),
         Verifier(
             reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,

@@ -12,9 +12,9 @@ from sppo.verifiers.pool import VerifierPool
 
 
 @cache
-def shared_pool(workers: int, time_limit: float, memory_limit_mb: int) -> VerifierPool:
+def shared_pool(workers: int | None, time_limit: float) -> VerifierPool:
     """Returns the one pool of that size in this process; its workers start when first needed."""
-    return VerifierPool(workers, time_limit, memory_limit_mb)
+    return VerifierPool(workers, time_limit)
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ class Tools:
     @property
     def pool(self) -> VerifierPool:
         """Killable processes, shared by everything in this process that asks for the same limits."""
-        return shared_pool(self.options.workers, self.options.time_limit, self.options.memory_limit_mb)
+        return shared_pool(self.options.workers, self.options.time_limit)

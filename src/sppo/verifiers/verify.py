@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sppo.config.parsing import check_ranges
 from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
 from sppo.verifiers.table import get_verifier
@@ -43,6 +44,8 @@ def verify(
     options = options or VerificationConfig()
     if time_limit is not None:
         options = replace(options, time_limit=time_limit)
+    if options != VerificationConfig():
+        check_ranges(options, "verification.")
     submission = Submission(response, gold, finished, columns=columns or {})
     judge = get_verifier(verifier)
     judge.check(options)

@@ -15,10 +15,14 @@ import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from sppo.config import DataConfig
+from sppo.config.parsing import build
+from sppo.config.ranges import AtLeastOne, Count, Section, Share
 from sppo.data.tasks.problem import Problem, Row, Task
 from sppo.errors import ConfigError, DataError, did_you_mean
 
@@ -36,20 +40,20 @@ _LARGEST_LISTED = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Section):
     """data.options of this task."""
 
-    prompts: int = 20000
-    """Number of prompts; held_out: 1000 unless set."""
-    min_operations: int = 1
+    prompts: AtLeastOne = 20000
+    """Number of prompts; of split held_out 1000 unless set."""
+    min_operations: AtLeastOne = 1
     """Fewest operations of a prompt."""
-    max_operations: int = 8
+    max_operations: Annotated[int, Field(ge=1, le=100)] = 8
     """Most operations of a prompt."""
-    p_leave_out: float = 0.5
+    p_leave_out: Share = 0.5
     """Terse demonstrations: probability that a running value is left out."""
-    demonstrations: str = "full"
-    """Kind of demonstration beside each prompt: full or terse."""
-    seed: int | None = None
+    demonstrations: Literal["full", "terse"] = "full"
+    """Kind of demonstration beside each prompt."""
+    seed: Count | None = None
     """Seed of the prompts; default: the run's for train, 0 for held_out, so that runs of all seeds compare."""
 
 
@@ -61,47 +65,14 @@ def read_options(config: DataConfig, key: str = "data") -> Options:
     """
     if config.split not in SPLITS:
         raise ConfigError(f"{key}.split is {config.split!r}.{did_you_mean(config.split, SPLITS)}")
-    here = f"{key}.options"
-    known = [field.name for field in fields(Options)]
-    for name in config.options:
-        if name not in known:
-            raise ConfigError(f"{here}.{name}: chain_arithmetic has no such option.{did_you_mean(name, known)}")
-    options = Options(**{"prompts": 20000 if config.split == "train" else 1000, **config.options})
-    for name in ("prompts", "min_operations", "max_operations"):
-        _require(
-            f"{here}.{name}",
-            getattr(options, name),
-            _is_integer(getattr(options, name)),
-            "a whole number of at least 1",
-        )
-    _require(f"{here}.max_operations", options.max_operations, options.max_operations <= 100, "at most 100")
+    prompts = 20000 if config.split == "train" else 1000
+    options = build(Options, {"prompts": prompts, **config.options}, f"{key}.options.")
     if options.min_operations > options.max_operations:
         raise ConfigError(
-            f"{here}.min_operations is {options.min_operations}, more than max_operations {options.max_operations}."
-        )
-    probability = options.p_leave_out
-    is_number = isinstance(probability, (int, float)) and not isinstance(probability, bool)
-    _require(f"{here}.p_leave_out", probability, is_number and 0 <= probability <= 1, "a number from 0 to 1")
-    _require(
-        f"{here}.seed",
-        options.seed,
-        options.seed is None or _is_integer(options.seed, 0),
-        "a whole number of 0 or more",
-    )
-    if options.demonstrations not in KINDS:
-        raise ConfigError(
-            f"{here}.demonstrations is {options.demonstrations!r}.{did_you_mean(str(options.demonstrations), KINDS)}"
+            f"{key}.options.min_operations is {options.min_operations}, more than max_operations "
+            f"{options.max_operations}."
         )
     return options
-
-
-def _is_integer(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _require(name: str, value: Any, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} is {value!r}, but must be {wanted}.")
 
 
 def running_values(prompt_text: str) -> tuple[list[str], list[int]]:

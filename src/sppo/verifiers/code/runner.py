@@ -21,6 +21,10 @@ _REPLY_BYTES_A_BYTE = 6
 """Most that JSON needs to say one byte of output."""
 _RESULT_BYTES = 2**20
 _TESTER_MEMORY_MB = 1024
+# What a program may use beside its options: more than the tests of any known data set ask for, and little to a machine.
+_PROCESSES = 16
+_DISK_MB = 16
+_OUTPUT_BYTES = 2**20
 _START_SECONDS = 20.0
 """Time to start both sandboxes on a busy machine; the clock of the tests begins when they stand."""
 _HERE = "sppo.verifiers.code"
@@ -63,17 +67,17 @@ def run_suite(
     """
     wall = options.total_seconds + _START_SECONDS
     inputs = [given for given, _ in suite.tests] if suite.style == "input" else []  # type: ignore[str-unpack]
-    printed = _REPLY_BYTES_A_BYTE * (options.output_kb * 1024 + 2**16) if suite.style == "input" else 0
+    printed = _REPLY_BYTES_A_BYTE * (_OUTPUT_BYTES + 2**16) if suite.style == "input" else 0
     # Standard input is a file, and a character is up to 4 bytes of it.
-    disk_mb = max(options.disk_mb, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
-    limits = Limits(options.total_seconds, wall, options.memory_mb, options.processes, disk_mb)
-    trusted = Limits(wall, wall, max(_TESTER_MEMORY_MB, options.memory_mb), options.processes, disk_mb)
+    disk_mb = max(_DISK_MB, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
+    limits = Limits(options.total_seconds, wall, options.memory_mb, _PROCESSES, disk_mb)
+    trusted = Limits(wall, wall, max(_TESTER_MEMORY_MB, options.memory_mb), _PROCESSES, disk_mb)
     with _Pipes() as pipes, memory_file(b"") as scratch:
         (ask_read, ask_write), (reply_read, reply_write), (result_read, result_write) = (pipes.make() for _ in range(3))
         common = {"time_limit": options.test_seconds, "style": suite.style, "function": suite.function}
         program_settings = common | {
             "requests": ask_read, "replies": reply_write, "input": scratch.fileno(), "source": program,
-            "prelude": suite.prelude, "output_bytes": options.output_kb * 1024,
+            "prelude": suite.prelude, "output_bytes": _OUTPUT_BYTES,
         }  # fmt: skip
         tester_settings = common | {
             "requests": ask_write, "replies": reply_read, "result": result_write,

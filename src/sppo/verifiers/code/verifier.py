@@ -2,7 +2,7 @@
 
     reward = 1 if all tests pass, else 0                                        reward all
     reward = tests passed / tests                                               reward fraction
-    reward = clip(speed-up / runtime_target, runtime_floor, 1), if all pass     reward runtime
+    reward = clip(speed-up / runtime_target, 0.1, 1), if all pass               reward runtime
 
 The speed-up is the median time of the reference solution over that of the program, both measured from outside, in
 turns. What the program does wrong, running too long included, is reward 0 with a reason; a sandbox that fails, or tests
@@ -11,13 +11,11 @@ that cannot be run, are errors.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sppo.config.verification import CodeOptions, VerificationConfig
-from sppo.errors import ConfigError
+from sppo.config.verification import CodeOptions
 from sppo.types import Submission, Verdict
 from sppo.verifiers.code.blocks import find_code
 from sppo.verifiers.code.runner import Report, run_suite
@@ -27,31 +25,10 @@ from sppo.verifiers.tools import Tools
 
 NAME = "code"
 _SHOWN = 200
-
-
-def check(options: VerificationConfig) -> None:
-    """Refuses limits that no program could keep.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    given = options.code
-    for name in (
-        "runtime_target",
-        "runtime_repeats",
-        "test_seconds",
-        "total_seconds",
-        "processes",
-        "disk_mb",
-        "output_kb",
-    ):
-        if not 0 < getattr(given, name) < math.inf:
-            raise ConfigError(f"verification.code.{name} is {getattr(given, name)}, but must be more than 0.")
-    for name in ("shown_share", "runtime_floor"):
-        if not 0 <= getattr(given, name) < 1:
-            raise ConfigError(f"verification.code.{name} is {getattr(given, name)}, but must be in [0, 1).")
-    if given.memory_mb < 64:
-        raise ConfigError(f"verification.code.memory_mb is {given.memory_mb}, but Python itself needs 64.")
+_LEAST = 0.1
+"""Least reward of a program that is right but slow: more than a wrong one's."""
+_REPEATS = 3
+"""Timed runs of program and reference, taking turns; their medians count."""
 
 
 def prepare(tools: Tools) -> None:
@@ -64,7 +41,7 @@ def prepare(tools: Tools) -> None:
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
-    """Returns one verdict a submission, in order; verification.workers of them are run at a time.
+    """Returns one verdict a submission, in order; as many as the pool has workers are run at a time.
 
     Raises:
         ConfigError: there is no sandbox on this machine.
@@ -81,7 +58,7 @@ def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
             return Verdict(None, error=f"the sandbox failed: {failure}")
 
     # Each thread only waits for processes, and no thread outlives its batch.
-    with ThreadPoolExecutor(min(tools.options.workers, len(submissions)) or 1) as pool:
+    with ThreadPoolExecutor(min(tools.pool.workers, len(submissions)) or 1) as pool:
         return list(pool.map(judge, submissions))
 
 
@@ -125,7 +102,7 @@ def judge_one(given: Submission, options: CodeOptions, backend: Backend) -> Verd
         reward = 1.0
     else:
         speed_up = _speed_up(found.text, report, suite, options, backend)
-        reward = min(max(speed_up / options.runtime_target, options.runtime_floor), 1.0)
+        reward = min(max(speed_up / options.runtime_target, _LEAST), 1.0)
         reason = f"{reason}; {speed_up:.2f} times as fast as the reference"
     return Verdict(reward, found.text[:_SHOWN], reason, parts=parts)
 
@@ -153,7 +130,7 @@ def _speed_up(program: str, report: Report, suite: Suite, options: CodeOptions, 
     if program.strip() == suite.reference.strip():
         return options.runtime_target
     ours, theirs = [report.seconds], []
-    for turn in range(options.runtime_repeats):
+    for turn in range(_REPEATS):
         other = run_suite(suite.reference, suite, suite.tests, options, backend)
         if not all(other.passed):
             raise SuiteError(f"the reference solution fails: {other.reason}")

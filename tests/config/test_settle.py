@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sppo.config import AlgorithmConfig, Config, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
-from sppo.config.ranges import validate
+from sppo.config.settle import check as validate
 from sppo.errors import ConfigError
 from sppo.training.build import Given, check
 

@@ -1,0 +1,107 @@
+"""Rules that options must keep, alone and together; checked before any model or data is touched.
+
+What needs the table of algorithms, and with it torch, is settled by `sppo.algorithms.table.settle_algorithm`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions, SpoOptions
+from sppo.config.keys import options
+from sppo.config.options import AlgorithmConfig, Config
+from sppo.config.parsing import build, check_ranges
+from sppo.config.ranges import Section
+from sppo.errors import ConfigError, did_you_mean
+
+
+def check(config: Config, *, training: bool = True) -> None:
+    """Checks every rule that needs no model, no data and no table of algorithms.
+
+    Args:
+        config: all options.
+        training: whether it is to be trained with; evaluations cut no steps into batches.
+
+    Raises:
+        ConfigError: names the key, the value found and what would work.
+    """
+    check_ranges(config)
+    own_options(config.algorithm)
+    _check_sampling(config)
+    if training:
+        _check_batches(config)
+    if config.model.path is None and config.model.config is None:
+        raise ConfigError(
+            "model.path is not set: give a folder or hub name, as in --model.path Qwen/Qwen2.5-0.5B-Instruct, "
+            "or model.config for a new, randomly initialised model."
+        )
+
+
+def own_options(algorithm: AlgorithmConfig) -> tuple[Section, JointOptions]:
+    """Returns the algorithm's own options and those of ratio joint, as `algorithm.options` has them.
+
+    Raises:
+        ConfigError: no such algorithm, no such option (lists those that there are), or a value that can't be.
+    """
+    if algorithm.name not in ALGORITHM_OPTIONS:
+        raise ConfigError(
+            f"algorithm.name is {algorithm.name!r}, which is no algorithm here."
+            f"{did_you_mean(algorithm.name, ALGORITHM_OPTIONS)}"
+        )
+    own = ALGORITHM_OPTIONS[algorithm.name]
+    known = {**options(own), **(options(JointOptions) if algorithm.ratio == "joint" else {})}
+    for name in algorithm.options:
+        if name not in known:
+            accepted = " ".join(f"{key} (default {option.default:g}): {option.help}" for key, option in known.items())
+            raise ConfigError(
+                f"algorithm.options.{name} is no option of {algorithm.name}, which accepts: {accepted or 'none.'}"
+            )
+
+    def made(section: type[Section]) -> Any:
+        given = {name: value for name, value in algorithm.options.items() if name in options(section)}
+        return build(section, given, "algorithm.options.")
+
+    settled = made(own)
+    if isinstance(settled, SpoOptions) and settled.rho_min > settled.rho_max:
+        raise ConfigError(f"algorithm.options.rho_min is {settled.rho_min:g}, more than rho_max, {settled.rho_max:g}.")
+    return settled, made(JointOptions)
+
+
+def _check_sampling(config: Config) -> None:
+    if config.critic.loss == "bce" and config.critic.prior is not None and not 0 < config.critic.prior < 1:
+        raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
+    truncated = config.sampling.top_p < 1 or config.sampling.top_k > 0
+    if config.algorithm.old_logprobs == "sampler" and truncated:
+        raise ConfigError(
+            f"algorithm.old_logprobs is sampler, but with sampling.top_p {config.sampling.top_p} and top_k "
+            f"{config.sampling.top_k} the sampler's log-probabilities are those of the truncated distribution, and the "
+            "ratio would not start at 1. Set algorithm.old_logprobs to trainer, or top_p to 1 and top_k to 0."
+        )
+
+
+def require_divisor(config: Config, key: str, size: int) -> None:
+    """Refuses mini-batches that do not divide a step's sequences.
+
+    Raises:
+        ConfigError: names sizes that would.
+    """
+    total = config.sequences_per_step
+    if total % size:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: max(d / size, size / d))[:3])
+        raise ConfigError(
+            f"{key} is {size}, which does not divide a step's {total} sequences (prompts_per_step "
+            f"{config.prompts_per_step} x sampling.samples_per_prompt {config.sampling.samples_per_prompt}). "
+            f"These would: {', '.join(map(str, near))}."
+        )
+
+
+def _check_batches(config: Config) -> None:
+    require_divisor(config, "optimizer.minibatch_size", config.optimizer.minibatch_size)
+    longest = config.data.max_prompt_tokens + config.sampling.max_response_tokens
+    if config.optimizer.tokens_per_microbatch < longest:
+        raise ConfigError(
+            f"optimizer.tokens_per_microbatch is {config.optimizer.tokens_per_microbatch}, less than the longest "
+            f"sequence: data.max_prompt_tokens {config.data.max_prompt_tokens} + sampling.max_response_tokens "
+            f"{config.sampling.max_response_tokens} = {longest}. Set it to at least {longest}."
+        )
