@@ -127,7 +127,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian"], "'trian' is not a command. Did you mean 'train'?"),
         (["train"], "RECIPE is missing. Usage: sppo train RECIPE"),
         (["train", "demo", "more"], "'more' is one argument too many."),
-        (["train", "demo", "--description", "[bold]x[/]", "--steps", "[red]"], "steps is '[red]', but must be"),
+        (["train", "demo", "--output", "[bold]x[/]", "--steps", "[red]"], "steps is '[red]', but must be"),
         (["eval", "nowhere"], "nowhere is no run folder"),
         (["eval", "nowhere", "--checkpoint", "newest"], "--checkpoint is 'newest', but must be best, last, or step_N"),
         (["eval", "nowhere", "--samples_per_prompt", "0"], "--samples_per_prompt is '0'"),

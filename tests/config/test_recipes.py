@@ -1,7 +1,9 @@
 """Recipes: the published numbers, the round trip through YAML, overrides, and what a mistake is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sppo.config import Config
@@ -23,7 +25,8 @@ def test_every_recipe_is_listed_described_and_valid() -> None:
         "r1_distill_7b_dapo_small_critic",
     ]
     for name, description in recipes.items():
-        assert load_recipe(name).description == description != ""
+        assert load_recipe(name)
+        assert description
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
     config = load_recipe(
         "demo",
         ["--sft.phases.1.steps", "9", "--sft.betas", "0.9,0.95", "--evaluation.data.split", "train"]
-        + ["--critic.config", "null", "--description", "a=b: c", "--logging.sinks", "[tensorboard]"]
+        + ["--critic.config", "null", "--output", "a=b: c", "--logging.sinks", "[tensorboard]"]
         + ["--model.gradient_checkpointing"],
     )
     untouched = load_recipe("demo").sft.phases[0]
@@ -93,7 +96,7 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
     assert config.evaluation.data is not None
     assert (config.evaluation.data.split, config.evaluation.data.task) == ("train", "chain_arithmetic")
     assert config.critic.config is None
-    assert config.description == "a=b: c"
+    assert config.output == "a=b: c"
     assert config.logging.sinks == ["tensorboard"]
     assert config.model.gradient_checkpointing is True
     assert load_recipe("demo", ["--evaluation.data", "null"]).evaluation.data is None
@@ -139,6 +142,60 @@ def test_mistakes_name_the_key_and_the_value(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_recipe("demo", [override])
     assert said in str(error.value)
+
+
+def test_an_empty_mapping_empties_options_and_leaves_sections_as_they_are() -> None:
+    plain = load_recipe("demo")
+    assert plain.evaluation.data is not None
+    assert plain.evaluation.data.options == {"prompts": 512}
+    emptied = load_recipe("demo", {"evaluation": {"data": {"options": {}}}})
+    assert emptied.evaluation.data == replace(plain.evaluation.data, options={})
+    assert replace(emptied, evaluation=plain.evaluation) == plain
+    for overrides in ({"algorithm": {"options": {}}}, {"algorithm.options": {}}, ["--algorithm.options", "{}"]):
+        spo = load_recipe("demo_spo", {"algorithm.options.half_life": 0.1})
+        assert load_recipe(spo, overrides).algorithm.options == {}
+    # Options of another algorithm are refused, so that one has to be able to drop them.
+    assert load_recipe(spo, {"algorithm": {"name": "sppo", "options": {}}}).algorithm.name == "sppo"
+    for section in ("sampling", "evaluation", "evaluation.data"):
+        assert load_recipe("demo", {section: {}}) == plain
+    assert load_recipe("demo", {"evaluation.data": None}).evaluation.data is None
+
+
+def test_a_recipe_empties_the_options_of_the_one_that_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: demo\nevaluation: {data: {options: {}}}\n", encoding="utf-8")
+    config = load_recipe(tmp_path / "mine.yaml")
+    assert config.evaluation.data is not None
+    assert config.evaluation.data.options == {}
+
+
+def test_values_from_python_are_what_yaml_would_hold() -> None:
+    config = load_recipe(
+        "demo",
+        {"steps": np.int64(3), "optimizer.learning_rate": np.float32(0.5), "sampling.stop_token_ids": (3, 4)},
+    )
+    assert (config.steps, config.optimizer.learning_rate, config.sampling.stop_token_ids) == (3, 0.5, [3, 4])
+    assert (type(config.steps), type(config.optimizer.learning_rate)) == (int, float)
+    for value in (True, "3", 3.0):
+        with pytest.raises(ConfigError, match=r"steps is .*, but must be a whole number\."):
+            load_recipe("demo", {"steps": value})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe("demo", {"steps": 0, "sampling": {"top_p": 2.0, "topp": 1}})
+    assert str(error.value) == (
+        "steps is 0, but must be at least 1. sampling.top_p is 2.0, but must be in (0, 1]. sampling.topp is not an "
+        "option. Did you mean sampling.top_p? `sppo train --help` lists all of them."
+    )
+
+
+def test_a_config_is_a_plain_dataclass_that_is_checked_when_it_is_used() -> None:
+    config = load_recipe("demo")
+    assert replace(config, steps=5) == load_recipe("demo", {"steps": 5})
+    assert replace(config, data=replace(config.data, limit=7)) == load_recipe("demo", {"data.limit": 7})
+    wrong = replace(config, optimizer=replace(config.optimizer, layout="x"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"optimizer.layout is 'x', but must be one of sorted, packed\."):
+        load_recipe(wrong)
 
 
 def test_only_true_or_false_may_lack_a_value() -> None:

@@ -101,8 +101,8 @@ def test_another_benchmark_joins_and_versions_may_change(tmp_path):
 
 def test_what_only_another_machine_needs_may_change(tmp_path):
     def verifying(tokens, squash="sigmoid"):
-        reward_model = {"tokens_per_microbatch": tokens, "squash": squash}
-        return {**settings(), "verification": {"workers": tokens, "reward_model": reward_model}}
+        verification = {"workers": tokens, "time_limit": float(tokens), "reward_model": {"squash": squash}}
+        return {**settings(), "verification": verification}
 
     EvaluationFolder.open(tmp_path / "e", verifying(8192), problems()).close()
     EvaluationFolder.open(tmp_path / "e", verifying(2048), problems()).close()

@@ -209,11 +209,12 @@ def test_one_test_at_least_is_held_out():
     assert shown_tests(read_suite(json.dumps(ADD)), CodeOptions(shown_share=0.6)) == 2
 
 
-def test_reward_runtime_is_the_clipped_speed_up_of_right_programs():
+def test_reward_runtime_is_the_clipped_speed_up_of_right_programs(monkeypatch):
     slow = "import time\ndef add(a, b):\n    time.sleep(0.02)\n    return a + b"
     fast = "def add(a, b):\n    return a + b"
     timed = {"reward": "runtime"}
-    assert judge(fenced(slow), {**ADD, "reference": fast}, **timed).reward == 0.1
+    monkeypatch.setattr(code, "_LEAST", 0.25)
+    assert judge(fenced(slow), {**ADD, "reference": fast}, **timed).reward == 0.25
     verdict = judge(fenced(fast), {**ADD, "reference": slow}, **timed)
     assert verdict.reward == 1.0
     assert "times as fast as the reference" in verdict.reason

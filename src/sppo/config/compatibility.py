@@ -17,10 +17,12 @@ from sppo.errors import ConfigError, RunFolderError
 
 VERSION_KEY = "sppo_version"
 """Key in config.yaml, no option: the version of sppo that wrote it."""
+NOTES = ("description", VERSION_KEY)
+"""Keys in recipes and config.yaml that are no options: they tell people something."""
 _FIRST = "0.1.0"
 """The version that did not write it yet."""
 RESUMABLE_CHANGES = (
-    "steps", "output", "description", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
+    "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
     "optimizer.tokens_per_microbatch", "optimizer.layout", "model.gradient_checkpointing",
     "critic.gradient_checkpointing", "verification.workers", "verification.time_limit", "verification.max_error_share",
 )  # fmt: skip
@@ -86,8 +88,13 @@ def written(values: Mapping[str, Any]) -> Written:
     """
     version = str(values.get(VERSION_KEY, _FIRST))
     left_out: dict[str, Any] = {}
-    known = _known({key: value for key, value in values.items() if key != VERSION_KEY}, "", left_out)
+    known = _known(without_notes(values), "", left_out)
     return Written(build(Config, known), version, left_out)
+
+
+def without_notes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options alone."""
+    return {key: value for key, value in values.items() if key not in NOTES}
 
 
 def drop_idle(values: Mapping[str, Any]) -> dict[str, Any]:

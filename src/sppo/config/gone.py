@@ -25,6 +25,7 @@ class Gone:
 _SHARED = "optimizer.tokens_per_microbatch counts for every model now."
 _ALWAYS = "It is always {} now."
 GONE = {
+    "description": Gone("", "It is a line for people in a recipe's file.", changes_training=False),
     "critic.max_grad_norm": Gone(
         1.0, "optimizer.max_grad_norm is for policy and critic alike.", follows="optimizer.max_grad_norm"
     ),

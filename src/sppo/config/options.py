@@ -262,8 +262,6 @@ class SftConfig(Section):
 class Config(Section):
     """One run."""
 
-    description: str = ""
-    """One line that `sppo recipes` shows."""
     output: str = "runs/sppo"
     """Run folder to make."""
     seed: int = 0

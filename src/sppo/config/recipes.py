@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sppo import __version__
-from sppo.config.compatibility import VERSION_KEY, drop_idle
+from sppo.config.compatibility import VERSION_KEY, drop_idle, without_notes
 from sppo.config.options import Config, to_dict
 from sppo.config.parsing import build, merge, read_yaml, set_text, split_arguments
 from sppo.config.settle import check
@@ -79,9 +79,8 @@ def to_yaml(config: Config) -> str:
 
 def _values(name_or_path: str) -> dict[str, Any]:
     """Returns a recipe's options, over those of the recipe that its `extends` names."""
-    values = read_yaml(*_read(name_or_path))
     # A run's config.yaml is a recipe too.
-    values.pop(VERSION_KEY, None)
+    values = without_notes(read_yaml(*_read(name_or_path)))
     base = values.pop("extends", None)
     values = drop_idle(values)
     if base is None:

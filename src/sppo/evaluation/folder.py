@@ -28,8 +28,7 @@ from sppo.runs.files import write_text_atomically
 
 NOT_COMPARED = (
     "versions.", "model.name", "benchmarks.", "verification.workers", "verification.time_limit",
-    "verification.memory_limit_mb", "verification.max_error_share", "verification.reward_model.tokens_per_microbatch",
-    "verification.process.",
+    "verification.max_error_share", "verification.process.",
 )  # fmt: skip
 """Settings that say where something came from, that another machine needs otherwise, or that are for training alone; of
 the benchmarks, only those are compared that are asked for again."""
