@@ -76,7 +76,7 @@ def test_every_option_of_the_first_version_is_one_still_or_is_known_to_be_gone()
         "optimizer.logprob_chunk_tokens is no option of this version, and is ignored. It follows from the vocabulary "
         "and the device now."
     ]
-    assert said.config == load_recipe("demo_ppo", {"verification.workers": 2, "algorithm.kl_estimator": "k3"})
+    assert said.config == load_recipe("demo_ppo", {"verification.workers": 2})
 
 
 def test_a_run_of_the_first_version_is_evaluated_and_resumed(tmp_path):
@@ -85,7 +85,7 @@ def test_a_run_of_the_first_version_is_evaluated_and_resumed(tmp_path):
     (folder / "config.yaml").write_text(FIRST.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "checkpoints" / "step_0").mkdir(parents=True)
     config, notes = evaluation_config(str(folder))
-    assert config == load_recipe("demo_ppo", {"verification.workers": 2, "algorithm.kl_estimator": "k3"})
+    assert config == load_recipe("demo_ppo", {"verification.workers": 2})
     assert len(notes) == 1
     here = load_recipe("demo_ppo", {"output": folder})
     RunFolder.require_resumable(here)

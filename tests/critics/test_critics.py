@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import math
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -12,18 +15,18 @@ from torch import Tensor
 from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.spo import SolveCounts
 from sppo.algorithms.table import ALGORITHMS
-from sppo.batch import Batch, Estimates, Outcomes
+from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.config import CriticConfig, OptimizerConfig
 from sppo.critics.models import TokenCritic
 from sppo.critics.token import TokenModelCritic
-from sppo.critics.tracker import TrackerCritic
+from sppo.critics.tracker import DRIFT_TOKENS, TrackerCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
 from sppo.training.collate import collate
 from sppo.types import Rollout, Verdict
 from sppo.update.logprobs import batch_logprobs
 from sppo.update.steps import StepGuard
-from tests.conftest import make_rollouts, tiny_qwen2
+from tests.conftest import make_rollout, make_rollouts, tiny_qwen2
 from tests.update.test_policy import Gradients
 
 KINDS = ["ppo", "ppo_bce"]
@@ -231,7 +234,75 @@ def test_the_tracker_comes_back_whole_from_its_folder(tmp_path):
     critic.save_pretrained(tmp_path / "critic")
     again.load(tmp_path / "critic")
     assert again.tracker == critic.tracker
-    assert again.last == critic.last
+    assert kept_by(again) == kept_by(critic)
+    with torch.no_grad():
+        critic.policy.lm_head.weight.mul_(0.998)
+        again.policy.lm_head.weight.mul_(0.998)
+    moved = sampled_by(critic, rollouts, [0.0, 0.0, 0.0])
+    assert take_in(again, moved) == take_in(critic, moved)
+    assert again.tracker == critic.tracker
+
+
+def kept_by(critic: TrackerCritic) -> dict[str, tuple[list[int], list[float]]]:
+    return {name: (ids.tolist(), logprobs.tolist()) for name, (ids, logprobs) in critic.last.items()}
+
+
+def test_a_tracker_that_saw_no_response_yet_comes_back(tmp_path):
+    critic, again = tracker_critic(), tracker_critic()
+    critic.observe(make_rollouts(1)[0][0].prompt, [1.0, 0.0])
+    critic.save_pretrained(tmp_path / "critic")
+    again.load(tmp_path / "critic")
+    assert again.tracker == critic.tracker
+    assert again.last == {}
+
+
+def test_a_tracker_of_the_first_version_is_read(tmp_path):
+    critic, again = tracker_critic(), tracker_critic()
+    rollouts = make_rollouts(2)[0]
+    take_in(critic, sampled_by(critic, rollouts, [1.0, 0.0]))
+    last = {
+        rollout.prompt.id: [list(rollout.prompt_token_ids), *kept_by(critic)[rollout.prompt.id]] for rollout in rollouts
+    }
+    (tmp_path / "tracker.json").write_text(json.dumps({"counts": critic.tracker.state_dict(), "last": last}))
+    again.load(tmp_path)
+    assert again.tracker == critic.tracker
+    assert kept_by(again) == kept_by(critic)
+
+
+def long_rollouts(count: int, length: int) -> list[Rollout]:
+    ids = torch.randint(2, 40, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
+    return [make_rollout(f"p{row}", [3, 4], ids[row], text=str(row)) for row in range(count)]
+
+
+def test_what_is_kept_of_a_prompt_has_a_bound_in_memory_and_on_the_disk(tmp_path):
+    # At most 8 bytes for each of 1,024 tokens; the rest is Python's and numpy's own, whatever the length.
+    assert 8 * DRIFT_TOKENS == 8192
+    rollouts = long_rollouts(64, 2500)
+    critic, batch = tracker_critic(), collate(rollouts, [Verdict(1.0)] * 64)
+    before, credit = Estimates(batch.sampler_logprobs, torch.full((64, 1), 0.5)), Credit(torch.zeros(64, 1))
+    tracemalloc.start()
+    critic.learn(batch, before, credit, seed=0)
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 64 * (8192 + 1000)
+    for beginning in critic.last.values():
+        # Owners of what they hold: a view would keep the whole step's tensors alive.
+        assert all(array.base is None and array.nbytes == 4096 for array in beginning)
+    critic.save_pretrained(tmp_path / "critic")
+    assert sum(file.stat().st_size for file in (tmp_path / "critic").iterdir()) < 64 * (8192 + 100)
+
+
+def test_the_drift_of_a_long_response_is_that_of_its_beginning():
+    critic, rollouts = tracker_critic(), long_rollouts(2, DRIFT_TOKENS + 50)
+    critic.optimizer = OptimizerConfig()
+    batch = sampled_by(critic, rollouts, [1.0, 0.0])
+    take_in(critic, batch)
+    with torch.no_grad():
+        critic.policy.lm_head.weight.mul_(0.998)
+    now = batch_logprobs(critic.policy, batch, critic.optimizer, critic.temperature)
+    moved = (now - batch.sampler_logprobs)[:, :DRIFT_TOKENS].abs().mean(dim=1)
+    assert take_in(critic, batch)["critic/drift_mean"] == pytest.approx(moved.mean().item(), rel=1e-4)
 
 
 def test_log_probabilities_that_are_not_finite_leave_the_counts_finite():

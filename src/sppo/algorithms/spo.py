@@ -5,9 +5,10 @@
     rho = 2^(-D / half_life) within [rho_min, rho_max]
 
 A tabular tracker instead of a critic: each prompt has its own discounted counts, which forget faster the more the
-policy has moved since the prompt was last seen; D is the mean abs log-ratio on the prompt's last response. A new
-prompt starts from `offline_samples` responses sampled for that purpose alone. Published: half_life 0.06,
-rho in [0.875, 0.96], 8 offline samples. The advantage is SPPO's (sppo.py); only V differs.
+policy has moved since the prompt was last seen; D is the mean abs log-ratio on the prompt's last response, of which
+sppo.critics.tracker keeps the beginning. A new prompt starts from `offline_samples` responses sampled for that purpose
+alone. Published: half_life 0.06, rho in [0.875, 0.96], 8 offline samples. The advantage is SPPO's (sppo.py); only V
+differs.
 """
 
 from __future__ import annotations

@@ -89,6 +89,10 @@ def written(values: Mapping[str, Any]) -> Written:
     version = str(values.get(VERSION_KEY, _FIRST))
     left_out: dict[str, Any] = {}
     known = _known(without_notes(values), "", left_out)
+    algorithm = known.get("algorithm")
+    if version == _FIRST and isinstance(algorithm, dict) and algorithm.get("kl_estimator") == "k3":
+        # The first version's default, in the loss and in the reward alike; now each place has its own.
+        del algorithm["kl_estimator"]
     return Written(build(Config, known), version, left_out)
 
 

@@ -1,4 +1,11 @@
-"""v(prompt) by discounted counts of the prompt's own past (SPO)."""
+"""v(prompt) by discounted counts of the prompt's own past (SPO).
+
+D, how far the policy has moved since a prompt was last answered, is the mean abs log-ratio over that prompt's last
+response (SPO, arXiv 2509.13232). Here it is over the response's first 1,024 tokens, the same mean over a part of it: so
+a prompt costs at most 8 KiB (17,000 prompts 140 MB, where responses of 8,192 tokens would be 1.1 GB), and D at most a
+forward pass over so many tokens instead of one over the whole response. A beginning, as any other part would have to be
+read from there. Responses up to 1,024 tokens are kept whole.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +14,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +30,25 @@ from sppo.config import OptimizerConfig
 from sppo.critics.critic import Metrics
 from sppo.types import Prompt
 from sppo.update.logprobs import row_logprobs
+
+DRIFT_TOKENS = 1024
+"""Tokens of a response's beginning that D is measured on."""
+LAST_FILE = "last_responses.safetensors"
+
+
+class _Beginning(NamedTuple):
+    """The first tokens of a response, 8 bytes each; the prompt's come with the batch that answers it again."""
+
+    token_ids: NDArray[np.int32]
+    """[n]"""
+    logprobs: NDArray[np.float32]
+    """[n], nats, of the policy that sampled it."""
+
+    @classmethod
+    def of(cls, token_ids: Sequence[int], logprobs: Tensor) -> _Beginning:
+        """Copies what it keeps of a response, whose log-probabilities may be padded: [T] and more."""
+        kept = np.array(token_ids[:DRIFT_TOKENS], dtype=np.int32)
+        return cls(kept, logprobs[: len(kept)].numpy().copy())
 
 
 @dataclass
@@ -31,8 +61,8 @@ class TrackerCritic:
     optimizer: OptimizerConfig
     temperature: float
     tracker: SolveTracker = field(default_factory=SolveTracker)
-    last: dict[str, tuple[list[int], list[int], list[float]]] = field(default_factory=dict)
-    """Prompt ids, response ids and log-probabilities of each prompt's last response."""
+    last: dict[str, _Beginning] = field(default_factory=dict)
+    """Of each prompt's last response, by the prompt's id."""
     optimizers: Mapping[str, torch.optim.Optimizer] = field(default_factory=dict)
 
     def values(self, batch: Batch) -> Tensor:
@@ -59,36 +89,52 @@ class TrackerCritic:
         for row, rollout in enumerate(batch.rollouts):
             self.tracker.update(rollout.prompt.id, float(batch.rewards[row]), drift[rollout.prompt.id], self.options)
             # Not the sampler's log-probabilities: with top_p or top_k those are of another distribution.
-            old = before.old_logprobs[row][batch.mask[row]].tolist()
-            self.last[rollout.prompt.id] = (list(rollout.prompt_token_ids), list(rollout.completion.token_ids), old)
+            self.last[rollout.prompt.id] = _Beginning.of(rollout.completion.token_ids, before.old_logprobs[row])
         return {"critic/drift_mean": sum(drift.values()) / len(drift), "critic/prompts": len(self.tracker.counts)}
 
     @torch.no_grad()
     def _drift(self, batch: Batch) -> dict[str, float]:
         """D of each prompt in the batch, nats a token; 0 for one that was never answered before."""
-        drift = dict.fromkeys((prompt.id for prompt in batch.prompts), 0.0)
-        known = [prompt_id for prompt_id in drift if prompt_id in self.last]
-        lengths = [len(self.last[name][0]) + len(self.last[name][1]) for name in known]
+        prompts = {rollout.prompt.id: rollout.prompt_token_ids for rollout in batch.rollouts}
+        drift = dict.fromkeys(prompts, 0.0)
+        known = [prompt_id for prompt_id in prompts if prompt_id in self.last]
+        rows = [(prompts[name], self.last[name].token_ids.tolist()) for name in known]
+        lengths = [len(prompt) + len(response) for prompt, response in rows]
         for part in microbatches(lengths, self.optimizer.tokens_per_microbatch, self.optimizer.layout):
-            rows = [self.last[known[index]] for index in part]
-            width = max(len(response) for _, response, _ in rows)
-            pairs = [(prompt, response) for prompt, response, _ in rows]
-            now = row_logprobs(self.policy, pairs, width, self.optimizer, self.temperature).logprobs.cpu()
-            for index, (_, response, old) in enumerate(rows):
-                moved = (now[index, : len(response)] - torch.tensor(old)).abs().mean()
+            members = [rows[index] for index in part]
+            width = max(len(response) for _, response in members)
+            now = row_logprobs(self.policy, members, width, self.optimizer, self.temperature).logprobs.cpu()
+            for row, index in enumerate(part):
+                old = torch.from_numpy(self.last[known[index]].logprobs)
+                moved = (now[row, : len(old)] - old).abs().mean()
                 # Log-probabilities that are not finite say nothing of how far: as far as can be, so that the counts,
                 # unlike the policy, stay what they were.
-                drift[known[part[index]]] = float(moved) if bool(moved.isfinite()) else math.inf
+                drift[known[index]] = float(moved) if bool(moved.isfinite()) else math.inf
         return drift
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes counts and last responses."""
+        """Writes counts, and the beginnings of the last responses end to end."""
         folder.mkdir()
-        state = {"counts": self.tracker.state_dict(), "last": self.last}
+        state = {"counts": self.tracker.state_dict(), "last": list(self.last)}
         (folder / "tracker.json").write_text(json.dumps(state), encoding="utf-8")
+        kept = [_Beginning.of([], torch.empty(0)), *self.last.values()]
+        arrays = {
+            "lengths": np.array([len(beginning.token_ids) for beginning in kept[1:]], dtype=np.int32),
+            "token_ids": np.concatenate([beginning.token_ids for beginning in kept]),
+            "logprobs": np.concatenate([beginning.logprobs for beginning in kept]),
+        }
+        save_file(arrays, folder / LAST_FILE)
 
     def load(self, folder: Path) -> None:
         """Reads what `save_pretrained` wrote."""
         state = json.loads((folder / "tracker.json").read_text(encoding="utf-8"))
         self.tracker.load_state_dict(state["counts"])
-        self.last = {name: (row[0], row[1], row[2]) for name, row in state["last"].items()}
+        if isinstance(state["last"], dict):  # version 0.1.0: prompt ids, response ids, log-probabilities
+            self.last = {name: _Beginning.of(row[1], torch.tensor(row[2])) for name, row in state["last"].items()}
+            return
+        arrays = load_file(folder / LAST_FILE)
+        ends = arrays["lengths"].cumsum()
+        self.last = {
+            name: _Beginning(arrays["token_ids"][start:end].copy(), arrays["logprobs"][start:end].copy())
+            for name, start, end in zip(state["last"], ends - arrays["lengths"], ends, strict=True)
+        }
