@@ -7,7 +7,9 @@ import os
 # Before torch starts its threads: tiny operations are slowed down many times over by threads that spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from sppo.config import Config
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
+from sppo.runs.files import write_json
+from sppo.runs.folder import RunFolder
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.sandbox import BACKENDS, Backend
 from sppo.verifiers.sandbox.run import probe
@@ -110,6 +114,23 @@ def tiny_config(output: Path, **overrides: object) -> Config:
         "sft.phases": [],
     }
     return load_recipe("demo", {**small, **{name.replace("__", "."): value for name, value in overrides.items()}})
+
+
+def begun(path: Path, options: Mapping[str, Any], step: int | None = None, version: str | None = "0.2.0") -> RunFolder:
+    """A run that has begun, and has a checkpoint of `step` where one is named."""
+    with RunFolder.open(path, options) as folder:
+        folder.begin()
+    if step is not None:
+        checkpoint = folder.checkpoints / f"step_{step}"
+        checkpoint.mkdir()
+        write_json(checkpoint / "state.json", {"step": step} if version is None else {"sppo": version, "step": step})
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """{path: content} of all files below a folder; of locks, only that they are there."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): b"" if path.name == ".lock" else path.read_bytes() for path in paths}
 
 
 @pytest.fixture(params=["bubblewrap", "landlock"])

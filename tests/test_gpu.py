@@ -10,6 +10,7 @@ import torch
 from sppo.commands.train import train
 from sppo.models.logprobs import response_logprobs
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
 
 pytestmark = [
@@ -43,7 +44,7 @@ def test_a_whole_run_on_the_gpu_resumes(tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     # bfloat16 rounds differently in the cached and the whole forward pass; more would be a defect.
     assert all(line["sampler/logprob_gap_mean"] < 0.05 for line in lines[1:])
-    assert len((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()) == 64
+    assert len(list(read_records(tmp_path / "run"))) == 64
     assert (
         json.loads((tmp_path / "run" / "summary.json").read_text())["versions"]["device"]
         == torch.cuda.get_device_name()

@@ -19,7 +19,7 @@ LAYERS = [
 """Rooms in order: each imports from itself and from those before it."""
 WITH_TORCH = {"batch", "algorithms", "models", "rollouts", "update", "critics", "training", "commands", "api"}
 """Rooms that may import torch; the others don't, but for the modules named next."""
-WITH_TORCH_ELSEWHERE = {"runs.checkpoint", "evaluation.held_out", "evaluation.benchmarking"}
+WITH_TORCH_ELSEWHERE = {"evaluation.held_out", "evaluation.benchmarking"}
 TOP = {"__init__", "__main__", "types", "errors", "batch", "api"}
 """Modules that stand in no room."""
 

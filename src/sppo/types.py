@@ -21,7 +21,7 @@ class Prompt:
     """One problem, before any tokenizer has seen it."""
 
     id: str
-    """Unique within its data set; the audit record and the evaluation group by it."""
+    """Unique within its data set; the response records and the evaluation group by it."""
     content: str | tuple[Message, ...]
     """Plain text, or chat messages that go through the model's chat template."""
     gold: str | None = None

@@ -17,7 +17,7 @@ from sppo.errors import ConfigError, ModelError, RunFolderError
 from sppo.runs.folder import read_metrics
 from sppo.runs.progress import NoProgress
 from sppo.training.build import Given, check
-from tests.conftest import tiny_config
+from tests.conftest import files_of, tiny_config
 from tests.training.test_loop import train_on_rows
 
 GROUPS = {"prompts_per_step": 8, "sampling__samples_per_prompt": 4}
@@ -303,8 +303,10 @@ def test_a_run_whose_reference_was_lost_does_not_take_another(tmp_path):
     settings = {"algorithm__name": "reinforce_pp", "algorithm__kl_coefficient": 0.1, **SHORT}
     train_on_rows(tmp_path / "run", steps=1, **settings)
     shutil.rmtree(tmp_path / "run" / "reference")
+    before = files_of(tmp_path)
     with pytest.raises(RunFolderError, match=r"reference is missing: the policy that the run started from"):
         train_on_rows(tmp_path / "run", steps=2, resume=True, **settings)
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["ppo", "ppo_bce"])

@@ -137,6 +137,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "nowhere", "--json", "missing/out.json"], "--json missing/out.json: there is no folder missing"),
         (["eval", "nowhere", "--benchmark", "math500"], "--benchmark is not an option. Did you mean --benchmarks?"),
         (["plot", "curves", "nowhere"], "nowhere is no run folder with something to draw (it has no metrics.jsonl)"),
+        (["plot", "tail", "nowhere"], "nowhere is no run folder with something to draw (it has no metrics.jsonl)"),
         (["recipes", "--all"], "--all is no flag of this command"),
         (["train", "demo", "-steps", "3"], "'-steps' has a single dash: write --steps."),
         (["train", "demo", "--output"], "--output has no value"),

@@ -17,9 +17,10 @@ from sppo.commands.calibrate import calibrate, measure
 from sppo.commands.train import train
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError, RunFolderError, TrainingError
-from sppo.evaluation.folder import lock
 from sppo.report.calibration import write_calibration
+from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress
+from sppo.runs.records import read_records
 from tests.conftest import tiny_config
 
 
@@ -77,7 +78,7 @@ def test_a_record_a_prompt_and_their_measures(run):
 
 def test_prompts_are_held_out_ones(run):
     of(run)
-    trained_on = {json.loads(line)["prompt"] for line in (run / "rollouts.jsonl").read_text().splitlines()}
+    trained_on = {record["prompt"] for record in read_records(run)}
     assert not trained_on & {line["prompt"] for line in records(run)}
 
 
@@ -115,7 +116,7 @@ def test_other_settings_are_refused_unless_anew(run):
 
 def test_only_one_process_writes(run):
     of(run)
-    with lock(run / "calibration/step_2"), pytest.raises(RunFolderError, match="Another process is writing"):
+    with lock(run / "calibration/step_2", print), pytest.raises(RunFolderError, match="Another process is writing"):
         of(run, samples_per_prompt=6, anew=True)
     assert len(records(run)) == 8
 
@@ -146,7 +147,7 @@ def test_a_tracker_knows_only_prompts_it_has_seen(tmp_path):
     assert result["prompts"] == 8
     assert any("only for prompts that it was trained on" in text for text in progress.texts)
     assert any("only for prompts that it was trained on" in text for text in result["notes"])
-    trained_on = {json.loads(line)["prompt_id"] for line in (output / "rollouts.jsonl").read_text().splitlines()}
+    trained_on = {record["prompt_id"] for record in read_records(output)}
     assert set(result["prompt_ids"]) <= trained_on
 
 

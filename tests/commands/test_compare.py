@@ -19,6 +19,7 @@ from sppo.report.comparison import write_comparison
 from sppo.report.comparison_numbers import final_accuracy, reach, read_run, spread, step_seconds, summarise
 from sppo.report.comparison_text import number
 from sppo.runs.folder import read_metrics, read_summary
+from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress
 from tests.conftest import tiny_config
 
@@ -160,7 +161,7 @@ def test_a_comparison_from_one_warm_start_a_seed_is_not_repeated_and_survives_a_
     assert [by_label[label]["seeds"] for label in ("sppo", "grpo", "broken")] == [[0, 1], [0, 1], []]
     assert (by_label["sppo"]["responses"], by_label["grpo"]["responses"]) == (32, 128)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "warm_start", "runs", "comparison.json", "comparison.md", "accuracy_against_steps.png",
+        ".lock", "warm_start", "runs", "comparison.json", "comparison.md", "accuracy_against_steps.png",
         "accuracy_against_responses.png", "accuracy_against_seconds.png",
     }  # fmt: skip
     assert found == json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
@@ -171,6 +172,13 @@ def test_a_comparison_from_one_warm_start_a_seed_is_not_repeated_and_survives_a_
     assert started == ["train broken 0 2 ", "train broken 1 2 "]
     with pytest.raises(RunFolderError, match=r"belongs to a comparison with other options: .*learning_rate"):
         compare(recipe, "sppo", output=tmp_path / "out", overrides=["--optimizer.learning_rate=0.5"])
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused(recipe, tmp_path, started):
+    held = lock(tmp_path / "out", print)
+    with held, pytest.raises(RunFolderError, match="Another process is writing"):
+        compare(recipe, "sppo", output=tmp_path / "out")
+    assert started == []
 
 
 def test_a_run_that_was_cut_short_goes_on(recipe, tmp_path, started):

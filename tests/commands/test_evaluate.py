@@ -19,6 +19,7 @@ from sppo.config import Config
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError
 from sppo.runs.progress import NoProgress
+from sppo.runs.records import read_records
 from tests.conftest import tiny_config
 
 ROWS = [{"prompt": f"{a}+1=", "answer": str(a + 1), "difficulty": "one"} for a in range(1, 6)]
@@ -142,7 +143,7 @@ def test_a_path_and_a_named_reward_do_as_output_and_reward(tmp_path, monkeypatch
     summary = api.train(config, output=tmp_path / "run", reward="mine.py:half", progress=progress)
     assert (summary["output"], summary["accuracy_after"]) == (str(tmp_path / "run"), 0.5)
     assert progress.closed
-    record = json.loads((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()[0])
+    record = next(read_records(tmp_path / "run"))
     assert record["verifier"] == "reward function mine.py:half"
 
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from sppo.commands.plan import plan
-from sppo.config import CriticConfig
+from sppo.config import CriticConfig, to_dict
 from sppo.errors import ConfigError, ModelError, RunFolderError
-from sppo.runs.folder import RunFolder
-from tests.conftest import tiny_config
+from tests.conftest import begun, tiny_config
 
 
 def test_the_plan_leaves_nothing_behind(tmp_path):
@@ -23,12 +22,14 @@ def test_the_run_folder_is_checked(tmp_path):
     config = tiny_config(tmp_path / "run")
     with pytest.raises(RunFolderError, match="holds no run to resume"):
         plan(config, resume=True)
-    (RunFolder.create(config).checkpoints / "step_0").mkdir()
+    begun(tmp_path / "run", to_dict(config), step=4)
     with pytest.raises(RunFolderError, match="exists already"):
         plan(config)
-    plan(config, resume=True)
+    plan(replace(config, steps=4), resume=True)
     with pytest.raises(RunFolderError, match="made with another config"):
         plan(replace(config, seed=1), resume=True)
+    with pytest.raises(ConfigError, match="at step 4 already"):
+        plan(replace(config, steps=3), resume=True)
 
 
 def test_the_reward_function_and_the_critic_are_checked(tmp_path):

@@ -16,7 +16,8 @@ from sppo.config.gone import GONE
 from sppo.config.keys import find, options
 from sppo.config.recipes import load_recipe, to_yaml
 from sppo.errors import ConfigError, RunFolderError
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import require_resumable
+from tests.conftest import begun
 
 GOOD = Config(model=ModelConfig(path="some/model"))
 FIRST = Path(__file__).parent / "config_0_1_0.yaml"
@@ -79,7 +80,7 @@ def test_every_option_of_the_first_version_is_one_still_or_is_known_to_be_gone()
     assert said.config == load_recipe("demo_ppo", {"verification.workers": 2})
 
 
-def test_a_run_of_the_first_version_is_evaluated_and_resumed(tmp_path):
+def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(FIRST.read_text(encoding="utf-8"), encoding="utf-8")
@@ -88,11 +89,19 @@ def test_a_run_of_the_first_version_is_evaluated_and_resumed(tmp_path):
     assert config == load_recipe("demo_ppo", {"verification.workers": 2})
     assert len(notes) == 1
     here = load_recipe("demo_ppo", {"output": folder})
-    RunFolder.require_resumable(here)
-    with pytest.raises(
-        RunFolderError, match=rf"was made by sppo 0\.1\.0 \(this is {__version__}\) with another .*: seed: 0 -> 1"
-    ):
-        RunFolder.require_resumable(replace(here, seed=1))
+    assert config_differences(written_config(folder), here) == []
+    assert config_differences(written_config(folder), replace(here, seed=1)) == ["seed: 0 -> 1"]
+    with pytest.raises(RunFolderError, match=r"step_0 was written by sppo 0\.1\.0"):
+        require_resumable(folder, to_dict(here))
+
+
+def test_a_run_of_another_version_says_so_where_its_options_differ(tmp_path):
+    begun(tmp_path / "run", to_dict(GOOD), step=0)
+    require_resumable(tmp_path / "run", to_dict(GOOD))
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace(__version__, "9.1"), encoding="utf-8")
+    with pytest.raises(RunFolderError, match=rf"was made by sppo 9\.1 \(this is {__version__}\) with another .*: seed"):
+        require_resumable(tmp_path / "run", to_dict(replace(GOOD, seed=1)))
 
 
 def test_a_value_that_does_not_hold_any_more_stands_in_the_way_of_resuming():
@@ -147,7 +156,7 @@ def test_what_is_gone_is_gone_and_what_it_follows_is_there():
 
 def test_a_config_says_which_version_wrote_it(tmp_path):
     assert yaml.safe_load(to_yaml(GOOD))["sppo_version"] == __version__
-    RunFolder.create(replace(GOOD, output=str(tmp_path / "run")))
+    begun(tmp_path / "run", to_dict(replace(GOOD, output=str(tmp_path / "run"))))
     said = written_config(tmp_path / "run")
     assert (said.version, said.left_out) == (__version__, {})
     assert load_recipe(tmp_path / "run" / "config.yaml") == said.config

@@ -9,12 +9,14 @@ import pytest
 from sppo.cli import main
 from sppo.errors import RunFolderError
 from sppo.report.tail import write_tail
+from sppo.runs.records import write_records
 
 
 def run_folder(path, records):
     path.mkdir()
     (path / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 30)))
-    (path / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for step in {record["step"] for record in records}:
+        write_records(path, step, (record for record in records if record["step"] == step))
     return path
 
 
@@ -52,6 +54,13 @@ def test_the_command_writes_a_png(tmp_path, capsys):
     assert main(["plot", "tail", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "tail.png")
     assert (folder / "tail.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_version_0_1_0_has_all_records_in_one_file(tmp_path):
+    folder = run_folder(tmp_path / "run", [])
+    records = [{"step": 30, "reward": float(row % 2), "token_values": [0.2, 0.4, 0.6]} for row in range(6)]
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert write_tail(folder) == folder / "tail.png"
 
 
 def test_a_run_without_token_values_is_refused(tmp_path):

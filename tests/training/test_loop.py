@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,15 +12,17 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import sppo
 from sppo.commands.train import fine_tune, train
+from sppo.config import to_dict
 from sppo.config.compatibility import read_config
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError, ModelError, RewardError, RunFolderError, TrainingError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.progress import NoProgress
+from sppo.runs.records import read_records
 from sppo.training.build import Given, build
 from sppo.verifiers import VERIFIERS
-from tests.conftest import tiny_config, tiny_qwen2
+from tests.conftest import begun, files_of, tiny_config, tiny_qwen2
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10) for b in range(10)]
 
@@ -62,9 +64,9 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
     assert {"reward/mean", "critic/value_mean", "critic/bce", "policy/clipfrac", "time/step"} <= set(lines[1])
 
 
-def test_the_audit_record_tells_every_response_whole(tmp_path):
+def test_the_records_tell_every_response_whole(tmp_path):
     train(tiny_config(tmp_path / "run"))
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(tmp_path / "run"))
     assert len(records) == 48
     tokenizer = character_tokenizer(ALPHABET)
     for record in records:
@@ -119,7 +121,7 @@ def test_several_samples_a_prompt_are_a_number_not_another_path(tmp_path):
     train(tiny_config(tmp_path / "run", steps=1, prompts_per_step=8, sampling__samples_per_prompt=4, **{
         "optimizer.minibatch_size": 16, "critic.minibatch_size": 16,
     }))  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(tmp_path / "run"))
     assert [record["prompt_id"] for record in records[:4]] == [records[0]["prompt_id"]] * 4
     assert len({tuple(record["response_token_ids"]) for record in records[:4]}) > 1
     assert len(records) == 32
@@ -192,10 +194,64 @@ def test_an_interrupt_saves_the_step_and_says_how_to_go_on(tmp_path):
 def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
     config = tiny_config(tmp_path / "run")
     expected = train(tiny_config(tmp_path / "other"))
-    from sppo.runs.folder import RunFolder
-
-    RunFolder.create(config)
+    begun(tmp_path / "run", to_dict(config))
     assert train(config, resume=True)["accuracy_after"] == expected["accuracy_after"]
+
+
+@pytest.mark.parametrize("stopped", ["by Ctrl-C", "while saving"])
+def test_the_same_command_starts_over_a_run_that_was_stopped_before_its_first_checkpoint(
+    tmp_path, monkeypatch, stopped
+):
+    from sppo.training import loop
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    config = tiny_config(tmp_path / "run", steps=1, logging__sinks=["tensorboard"])
+    monkeypatch.setattr(loop, "evaluate" if stopped == "by Ctrl-C" else "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    assert train(config)["steps"] == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1]
+
+
+@pytest.mark.parametrize("run", [train, fine_tune])
+def test_a_second_process_on_the_same_run_is_refused_and_changes_nothing(tmp_path, run):
+    config = tiny_config(tmp_path / "run", steps=1, sft__phases=[{"steps": 1, "batch_size": 4}])
+
+    class TriesAsWell(NoProgress):
+        refused: ClassVar[list[str]] = []
+
+        def phase(self, name, total, unit="steps"):
+            for resume in (False, True):
+                before = files_of(tmp_path)
+                with pytest.raises(RunFolderError) as error:
+                    run(config, resume=resume)
+                self.refused.append(str(error.value))
+                assert files_of(tmp_path) == before
+
+    run(config, progress=TriesAsWell())
+    assert len(TriesAsWell.refused) > 2
+    for said in TriesAsWell.refused:
+        assert f"Another process is writing to {tmp_path / 'run'}: process {os.getpid()} on" in said
+    assert run(config, resume=True)["steps"] == (1 if run is train else 0)
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    train(tiny_config(tmp_path / "run", steps=2))
+    before = files_of(tmp_path)
+    with pytest.raises(ConfigError, match="steps is 1, but the run is at step 2 already"):
+        train(tiny_config(tmp_path / "run", steps=1, logging__sinks=["tensorboard"]), resume=True)
+    assert files_of(tmp_path) == before
+    # Refused by what only the checkpoint says.
+    (generators,) = (tmp_path / "run" / "checkpoints").glob("step_2/random.pt")
+    generators.write_bytes(b"damaged")
+    before = files_of(tmp_path)
+    with pytest.raises(RunFolderError, match=r"random.pt holds something else"):
+        train(tiny_config(tmp_path / "run", steps=3, logging__sinks=["tensorboard"]), resume=True)
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(

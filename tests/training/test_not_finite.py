@@ -11,6 +11,7 @@ import torch
 from sppo.critics.models import ValueModel
 from sppo.errors import TrainingError
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from sppo.update import estimate as estimating
 from tests.algorithms.test_runs import GROUPS, SHORT
 from tests.training.test_loop import train_on_rows
@@ -56,8 +57,8 @@ def test_a_critic_that_is_not_finite(tmp_path, monkeypatch, options, value):
         train_on_rows(tmp_path / "run", steps=9, **options, **sizes, **{**SHORT, "evaluation__every": 2})
     lines = read_metrics(tmp_path / "run")[1:]
     assert [line["update/skipped_steps"] for line in lines] == [2, 4, 6, 8]  # the critic's and the policy's
-    for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines():
-        assert strict(line)["value"] is None
+    for record in read_records(tmp_path / "run"):
+        assert strict(json.dumps(record))["value"] is None
 
 
 @pytest.mark.parametrize("name", ["sppo", "ppo", "grpo", "remax", "reinforce_pp", "gspo", "cispo", "spo"])

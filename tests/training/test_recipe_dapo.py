@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from sppo.commands.train import train
 from sppo.config.recipes import load_recipe
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from tests.conftest import SHARED_DATA, tiny_qwen2
 
 DAPO = SHARED_DATA / "dapo_math_17k.parquet"
@@ -65,7 +65,7 @@ def test_the_7b_recipe_runs_on_the_real_dapo_file(tmp_path):
     assert summary["responses"] == 48
     assert summary["skipped_optimizer_steps"] == 0
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2, 3]
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(tmp_path / "run"))
     assert len({record["prompt_id"] for record in records}) == 48
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "last" / "policy")
     assert loaded.config.model_type == "qwen2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,13 +19,14 @@ from sppo.critics.models import PromptCritic
 from sppo.errors import RunFolderError, TrainingError
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from tests.conftest import tiny_config
 
 STEPS = 6
 
 
 def prompts_of(folder):
-    records = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    records = read_records(folder)
     return [(record["step"], record["prompt_id"], record["response_token_ids"]) for record in records]
 
 

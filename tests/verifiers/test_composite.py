@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from sppo.commands.train import train
@@ -12,6 +10,7 @@ from sppo.config.verification import CompositeOptions, CompositePart, Verificati
 from sppo.data.tasks import load_prompts
 from sppo.errors import ConfigError
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from sppo.training.build import Given, check
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
 from sppo.verifiers import check_golds, get_verifier
@@ -187,7 +186,7 @@ def test_gold_answers_are_checked_by_the_parts_that_read_them():
     assert len(load_prompts(config, seed=0, rows=rows, tools=tools(BRIEF)).prompts) == 2
 
 
-def test_the_audit_record_names_the_versions_of_all_parts():
+def test_the_records_name_the_versions_of_all_parts():
     described = Grader(tools=tools(BRIEF, ANSWER)).describe(rollout("").prompt)
     versions = VERIFIERS["composite"].version, VERIFIERS["final_answer"].version
     assert described == {"verifier": "composite", "verifier_version": f"{versions[0]} (final_answer {versions[1]})"}
@@ -245,7 +244,7 @@ def test_a_run_with_a_gate_and_an_answer(tmp_path):
     train(config)
     for line in read_metrics(tmp_path / "run")[1:]:
         assert {"reward/part/marked", "reward/mean", "reward/error_share"} <= set(line)
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(tmp_path / "run"))
     assert {record["parts"]["marked"] for record in records} == {0.0, 1.0}
     for record in records:
         answer, short = record["parts"]["final_answer"], record["parts"]["brief"]

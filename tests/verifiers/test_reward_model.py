@@ -33,6 +33,7 @@ from sppo.errors import ConfigError, ModelError, RewardError, SppoError
 from sppo.models.scoring import SequenceScorer, verifier_tools
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics, read_summary
+from sppo.runs.records import read_records
 from sppo.training.build import Given, check
 from sppo.training.collate import collate
 from sppo.training.collect import require_unit_rewards
@@ -340,7 +341,7 @@ def test_a_run_with_raw_scores_and_a_critic_that_learns_by_squares(tmp_path):
     assert {"critic/mse", "critic/loss"} <= set(lines[1])
     assert not {"critic/bce", "critic/brier", "critic/ece"} & set(lines[1])
     assert lines[1]["critic/mse"] == pytest.approx(lines[1]["critic/loss"], rel=1e-4)
-    records = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(folder))
     for record in records:
         assert record["advantage"] == pytest.approx(record["reward"] - record["value"], abs=1e-5)
         assert record["verifier"] == "reward_model"

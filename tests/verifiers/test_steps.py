@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 
@@ -27,6 +26,7 @@ from sppo.models.process_rewards import load_process_rewards
 from sppo.models.scoring import StepScorer
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
 from sppo.verifiers.reward_model import Exchange
 from sppo.verifiers.steps import call_step_function, check, step_ends
@@ -310,7 +310,7 @@ def test_a_run_with_process_rewards(tmp_path, name):
     lines = read_metrics(tmp_path / "run")
     assert {"reward/steps_mean", "reward/step_score_mean"} <= set(lines[1])
     assert lines[1]["reward/steps_mean"] > 1
-    records = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    records = list(read_records(tmp_path / "run"))
     for record in records:
         steps = record["step_scores"]
         assert len(steps["ends"]) == len(steps["scores"])

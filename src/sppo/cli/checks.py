@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sppo.errors import ConfigError
+from sppo.runs import files
 
 
 def require_writable(flag: str, path: Path) -> None:
@@ -21,7 +21,8 @@ def require_writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path} is a folder, but must be a file to write.")
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {path}: there is no folder {path.parent}. Make it first, or choose another.")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    # A file is written beside its old version, which needs the folder; a device is written to.
+    if not os.access(path if path.exists() and not path.is_file() else path.resolve().parent, os.W_OK):
         raise ConfigError(f"{flag} {path} is not writable. Choose another file.")
 
 
@@ -32,7 +33,8 @@ def write_json(flag: str, path: Path, result: Mapping[str, Any]) -> None:
         ConfigError: it cannot be written after all: a full disk, say.
     """
     try:
-        path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # What a link points to is replaced, not the link.
+        files.write_json(path.resolve() if path.is_file() else path, result)
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be written: {error.strerror}. Choose another file.") from error
 

@@ -136,8 +136,9 @@ def _benchmarks(
 
 def _shown(result: EvaluationResult) -> tuple[Mapping[str, Any], Callable[[Console], None]]:
     from sppo.cli.scores import as_text, print_scores
+    from sppo.runs.files import write_text
 
-    (Path(result.output) / "table.txt").write_text(as_text(lambda console: print_scores(console, result)), "utf-8")
+    write_text(Path(result.output) / "table.txt", as_text(lambda console: print_scores(console, result)))
     return result.to_dict(), lambda console: print_scores(console, result)
 
 

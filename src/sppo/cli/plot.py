@@ -13,7 +13,6 @@ FLAGS = {
     "curves RUN": "Reward, accuracy, critic, policy, lengths and calibration: curves.png in the run folder.",
     "tail RUN": "V before each token along right and wrong responses, of a ppo or ppo_bce run: tail.png.",
 }
-_DRAWN_FROM = {"curves": "metrics.jsonl", "tail": "rollouts.jsonl"}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,13 +23,13 @@ def run(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         raise ConfigError(f"sppo plot takes a kind and a run folder: {USAGE}")
     kind, folder = arguments[0], Path(arguments[1])
-    if kind in _DRAWN_FROM and not (folder / _DRAWN_FROM[kind]).is_file():
-        raise ConfigError(f"{folder} is no run folder with something to draw (it has no {_DRAWN_FROM[kind]}).")
     from sppo.report import write_curves
     from sppo.report.tail import write_tail
 
     kinds = {"curves": write_curves, "tail": write_tail}
     if kind not in kinds:
         raise ConfigError(f"{kind!r} is no kind of picture.{did_you_mean(kind, kinds)}")
+    if not (folder / "metrics.jsonl").is_file():
+        raise ConfigError(f"{folder} is no run folder with something to draw (it has no metrics.jsonl).")
     print(kinds[kind](folder))
     return 0

@@ -16,7 +16,6 @@ rate of n samples is uncertain, so even a perfect V has a Brier score above 0 an
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -32,11 +31,12 @@ from sppo.config.verification import ProcessOptions
 from sppo.errors import ConfigError, RunFolderError, TrainingError
 from sppo.evaluation import calibration
 from sppo.evaluation.benchmarking import weights_digest
-from sppo.evaluation.folder import lock
 from sppo.rollouts.sample import sample
 from sppo.runs.checkpoint import require_checkpoint
-from sppo.runs.files import write_text_atomically
+from sppo.runs.files import read_json, write_json
+from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
+from sppo.runs.records import JsonLines
 from sppo.runs.seeds import derive_seed
 from sppo.training.build import Given, Parts, build, require_data
 from sppo.types import Prompt
@@ -92,7 +92,7 @@ def calibrate(
         for note in notes:
             progress.message(note)
         folder = run / "calibration" / saved.name
-        with lock(folder):
+        with lock(folder, progress.message):
             done = _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
             records = _sample(config, parts, chosen, values, samples_per_prompt, folder, done, progress)
     finally:
@@ -105,7 +105,7 @@ def calibrate(
         "notes": notes,
         **measure(records),
     }
-    _write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result)
     return result
 
 
@@ -181,8 +181,8 @@ def _open(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> dict[str,
     Raises:
         RunFolderError: they were made with other settings.
     """
-    file, records = folder / "settings.json", folder / "prompts.jsonl"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    file, records = folder / "settings.json", JsonLines(folder / "prompts.jsonl")
+    before = read_json(file)
     if before is not None and before != settings and not anew:
         keys = sorted(before.keys() | settings.keys())
         changed = [
@@ -192,15 +192,10 @@ def _open(folder: Path, settings: Mapping[str, Any], *, anew: bool) -> dict[str,
             f"{folder} holds samples that were made otherwise ({'; '.join(changed)}). Give the same options, or "
             "--anew to throw them away."
         )
-    found: dict[str, dict[str, Any]] = {}
-    if before == settings and records.is_file():
-        # What a killed process left of its last line has no newline, and is made again.
-        lines = records.read_bytes().split(b"\n")[:-1]
-        found = {line["prompt_id"]: line for line in map(json.loads, lines)}
-    text = "".join(_line(record) for record in found.values())
-    write_text_atomically(records, text)
+    found = {line["prompt_id"]: line for line in records.read()} if before == settings else {}
+    records.replace(found.values())
     (folder / "result.json").unlink(missing_ok=True)
-    _write_json(file, settings)
+    write_json(file, settings)
     return found
 
 
@@ -223,8 +218,7 @@ def _sample(
     for start in range(0, len(left), at_once):
         part = left[start : start + at_once]
         new = _records(config, parts, part, samples)
-        with open(folder / "prompts.jsonl", "a", encoding="utf-8") as handle:
-            handle.writelines(_line(record) for record in new)
+        JsonLines(folder / "prompts.jsonl").append(new)
         found.update({record["prompt_id"]: record for record in new})
         rates = [record["solve_rate"] for record in found.values() if record["solve_rate"] is not None]
         progress.update(
@@ -347,11 +341,3 @@ def _reachable_auroc(rewards: Sequence[Sequence[float]]) -> float | None:
         areas.append(calibration.auroc(rates, outcomes, [len(own) for own in judged]))
     known = [area for area in areas if math.isfinite(area)]
     return sum(known) / len(known) if known else None
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False))

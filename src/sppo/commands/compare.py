@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -32,6 +32,7 @@ from sppo.errors import ConfigError, RunFolderError, TrainingError
 from sppo.report.comparison import write_comparison
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS, step_seconds
 from sppo.runs.folder import read_metrics, read_summary
+from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.build import Given, check
 
@@ -143,15 +144,9 @@ def compare(
     jobs = [job for seed in seeds for entry in entries for job in plan(setting, entry, seed, starts[seed])]
     for config in [*filter(None, starts.values()), *(job.config for job in jobs)]:
         _require_same(config)
-    runs = []
-    for number, job in enumerate(jobs, start=1):
-        start = starts[job.config.seed]
-        if start is not None:
-            _make_warm_start(start, progress)
-        error = _train(job, limit, f"run {number} of {len(jobs)}: {job.name}", progress)
-        if error is not None:
-            progress.message(f"{job.name} failed: {error}")
-        runs.append(_described(job, error))
+    # A second process would take the first one's lock on a run for a failure of that run.
+    with lock(setting.folder, progress.message):
+        runs = _run_all(jobs, starts, limit, progress)
     settings = {
         "recipe": setting.recipe,
         "overrides": list(overrides),
@@ -164,6 +159,21 @@ def compare(
         "final_samples_per_prompt": base.evaluation.final_samples_per_prompt,
     }
     return write_comparison(setting.folder, settings, runs)
+
+
+def _run_all(
+    jobs: Sequence[Job], starts: Mapping[int, Config | None], limit: Budget, progress: Progress
+) -> list[dict[str, Any]]:
+    runs = []
+    for number, job in enumerate(jobs, start=1):
+        start = starts[job.config.seed]
+        if start is not None:
+            _make_warm_start(start, progress)
+        error = _train(job, limit, f"run {number} of {len(jobs)}: {job.name}", progress)
+        if error is not None:
+            progress.message(f"{job.name} failed: {error}")
+        runs.append(_described(job, error))
+    return runs
 
 
 def parse_algorithms(text: str) -> list[Entry]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from sppo.algorithms.table import get_algorithm
-from sppo.config import Config, ModelConfig
+from sppo.config import Config, ModelConfig, to_dict
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import (
     build_config,
@@ -22,7 +23,7 @@ from sppo.models.loading import (
 from sppo.models.logprobs import chunk_tokens
 from sppo.rollouts.encode import require_context
 from sppo.runs.files import gigabytes
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import require_new, require_resumable
 from sppo.training.build import Given, check, load_prompts
 from sppo.verifiers.functions import load_function
 
@@ -41,7 +42,10 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         SppoError: what `train` would refuse before loading weights.
     """
     check(config, Given())
-    (RunFolder.require_resumable if resume else RunFolder.require_new)(config)
+    if resume:
+        require_resumable(Path(config.output), to_dict(config))
+    else:
+        require_new(Path(config.output))
     if config.data.reward is not None:
         load_function(config.data.reward)
     tokenizer = load_tokenizer(config.model, ALPHABET)

@@ -10,7 +10,6 @@ Beside a run folder NAME, which has to be empty when `sppo train` begins, stand:
 
 from __future__ import annotations
 
-import json
 import resource
 import runpy
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from sppo.config import Config
 from sppo.config.recipes import to_yaml
+from sppo.runs.files import read_json, write_json, write_text
 from sppo.runs.folder import read_metrics
 from sppo.runs.progress import Progress
 
@@ -32,7 +32,7 @@ def run_command(command: str, config: Config, progress: Progress) -> str | None:
     folder = Path(config.output)
     recipe, log = _beside(folder, ".yaml"), _beside(folder, ".log")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(to_yaml(config), encoding="utf-8")
+    write_text(recipe, to_yaml(config))
     arguments = [command, str(recipe), *(["--resume"] if (folder / "config.yaml").is_file() else [])]
     code = run_process(arguments, log, _beside(folder, ".memory.json"), _teller(folder, progress))
     if code == 0:
@@ -58,9 +58,7 @@ def _teller(folder: Path, progress: Progress) -> Callable[[], None]:
 
 def peak_memory(folder: Path) -> dict[str, int | None]:
     """Returns peak_memory_bytes and peak_gpu_bytes of a run, None where unknown; empty where no process ended yet."""
-    path = _beside(folder, ".memory.json")
-    known: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return known
+    return read_json(_beside(folder, ".memory.json")) or {}
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -113,10 +111,10 @@ def measured_run(memory: Path, arguments: Sequence[str]) -> None:
         # The kernel counts in KiB; macOS in bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        before = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+        before = read_json(memory) or {}
         peaks = {"peak_memory_bytes": resident, "peak_gpu_bytes": gpu}
         most = {name: max(now or 0, before.get(name) or 0) or None for name, now in peaks.items()}
-        memory.write_text(json.dumps(most), encoding="utf-8")
+        write_json(memory, most)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sppo import __version__
 from sppo.config.gone import gone
 from sppo.config.keys import find
 from sppo.config.options import Config, flatten, to_dict
@@ -94,6 +95,11 @@ def written(values: Mapping[str, Any]) -> Written:
         # The first version's default, in the loss and in the reward alike; now each place has its own.
         del algorithm["kl_estimator"]
     return Written(build(Config, known), version, left_out)
+
+
+def as_yaml(options: Mapping[str, Any]) -> str:
+    """Returns nested plain options as YAML, with the version that wrote it."""
+    return yaml.safe_dump({VERSION_KEY: __version__, **options}, sort_keys=False, allow_unicode=True, width=110)
 
 
 def without_notes(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class LoggingConfig(Section):
     project: str = "sppo"
     """Project name for W&B and trackio."""
     rollouts_every: Count = 1
-    """Steps between audit records in rollouts.jsonl; 0 writes none."""
+    """Steps between those whose responses are recorded, a file a step in rollouts/; 0 records none."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sppo import __version__
-from sppo.config.compatibility import VERSION_KEY, drop_idle, without_notes
+from sppo.config.compatibility import as_yaml, drop_idle, without_notes
 from sppo.config.options import Config, to_dict
 from sppo.config.parsing import build, merge, read_yaml, set_text, split_arguments
 from sppo.config.settle import check
@@ -73,8 +70,7 @@ def load_recipe(
 
 def to_yaml(config: Config) -> str:
     """Returns the config as YAML that `load_recipe` reads back to an equal config, with the version that wrote it."""
-    plain = {VERSION_KEY: __version__, **to_dict(config)}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+    return as_yaml(to_dict(config))
 
 
 def _values(name_or_path: str) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def run_benchmarks(
         for note in problems.notes:
             progress.message(note)
     lines = {problems.name: _lines(problems, graders) for problems in benchmarks}
-    folder = EvaluationFolder.open(output or subject.output, settings, lines)
+    folder = EvaluationFolder.open(output or subject.output, settings, lines, progress.message)
     try:
         scores = _Session(subject, conditions, tokenizer, graders, folder, samples, progress).run(
             [replace(problems, prompts=problems.prompts[:limit]) for problems in benchmarks]

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sppo.config import flatten
 from sppo.errors import RunFolderError
 from sppo.evaluation.scores import EvaluationResult, Response, score
-from sppo.runs.files import write_text_atomically
+from sppo.runs.files import read_json, write_json
+from sppo.runs.lock import lock
+from sppo.runs.records import JsonLines
 
 NOT_COMPARED = (
     "versions.", "model.name", "benchmarks.", "verification.workers", "verification.time_limit",
@@ -59,14 +62,19 @@ class Measured:
 class EvaluationFolder:
     """Writes one evaluation; made by `open`."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = lock
-        self._size = _committed(path)
+        self._held = ExitStack()
+        self._responses = JsonLines(path / "responses.jsonl")
+        self._size = 0
 
     @classmethod
     def open(
-        cls, path: Path, settings: Mapping[str, Any], problems: Mapping[str, list[dict[str, Any]]]
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        problems: Mapping[str, list[dict[str, Any]]],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> EvaluationFolder:
         """Makes the folder, or goes on with it.
 
@@ -74,36 +82,40 @@ class EvaluationFolder:
             path: the folder.
             settings: what the responses depend on, with a section for each benchmark.
             problems: lines of problems.jsonl by benchmark.
+            tell: gets what people should know.
 
         Raises:
             RunFolderError: it was made with other settings, another process writes to it, or it can't be made.
         """
         # As they will be read back: tuples are lists, keys are text.
         settings = json.loads(json.dumps(settings))
-        before = read_settings(path)
-        if before is None and path.is_dir() and not _is_unstarted(path):
+        if read_settings(path) is None and path.is_dir() and not _is_unstarted(path):
             raise RunFolderError(f"{path} exists and holds something else. Choose another folder with --output.")
+        folder = cls(path)
+        with ExitStack() as held:
+            held.enter_context(lock(path, tell))
+            folder._begin(settings, problems)
+            folder._held = held.pop_all()
+        return folder
+
+    def _begin(self, settings: Mapping[str, Any], problems: Mapping[str, list[dict[str, Any]]]) -> None:
+        before = read_settings(self.path)
         different = [] if before is None else differences(before, settings)
         if different:
             raise RunFolderError(
-                f"{path} holds responses that were made otherwise: {'; '.join(different)}. To go on with it, make "
+                f"{self.path} holds responses that were made otherwise: {'; '.join(different)}. To go on with it, make "
                 "them the same; or choose another folder with --output."
             )
-        try:
-            folder = cls(path, lock(path))
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.") from error
-        folder._cut()
+        self._cut()
         merged = {**settings, "benchmarks": {**(before or {}).get("benchmarks", {}), **settings["benchmarks"]}}
-        listed = {**_read_problems(path), **problems}
-        folder._write("problems.jsonl", "".join(_line(line) for lines in listed.values() for line in lines))
+        listed = {**_read_problems(self.path), **problems}
+        JsonLines(self.path / "problems.jsonl").replace(line for lines in listed.values() for line in lines)
         # Last, since a folder with settings is one that holds everything else.
-        folder._write_json("settings.json", merged)
-        return folder
+        write_json(self.path / "settings.json", merged)
 
     def responses(self) -> Iterator[dict[str, Any]]:
         """Yields the records that count."""
-        return _read_lines(self.path / "responses.jsonl", self._size)
+        return self._responses.read(self._size)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Adds one batch of responses; it counts once this has returned.
@@ -112,12 +124,8 @@ class EvaluationFolder:
             RunFolderError: the disk is full or not writable.
         """
         try:
-            with open(self.path / "responses.jsonl", "ab") as handle:
-                handle.write("".join(map(_line, records)).encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-                size = handle.tell()
-            self._write_json("progress.json", {"bytes": size})
+            size = self._responses.append(records)
+            write_json(self.path / "progress.json", {"bytes": size})
         except OSError as error:
             raise RunFolderError(
                 f"{self.path} cannot be written: {error.strerror}. What is there is whole; the same command goes on."
@@ -126,15 +134,15 @@ class EvaluationFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json."""
-        self._write_json("result.json", result)
+        write_json(self.path / "result.json", result)
 
     def close(self) -> None:
         """Lets another process write here."""
-        self._lock.close()
+        self._held.close()
 
     def _cut(self) -> None:
         """Takes away what was written of a batch that was never finished."""
-        path = self.path / "responses.jsonl"
+        path, self._size = self._responses.path, _committed(self.path)
         found = path.stat().st_size if path.is_file() else 0
         if found < self._size:
             raise RunFolderError(
@@ -144,20 +152,10 @@ class EvaluationFolder:
         if found > self._size:
             os.truncate(path, self._size)
 
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-    def _write(self, name: str, text: str) -> None:
-        write_text_atomically(self.path / name, text)
-
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """Returns settings.json of an evaluation folder, or None where there is none."""
-    file = path / "settings.json"
-    if not file.is_file():
-        return None
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return loaded
+    return read_json(path / "settings.json")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -190,10 +188,9 @@ def read_evaluation(path: Path, benchmarks: Iterable[str] | None = None) -> Meas
     Raises:
         RunFolderError: it is not finished, or lacks one of the benchmarks.
     """
-    settings, file = read_settings(path), path / "result.json"
-    if settings is None or not file.is_file():
+    settings, result = read_settings(path), read_json(path / "result.json")
+    if settings is None or result is None:
         raise RunFolderError(f"{path} holds an evaluation that has not ended. Go on with it by the same command.")
-    result = json.loads(file.read_text(encoding="utf-8"))
     wanted = list(benchmarks) if benchmarks is not None else list(result["benchmarks"])
     for name in wanted:
         if name not in result["benchmarks"]:
@@ -204,7 +201,7 @@ def read_evaluation(path: Path, benchmarks: Iterable[str] | None = None) -> Meas
         name: {line["problem"]: [] for line in problems[name][: result["benchmarks"][name]["problems"]]}
         for name in wanted
     }
-    for record in _read_lines(path / "responses.jsonl", _committed(path)):
+    for record in JsonLines(path / "responses.jsonl").read(_committed(path)):
         group = collected.get(record["benchmark"], {}).get(record["problem"])
         if group is not None and record["sample"] < result["benchmarks"][record["benchmark"]]["samples"]:
             group.append(light(record))
@@ -251,56 +248,19 @@ def light(record: Mapping[str, Any]) -> Response:
 
 
 def _committed(path: Path) -> int:
-    file = path / "progress.json"
-    return int(json.loads(file.read_text(encoding="utf-8"))["bytes"]) if file.is_file() else 0
-
-
-def _read_lines(path: Path, size: int) -> Iterator[dict[str, Any]]:
-    if size:
-        with open(path, "rb") as handle:
-            while handle.tell() < size:
-                yield json.loads(handle.readline())
+    return int((read_json(path / "progress.json") or {"bytes": 0})["bytes"])
 
 
 def _read_problems(path: Path) -> dict[str, list[dict[str, Any]]]:
-    file = path / "problems.jsonl"
     listed: dict[str, list[dict[str, Any]]] = {}
-    if file.is_file():
-        for line in _read_lines(file, file.stat().st_size):
-            listed.setdefault(line["benchmark"], []).append(line)
+    for line in JsonLines(path / "problems.jsonl").read():
+        listed.setdefault(line["benchmark"], []).append(line)
     return listed
 
 
 def _is_unstarted(path: Path) -> bool:
     """Whether a folder holds nothing but what a killed process wrote before its settings."""
     return all(entry.name.startswith(".") or entry.name == "problems.jsonl" for entry in path.iterdir())
-
-
-def lock(path: Path) -> IO[str]:
-    """Makes a folder where it lacks; returns a lock on it that ends with the process.
-
-    It is an advisory lock; on platforms without such, no more than an open file.
-
-    Raises:
-        OSError: the folder can't be made.
-        RunFolderError: another process holds it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    handle = open(path / ".lock", "w")  # noqa: SIM115 (held as long as the folder is)
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except BlockingIOError as error:
-        handle.close()
-        raise RunFolderError(f"Another process is writing to {path}. Wait until it has ended.") from error
-    return handle
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _shown(value: Any) -> str:

@@ -6,14 +6,14 @@ distributed: a critic that bunches in the middle where the truth lies at 0 and 1
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo.errors import RunFolderError
 from sppo.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from sppo.runs.files import read_json, whole_file
+from sppo.runs.records import JsonLines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,12 +42,11 @@ def write_calibration(folder: Path) -> Path:
     Raises:
         RunFolderError: the folder holds no finished calibration.
     """
-    if not (folder / "result.json").is_file():
+    result = read_json(folder / "result.json")
+    if result is None:
         raise RunFolderError(f"{folder} holds no finished calibration: sppo calibrate RUN makes one.")
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    lines = (folder / "prompts.jsonl").read_bytes().split(b"\n")[:-1]
     asked = set(result["prompt_ids"])
-    records = [record for record in map(json.loads, lines) if record["prompt_id"] in asked]
+    records = [line for line in JsonLines(folder / "prompts.jsonl").read() if line["prompt_id"] in asked]
     return _draw(folder, result, [record for record in records if record["solve_rate"] is not None])
 
 
@@ -65,10 +64,9 @@ def _draw(folder: Path, result: Mapping[str, Any], records: Records) -> Path:
         _joint(halves[0], result, records)
         _numbers(halves[1].subplots(), result)
         path = folder / "calibration.png"
-        temporary = folder / ".calibration.tmp.png"
-        figure.savefig(temporary, dpi=130)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=130)
         plt.close(figure)
-    os.replace(temporary, path)
     return path
 
 

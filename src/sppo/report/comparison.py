@@ -5,8 +5,6 @@ In the pictures one line an algorithm, the median over seeds; the band is their 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS, read_run, summarise
 from sppo.report.comparison_text import as_markdown
 from sppo.report.plots import STYLE
-from sppo.runs.files import write_text_atomically
+from sppo.runs.files import whole_file, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +43,8 @@ def write_comparison(output: Path, settings: Mapping[str, Any], runs: Sequence[M
     results = {name: summarise(runs, name, settings["targets"]) for name in settings["conventions"]}
     found = {"settings": dict(settings), "results": results, "runs": runs}
     output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output / "comparison.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_text_atomically(output / "comparison.md", as_markdown(found))
+    write_json(output / "comparison.json", found)
+    write_text(output / "comparison.md", as_markdown(found))
     _write_pictures(output, found)
     return found
 
@@ -61,10 +59,9 @@ def _write_pictures(output: Path, found: Mapping[str, Any]) -> None:
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for unit in UNITS:
             figure = _figure(unit, found)
-            temporary = output / f".accuracy_against_{unit}.tmp.png"
-            figure.savefig(temporary, dpi=130)
+            with whole_file(output / f"accuracy_against_{unit}.png") as temporary:
+                figure.savefig(temporary, dpi=130)
             plt.close(figure)
-            os.replace(temporary, output / f"accuracy_against_{unit}.png")
 
 
 def _figure(unit: str, found: Mapping[str, Any]) -> Any:

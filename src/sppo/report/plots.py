@@ -6,11 +6,11 @@ picture too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo.runs.files import whole_file
 from sppo.runs.folder import read_metrics, read_summary
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def write_curves(folder: Path) -> Path:
         for draw, axis in zip(panels, axes.flat, strict=True):
             draw(axis, metrics, summary)
         path = folder / "curves.png"
-        temporary = folder / ".curves.tmp.png"
-        figure.savefig(temporary, dpi=130)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=130)
         plt.close(figure)
-    os.replace(temporary, path)
     return path
 
 

@@ -6,12 +6,13 @@ response get the same advantage whatever came of it, and the few at the end get 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sppo.errors import RunFolderError
 from sppo.report.plots import BLUE, RED, STYLE
-from sppo.runs.folder import read_rollouts
+from sppo.runs.files import whole_file
+from sppo.runs.folder import read_metrics
+from sppo.runs.records import read_records
 
 POINTS = 20
 """Places along a response at which V is averaged."""
@@ -31,7 +32,8 @@ def write_tail(folder: Path, last_steps: int = 10) -> Path:
 
     curves: dict[bool, list[list[float]]] = {True: [], False: []}
     steps: list[int] = []
-    for line in read_rollouts(folder, last_steps):
+    newest = max((line["step"] for line in read_metrics(folder)), default=0)
+    for line in read_records(folder, after=newest - last_steps):
         values = line.get("token_values")
         if values and line["reward"] in (0.0, 1.0):
             places = np.linspace(0, len(values) - 1, POINTS)
@@ -39,7 +41,8 @@ def write_tail(folder: Path, last_steps: int = 10) -> Path:
             steps.append(line["step"])
     if not steps:
         raise RunFolderError(
-            f"{folder} has no values of single tokens in rollouts.jsonl: only runs of ppo and ppo_bce have them."
+            f"{folder} has no values of single tokens in its records of responses: only runs of ppo and ppo_bce have "
+            "them."
         )
     return _draw(folder, curves, f"steps {min(steps)} to {max(steps)}")
 
@@ -66,7 +69,7 @@ def _draw(folder: Path, curves: dict[bool, list[list[float]]], steps: str) -> Pa
         axis.set_title(f"{folder.resolve().name}: what the token critic knows, and when ({steps})")
         axis.legend(loc="best")
         path = folder / "tail.png"
-        figure.savefig(folder / ".tail.tmp.png", dpi=130)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=130)
         plt.close(figure)
-    os.replace(folder / ".tail.tmp.png", path)
     return path

@@ -12,22 +12,23 @@ A checkpoint is written under a hidden name, synced, and renamed; so every step_
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
+from sppo import __version__
 from sppo.errors import RunFolderError, TrainingError
+from sppo.runs.files import read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Saved(Protocol):
@@ -78,28 +79,24 @@ def save_checkpoint(
     Raises:
         TrainingError: the disk is full or not writable; the half-written folder is removed.
     """
+    import torch
+    from safetensors import SafetensorError
+
     final = checkpoints / f"step_{state.step}"
-    temporary = checkpoints / f".step_{state.step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     try:
-        temporary.mkdir(parents=True)
-        policy.save_pretrained(temporary / "policy")
-        tokenizer.save_pretrained(temporary / "policy")
-        if critic is not None:
-            critic.save_pretrained(temporary / "critic")
-        torch.save(
-            {name: optimizer.state_dict() for name, optimizer in optimizers.items()}, temporary / "optimizers.pt"
-        )
-        torch.save(random_state(), temporary / "random.pt")
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-        _sync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
+        with whole_folder(final) as temporary:
+            policy.save_pretrained(temporary / "policy")
+            tokenizer.save_pretrained(temporary / "policy")
+            if critic is not None:
+                critic.save_pretrained(temporary / "critic")
+            torch.save(states, temporary / "optimizers.pt")
+            torch.save(random_state(), temporary / "random.pt")
+            write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
         _point(checkpoints / "last", final)
         if state.best_step == state.step:
             _point(checkpoints / "best", final)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
             f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
             "free some disk space and go on with --resume."
@@ -141,36 +138,47 @@ def load_state(checkpoint: Path) -> TrainingState:
     """Reads state.json.
 
     Raises:
-        RunFolderError: it was written by a version of sppo that remembered other things.
+        RunFolderError: it was written by a version of sppo that remembered other things; names the version.
     """
-    saved = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    try:
-        return TrainingState(**saved)
-    except TypeError as error:
-        raise RunFolderError(f"{checkpoint} was written by another version of sppo, so it can't be resumed.") from error
+    saved = read_json(checkpoint / "state.json") or {}
+    made_by = saved.pop("sppo", None)
+    if made_by is None or saved.keys() - {option.name for option in fields(TrainingState)}:
+        made_by = made_by or "0.1.0"  # which didn't say so
+        raise RunFolderError(
+            f"{checkpoint} was written by sppo {made_by}, which remembered other things, so this version can't resume "
+            f"it. It can be evaluated, calibrated and plotted. Go on with sppo {made_by}, or start a new run with "
+            "--output NAME."
+        )
+    return TrainingState(**saved)
 
 
 def load_optimizers(checkpoint: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
     """Restores the optimisers in place."""
-    saved = torch.load(checkpoint / "optimizers.pt", map_location="cpu", weights_only=True)
+    saved = _load(checkpoint / "optimizers.pt")
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(saved[name])
 
 
 def random_state() -> dict[str, Any]:
-    """The states of every global generator."""
+    """The states of every global generator, in tensors and plain numbers: reading anything else could run code."""
+    import numpy as np
+    import torch
+
+    name, key, place, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": np.random.get_state(),
+        "numpy": (name, np.asarray(key).tolist(), int(place), int(has_gauss), float(gauss)),
         "python": random.getstate(),
     }
 
 
 def restore_random_state(checkpoint: Path) -> None:
     """Puts every global generator back to where it was."""
-    # Written by this program into its own run folder; numpy's and Python's states are no tensors.
-    saved = torch.load(checkpoint / "random.pt", map_location="cpu", weights_only=False)
+    import numpy as np
+    import torch
+
+    saved = _load(checkpoint / "random.pt")
     torch.set_rng_state(saved["torch"])
     if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -178,19 +186,27 @@ def restore_random_state(checkpoint: Path) -> None:
     random.setstate(saved["python"])
 
 
+def _load(path: Path) -> dict[str, Any]:
+    """Reads tensors and plain numbers, and nothing that runs code.
+
+    Raises:
+        RunFolderError: the file holds something else.
+    """
+    import torch
+
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).splitlines()[0]
+        raise RunFolderError(f"{path} holds something else than tensors and numbers, or is damaged: {first}") from error
+    return loaded
+
+
 def _steps(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
     names = [path.name for path in checkpoints.iterdir() if path.is_dir() and not path.is_symlink()]
     return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
-
-
-def _sync(folder: Path) -> None:
-    """Flushes every file to the disk, so that a rename never outlives its contents in a power cut."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
 
 
 def _point(link: Path, target: Path) -> None:

@@ -2,130 +2,114 @@
 
     config.yaml       the resolved options
     metrics.jsonl     one line a step
-    rollouts.jsonl    audit record: prompt, token ids, V, A, R and verdict of every response
+    rollouts/         one file a step: prompt, token ids, V, A, R and verdict of every response
     summary.json      accuracy before and after, seconds by phase, calibration, versions
     checkpoints/      step_N folders; `last` and `best` point at two of them
     curves.png        pictures
+    .lock             says which process writes here
 
-Nothing half-written is ever found under its final name: whole files are written beside it and renamed.
+Nothing half-written is ever found under its final name, and nothing is written before everything is checked.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sppo import __version__
-from sppo.config import Config
-from sppo.config.compatibility import config_differences, written_config
-from sppo.config.recipes import to_yaml
-from sppo.errors import RunFolderError
-from sppo.runs.files import _nearest_existing, gigabytes, write_atomically, write_text_atomically
+from sppo.config.compatibility import as_yaml, config_differences, written, written_config
+from sppo.errors import ConfigError, RunFolderError
+from sppo.runs.checkpoint import find_checkpoint, load_state
+from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json, write_json, write_text
+from sppo.runs.lock import LOCK_FILE, lock
+from sppo.runs.records import JsonLines, forget_records, record_files, write_records
+
+_BEFORE_TRAINING = {"config.yaml", "checkpoints", "metrics.jsonl", "rollouts", "tensorboard", LOCK_FILE}
+"""What a run has made when its first checkpoint is being written."""
 
 
 class RunFolder:
-    """Writes one run's files. Made by `create` for a new run and by `reopen` for one that goes on."""
+    """A run's files, and the one process that writes them: `open` takes the folder, `begin` makes the first change."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, options: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._options = options
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._tell = tell
+        self._held: ExitStack | None = None
 
     @classmethod
-    def require_new(cls, config: Config) -> RunFolder:
-        """Checks that a new run may be made at `config.output`; leaves nothing there yet.
+    def open(
+        cls,
+        path: Path,
+        options: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> RunFolder:
+        """Checks that a run may be made at `path`, or go on there, and keeps other processes out. Changes nothing yet.
+
+        Args:
+            path: the folder.
+            options: nested plain options, for config.yaml.
+            resume: go on with the run that is there.
+            tell: gets what people should know.
 
         Raises:
-            RunFolderError: something is there already, or the folder can't be made.
+            ConfigError: see `require_resumable`.
+            RunFolderError: see `require_new` and `require_resumable`; or another process writes there.
         """
-        path = Path(config.output)
-        if path.exists() and not path.is_dir():
-            raise RunFolderError(f"{path} is a file, not a folder. Choose another name with --output.")
-        if path.exists() and not _is_unstarted(path):
-            raise RunFolderError(
-                f"{path} exists already. Add --resume to go on from its last checkpoint, "
-                "or choose another folder with --output NAME."
-            )
-        place = _nearest_existing(path)
-        try:
-            # Permissions alone don't tell: root may write everywhere, but not on a read-only disk or in /proc.
-            os.rmdir(tempfile.mkdtemp(prefix=".sppo-", dir=place))
-        except OSError as error:
-            raise _cannot_be_made(path, error) from error
-        return cls(path)
 
-    @classmethod
-    def create(cls, config: Config) -> RunFolder:
-        """Makes the folder and writes config.yaml.
+        def check() -> None:
+            if resume:
+                require_resumable(path, options)
+            else:
+                require_new(path)
 
-        Raises:
-            RunFolderError: the folder already holds a run, or cannot be written.
-        """
-        folder = cls.require_new(config)
-        path = folder.path
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            folder.write_config(config)
-        except OSError as error:
-            raise _cannot_be_made(path, error) from error
+        folder = cls(path, options, tell)
+        # Where a run of ours has been, its present owner is named first; elsewhere nothing is made before the check.
+        if not (path / LOCK_FILE).is_file():
+            check()
+        if path.is_dir():
+            folder._hold(check)
         return folder
 
-    @classmethod
-    def require_resumable(cls, config: Config) -> RunFolder:
-        """Checks that the run at `config.output` may go on with this config; changes nothing yet.
+    def begin(self, step: int = -1) -> None:
+        """Writes config.yaml, and drops metrics and records later than `step`: they are about to be made anew.
+
+        Called once, after everything that may refuse the run.
 
         Raises:
-            RunFolderError: no run there, or its config differs in keys that change training (names them).
+            RunFolderError: the folder cannot be made, or another process has begun there meanwhile.
         """
-        path = Path(config.output)
-        if not (path / "config.yaml").is_file():
-            raise RunFolderError(f"{path} holds no run to resume: {path / 'config.yaml'} is missing.")
-        said = written_config(path)
-        differences = config_differences(said, config)
-        if differences and not _is_unstarted(path):
-            by = "" if said.version == __version__ else f"by sppo {said.version} (this is {__version__}) "
-            raise RunFolderError(
-                f"{path} was made {by}with another config, so it cannot be resumed with this one. Different: "
-                + "; ".join(differences)
-                + ". Give the same options, or start a new run with --output NAME."
-            )
-        return cls(path)
-
-    @classmethod
-    def reopen(cls, config: Config) -> RunFolder:
-        """Opens an existing run to go on with it; raises as `require_resumable`."""
-        folder = cls.require_resumable(config)
-        folder.checkpoints.mkdir(exist_ok=True)
-        folder.write_config(config)
-        return folder
-
-    def write_config(self, config: Config) -> None:
-        """Writes config.yaml."""
-        write_text_atomically(self.path / "config.yaml", to_yaml(config))
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json."""
-        text = json.dumps(summary, indent=2, ensure_ascii=False)
-        write_text_atomically(self.path / "summary.json", text)
+        try:
+            if self._held is None:
+                self._hold(lambda: require_new(self.path))
+            self.checkpoints.mkdir(exist_ok=True)
+            write_text(self.path / "config.yaml", as_yaml(self._options))
+            if self._metrics.path.is_file():
+                self._metrics.replace(line for line in self._metrics.read() if line["step"] <= step)
+            forget_records(self.path, step)
+        except OSError as error:
+            raise _cannot_be_made(self.path, error) from error
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""
-        _append(self.path / "metrics.jsonl", [line])
+        self._metrics.append([line])
 
-    def append_rollouts(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Adds audit records to rollouts.jsonl."""
-        _append(self.path / "rollouts.jsonl", lines)
+    def write_records(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the records of a step's responses."""
+        write_records(self.path, step, records)
 
-    def forget_after(self, step: int) -> None:
-        """Drops metrics and audit records later than `step`, and a torn last line: they are about to be made anew."""
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
-            if (self.path / name).is_file():
-                kept = (line for line in _read_lines(self.path / name) if line["step"] <= step)
-                write_atomically(self.path / name, lambda path, kept=kept: _append(path, kept, mode="w"))  # type: ignore[misc]
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        write_json(self.path / "summary.json", summary)
 
     def require_space(self, needed_bytes: int) -> None:
         """Checks that the disk has room for `needed_bytes` more.
@@ -133,59 +117,114 @@ class RunFolder:
         Raises:
             RunFolderError: it has not; says how much there is.
         """
-        free = shutil.disk_usage(_nearest_existing(self.path)).free
+        free = shutil.disk_usage(nearest_existing(self.path)).free
         if free < needed_bytes:
             raise RunFolderError(
                 f"{self.path} has {gigabytes(free)} free, but the checkpoints to keep need about "
                 f"{gigabytes(needed_bytes)}. Free some space, lower checkpoint.keep, or choose another --output."
             )
 
+    def close(self) -> None:
+        """Lets another process write here."""
+        if self._held is not None:
+            self._held.close()
 
-def _is_unstarted(path: Path) -> bool:
-    """Whether a folder holds nothing that training made: a run that ended before its first checkpoint, or nothing."""
-    if not {entry.name for entry in path.iterdir()} <= {"config.yaml", "checkpoints"}:
-        return False
-    checkpoints = path / "checkpoints"
-    # What a killed process was writing has a hidden name.
-    return not checkpoints.exists() or all(entry.name.startswith(".") for entry in checkpoints.iterdir())
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _hold(self, check: Callable[[], None]) -> None:
+        """Locks the folder, then checks what no other process can change any longer."""
+        with ExitStack() as stack:
+            stack.enter_context(lock(self.path, self._tell))
+            check()
+            self._held = stack.pop_all()
 
 
-def _cannot_be_made(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.")
+def require_new(path: Path) -> None:
+    """Checks that a new run may be made at `path`; leaves nothing there.
+
+    Raises:
+        RunFolderError: something is there already, or the folder can't be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not a folder. Choose another name with --output.")
+    if path.exists() and not _is_unstarted(path):
+        raise RunFolderError(
+            f"{path} exists already. Add --resume to go on from its last checkpoint, "
+            "or choose another folder with --output NAME."
+        )
+    try:
+        # Permissions alone don't tell: root may write everywhere, but not on a read-only disk or in /proc.
+        os.rmdir(tempfile.mkdtemp(prefix=".sppo-", suffix=".tmp", dir=nearest_existing(path)))
+    except OSError as error:
+        raise _cannot_be_made(path, error) from error
+
+
+def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
+    """Checks that the run at `path` may go on with these options; changes nothing.
+
+    Raises:
+        ConfigError: it is past the last step already.
+        RunFolderError: no run there, or one without a checkpoint, or of another version of sppo, or one whose options
+            differ in keys that change training (names them).
+    """
+    for place in (path / "config.yaml", path / "checkpoints"):
+        if not place.exists():
+            raise RunFolderError(f"{path} holds no run to resume: {place} is missing.")
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None and (trained := _training_in(path)):
+        raise RunFolderError(
+            f"{path} has {trained}, but no checkpoint to go on from. Choose another folder with --output NAME."
+        )
+    if checkpoint is None:
+        return  # It starts over, whatever its options were.
+    step = load_state(checkpoint).step
+    said = written_config(path)
+    differences = config_differences(said, written(options).config)
+    if differences:
+        by = "" if said.version == __version__ else f"by sppo {said.version} (this is {__version__}) "
+        raise RunFolderError(
+            f"{path} was made {by}with another config, so it cannot be resumed with this one. Different: "
+            + "; ".join(differences)
+            + ". Give the same options, or start a new run with --output NAME."
+        )
+    if options["steps"] < step:
+        raise ConfigError(f"steps is {options['steps']}, but the run is at step {step} already. Give as many or more.")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of metrics.jsonl, without a torn last one; empty where there are none yet."""
-    path = folder / "metrics.jsonl"
-    return list(_read_lines(path)) if path.is_file() else []
-
-
-def read_rollouts(folder: Path, last_steps: int) -> Iterator[dict[str, Any]]:
-    """Yields the audit records of the newest steps, without a torn last line; none where there are none yet."""
-    path = folder / "rollouts.jsonl"
-    newest = max((int(line["step"]) for line in read_metrics(folder)), default=0)
-    if path.is_file():
-        yield from (line for line in _read_lines(path) if line["step"] > newest - last_steps)
+    return list(JsonLines(folder / "metrics.jsonl").read())
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Returns summary.json; empty where the run has not ended yet."""
-    path = folder / "summary.json"
-    if not path.is_file():
-        return {}
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
+    return read_json(folder / "summary.json") or {}
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]], mode: str = "a") -> None:
-    with open(path, mode, encoding="utf-8") as handle:
-        handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+def _training_in(path: Path) -> str | None:
+    """What a folder holds that only training makes, its checkpoints aside; None where it holds nothing such."""
+    steps = max((line.get("step", 1) for line in read_metrics(path)), default=0)
+    if steps:
+        return f"the metrics of {steps} steps"
+    if record_files(path) or (path / "rollouts.jsonl").is_file():
+        return "records of responses"
+    return "a summary" if (path / "summary.json").is_file() else None
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    # str.splitlines would also split at U+2028, which a response may hold; a file is read up to \n alone.
-    with open(path, encoding="utf-8", newline="\n") as handle:
-        for line in handle:
-            # A process that was killed can leave a torn last line; it has no newline.
-            if line.endswith("\n"):
-                yield json.loads(line)
+def _is_unstarted(path: Path) -> bool:
+    """Whether a folder holds nothing, or what a run of ours left that ended before its first checkpoint."""
+    names = {entry.name for entry in path.iterdir() if not is_temporary(entry.name)}
+    # The folder of checkpoints is made first: without it, config.yaml is of somebody else.
+    ours = names <= _BEFORE_TRAINING and ("checkpoints" in names or names <= {LOCK_FILE})
+    checkpoints = path / "checkpoints"
+    # What a killed process was writing has a hidden name.
+    unsaved = not checkpoints.exists() or all(entry.name.startswith(".") for entry in checkpoints.iterdir())
+    return ours and unsaved and not _training_in(path)
+
+
+def _cannot_be_made(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{path} cannot be made: {error.strerror}. Choose another with --output.")

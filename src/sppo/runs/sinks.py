@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo.config import Config, to_dict
 from sppo.errors import ConfigError
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
-def require_sinks(config: Config) -> None:
-    """Checks that the package of every configured sink is installed.
+def require_sinks(sinks: Iterable[str]) -> None:
+    """Checks that the package of every sink is installed.
 
     Raises:
         ConfigError: one is not.
     """
-    for sink in config.logging.sinks:
+    for sink in sinks:
         _require(_MODULES[sink], sink)
 
 
 class Sinks:
     """Sends each step's metrics to every configured place."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        """Opens the sinks, which `require_sinks` has found installed."""
+    def __init__(self) -> None:
         self._loggers: list[Any] = []
         self._writer: Any = None
-        settings = {"project": config.logging.project, "name": folder.name, "config": to_dict(config)}
-        for sink in config.logging.sinks:
+
+    @classmethod
+    def open(cls, folder: Path, sinks: Iterable[str], project: str, options: Mapping[str, Any], step: int) -> Sinks:
+        """Opens the sinks, which `require_sinks` has found installed.
+
+        Args:
+            folder: of the run.
+            sinks: their names.
+            project: what W&B and trackio file the run under.
+            options: nested plain options, for W&B and trackio.
+            step: the run goes on after this one; -1 for one that begins.
+        """
+        opened = cls()
+        for sink in sinks:
             module = _require(_MODULES[sink], sink)
             if sink == "tensorboard":
-                self._writer = module.SummaryWriter(str(folder / "tensorboard"))
+                # What an earlier process sent of steps that are made anew is hidden.
+                opened._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
             else:
-                module.init(**settings)
-                self._loggers.append(module)
+                module.init(project=project, name=folder.name, config=dict(options))
+                opened._loggers.append(module)
+        return opened
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Sends one line of metrics; "step" is its place on the x-axis."""

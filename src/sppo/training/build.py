@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm, settle_algorithm
-from sppo.config import Config
+from sppo.config import Config, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
@@ -55,7 +55,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.runs.sinks import Sinks, require_sinks
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
-from sppo.training.loop import Parts, Run, Schedule, WarmStart
+from sppo.training.loop import Parts, Run, Schedule, WarmStart, require_reference
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
 from sppo.training.rules import check_rewards
@@ -99,7 +99,7 @@ def check(config: Config, given: Given) -> Config:
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
-    require_sinks(config)
+    require_sinks(config.logging.sinks)
     require_engine(config.engine.name)
     return config
 
@@ -131,35 +131,35 @@ def open_run(
         SppoError: whatever is missing or doesn't fit together, before anything is written.
     """
     config = check(config, given)
-    folder = RunFolder.require_resumable(config) if resume else RunFolder.require_new(config)
-    checkpoint = find_checkpoint(folder.path) if resume else None
-    state = TrainingState() if checkpoint is None else load_state(checkpoint)
-    if config.steps < state.step:
-        raise ConfigError(
-            f"steps is {config.steps}, but the run is at step {state.step} already. Give as many or more."
+    options, algorithm = to_dict(config), algorithm_of(config)
+    with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
+        checkpoint = find_checkpoint(folder.path) if resume else None
+        state = TrainingState() if checkpoint is None else load_state(checkpoint)
+        if algorithm.needs_reference and not fine_tuning:
+            require_reference(folder.path, state.step)
+        guard = StepGuard(
+            max_norm=config.optimizer.max_grad_norm,
+            skipped_total=state.skipped_optimizer_steps,
+            skipped_in_a_row=dict(state.skipped_in_a_row),
         )
-    guard = StepGuard(
-        max_norm=config.optimizer.max_grad_norm,
-        skipped_total=state.skipped_optimizer_steps,
-        skipped_in_a_row=dict(state.skipped_in_a_row),
-    )
-    recorder = Recorder(folder, progress, state, algorithm_of(config))
-    with recorder.timing("load"):
-        parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
-        if checkpoint is not None:
-            restore(parts, checkpoint, state)
-    try:
-        # The ones to keep, the best, and one that is being written.
-        missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
-        folder.require_space(parts.checkpoint_bytes * missing)
-        folder = RunFolder.reopen(config) if resume else RunFolder.create(config)
-        recorder.sinks = Sinks(config, folder.path)
-        for note in [*parts.notes, *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling))]:
-            progress.message(note)
-        yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
-    finally:
-        parts.engine.close()
-        recorder.close()
+        recorder = Recorder(folder, progress, state, algorithm)
+        with recorder.timing("load"):
+            parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
+            if checkpoint is not None:
+                restore(parts, checkpoint, state)
+        try:
+            # The ones to keep, the best, and one that is being written.
+            missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
+            folder.require_space(parts.checkpoint_bytes * missing)
+            after = -1 if checkpoint is None else state.step
+            folder.begin(after)
+            recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
+            for note in [*parts.notes, *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling))]:
+                progress.message(note)
+            yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
+        finally:
+            parts.engine.close()
+            recorder.close()
 
 
 def _schedule(config: Config, parts: Parts) -> Schedule:

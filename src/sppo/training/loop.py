@@ -6,7 +6,6 @@ a run that was killed and resumed takes exactly the steps that it would have tak
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
+from sppo.runs.files import whole_folder
 from sppo.runs.folder import RunFolder
 from sppo.runs.progress import StopRequest
 from sppo.runs.seeds import derive_seed
@@ -155,7 +155,8 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             parts.engine.load_weights(parts.policy.model, step)
 
             if _due(step, run.schedule.record_every):
-                run.folder.append_rollouts(response_records(step, collected, batch, estimates, credit, parts.grader))
+                records = response_records(step, collected, batch, estimates, credit, parts.grader)
+                run.folder.write_records(step, records)
             recorder.end(step)
             evaluate_and_save_if_due(run, parts, recorder, step, stop)
 
@@ -184,10 +185,8 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
 def begin(run: Run, parts: Parts, recorder: Recorder) -> None:
     """Warm start, and the evaluation of what training starts from; or says from where it goes on."""
     if run.checkpoint is not None:
-        run.folder.forget_after(run.state.step)
         recorder.message(f"Going on from {run.checkpoint}.")
     else:
-        run.folder.forget_after(-1)
         try:
             _warm_start_and_measure(run, parts, recorder)
         except KeyboardInterrupt:
@@ -287,23 +286,27 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
 
 
 def _reference(run: Run, parts: Parts, load: Callable[[Path, torch.device], PreTrainedModel]) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming.
+    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming."""
+    folder = require_reference(run.folder.path, run.state.step)
+    if not folder.is_dir():
+        with whole_folder(folder) as temporary:
+            parts.policy.model.save_pretrained(temporary)
+    return load(folder, parts.policy.model.device)
+
+
+def require_reference(folder: Path, step: int) -> Path:
+    """Returns where a run keeps the policy that it started from; it is made at step 0.
 
     Raises:
         RunFolderError: the run is past step 0 and its reference is gone.
     """
-    folder = run.folder.path / "reference"
-    if not folder.is_dir():
-        if run.state.step:
-            raise RunFolderError(
-                f"{folder} is missing: the policy that the run started from, which the KL term or the joint ratio "
-                f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
-            )
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        parts.policy.model.save_pretrained(temporary)
-        temporary.rename(folder)
-    return load(folder, parts.policy.model.device)
+    reference = folder / "reference"
+    if step and not reference.is_dir():
+        raise RunFolderError(
+            f"{reference} is missing: the policy that the run started from, which the KL term or the joint ratio "
+            f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
+        )
+    return reference
 
 
 def _due(step: int, every: int) -> bool:

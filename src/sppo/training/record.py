@@ -150,7 +150,7 @@ def response_records(
     credit: Credit,
     grader: Grader,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one line of rollouts.jsonl for each response; V and A are null for those left out."""
+    """Yields the record of each response; V and A are null for those left out."""
     place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
     for rollout, verdict in zip(collected.rollouts, collected.verdicts, strict=True):
         row = place.get(id(rollout))

@@ -57,7 +57,7 @@ class StepGuard:
             raise TrainingError(
                 f"The {name}'s loss or gradient was not finite in {self.max_skipped} optimiser steps in a row "
                 f"(last loss {float(total_loss):g}, gradient norm {float(norm):g}). The weights are as before "
-                "those steps. Lower the learning rate, or look at the rewards and log-probabilities in rollouts.jsonl."
+                "those steps. Lower the learning rate, or look at the rewards in rollouts/."
             )
         return float(norm) if finite else float("nan")
 

@@ -34,7 +34,7 @@ class Grader:
         self.watch = ErrorWatch(self.tools.options.max_error_share)
 
     def describe(self, prompt: Prompt) -> dict[str, str]:
-        """Who grades responses to this prompt, for the audit record: name and version."""
+        """Who grades responses to this prompt, for the response records: name and version."""
         if self.reward_function is not None:
             return {"verifier": f"reward function {function_name(self.reward_function)}", "verifier_version": ""}
         own, *parts = verifiers_behind(prompt.verifier, self.tools)

@@ -19,7 +19,7 @@ class Verifier:
     summary: str
     """One line for people."""
     version: str
-    """Changes whenever a verdict could; written to the audit record."""
+    """Changes whenever a verdict could; written to the response records."""
     grade: Callable[[Sequence[Submission], Tools], list[Verdict]]
     """One verdict a submission, in order. Never raises for what a model wrote: an error is a verdict too."""
     reference: Callable[[Submission], str | None] = lambda given: None

@@ -10,7 +10,7 @@ from pathlib import Path
 from sppo.data.tasks.problem import Row
 from sppo.data.tasks.reading import file_kind
 from sppo.errors import ConfigError, DataError
-from sppo.runs.files import write_atomically
+from sppo.runs.files import whole_file
 
 Keep = Callable[[int], bool]
 """Row number, from 1 -> whether the row is written."""
@@ -58,24 +58,16 @@ def write_rows(rows: Iterable[Row], source: str | None, target: Path, keep: Keep
     Raises:
         DataError: the file cannot be written, or a row is no JSON.
     """
-    kind, written = file_kind(source or ""), 0
-
-    def write(path: Path) -> None:
-        nonlocal written
-        if kind == ".parquet":
-            written = _filter_parquet(Path(str(source)).expanduser(), path, keep)
-        elif kind in (".jsonl", ".jsonl.gz"):
-            written = _filter_lines(Path(str(source)).expanduser(), path, keep)
-        else:
-            written = _dump(rows, path, keep)
-
+    kind = file_kind(source or "")
     try:
-        write_atomically(target, write)
+        with whole_file(target) as path:
+            if kind == ".parquet":
+                return _filter_parquet(Path(str(source)).expanduser(), path, keep)
+            if kind in (".jsonl", ".jsonl.gz"):
+                return _filter_lines(Path(str(source)).expanduser(), path, keep)
+            return _dump(rows, path, keep)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error}. Nothing is left under that name.") from error
-    finally:
-        target.with_name(f".{target.name}.tmp").unlink(missing_ok=True)
-    return written
 
 
 def _filter_parquet(source: Path, target: Path, keep: Keep) -> int:

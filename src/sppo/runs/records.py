@@ -1,0 +1,130 @@
+"""JSON Lines that a process adds to and goes on with after it was killed; and the records of a run's responses.
+
+    rollouts/step_000123.jsonl.zst    one line a response of step 123: `pandas.read_json(path, lines=True)` reads it
+
+A step's file is whole or absent, and a resumed run deletes those of later steps.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sppo.errors import RunFolderError
+from sppo.runs.files import is_temporary, whole_file
+
+Line = Mapping[str, Any]
+_RECORDS = re.compile(r"step_(\d+)\.jsonl\.zst")
+
+
+class JsonLines:
+    """A file of one JSON object a line. One process at a time writes it; anyone may read it meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, size: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the lines; none where there is no file.
+
+        Args:
+            size: only the first so many bytes.
+
+        Raises:
+            RunFolderError: a line is no JSON.
+        """
+        if self.path.is_file():
+            with open(self.path, "rb") as handle:
+                yield from _decode(handle, self.path, size)
+
+    def append(self, lines: Iterable[Line]) -> int:
+        """Adds lines, which are on the disk when it returns, and returns the file's size in bytes."""
+        with open(self.path, "ab") as handle:
+            handle.write(b"".join(map(_encode, lines)))
+            handle.flush()
+            os.fsync(handle.fileno())
+            return handle.tell()
+
+    def replace(self, lines: Iterable[Line]) -> None:
+        """Writes the file anew, which may be made of its own lines; so a torn last line goes."""
+        with whole_file(self.path) as temporary, open(temporary, "wb") as handle:
+            handle.writelines(map(_encode, lines))
+
+
+def write_records(folder: Path, step: int, records: Iterable[Line]) -> None:
+    """Writes the records of a step's responses into a run folder; numpy arrays are written as lists."""
+    import zstandard
+
+    path = folder / "rollouts" / f"step_{step:06d}.jsonl.zst"
+    path.parent.mkdir(exist_ok=True)
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    with whole_file(path) as temporary, open(temporary, "wb") as file, compressor.stream_writer(file) as out:
+        for record in records:
+            out.write(_encode(record))
+
+
+def read_records(folder: Path, after: int = -1) -> Iterator[dict[str, Any]]:
+    """Yields the records of responses of all steps later than `after`; none where there are none yet.
+
+    Raises:
+        RunFolderError: a file that can't be read.
+    """
+    import zstandard
+
+    # Version 0.1.0 wrote all steps to one file.
+    yield from (record for record in JsonLines(folder / "rollouts.jsonl").read() if record["step"] > after)
+    for step, path in sorted(record_files(folder).items()):
+        if step > after:
+            try:
+                with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                    yield from _decode(io.BufferedReader(stream), path)
+            except zstandard.ZstdError as error:
+                raise RunFolderError(f"{path} can't be read: {error}") from error
+
+
+def record_files(folder: Path) -> dict[int, Path]:
+    """{step: its file of response records} of a run."""
+    paths = (folder / "rollouts").glob("step_*")
+    return {int(named[1]): path for path in paths if (named := _RECORDS.fullmatch(path.name))}
+
+
+def forget_records(folder: Path, after: int) -> None:
+    """Deletes the records of steps later than `after`, and what a killed process had half-written."""
+    for step, path in record_files(folder).items():
+        if step > after:
+            path.unlink()
+    for path in (folder / "rollouts").glob(".*"):
+        if is_temporary(path.name):
+            path.unlink()
+
+
+def _encode(line: Line) -> bytes:
+    # Half a surrogate pair, which a data set may hold, has no UTF-8; this writes it as JSON's escape.
+    return (json.dumps(line, ensure_ascii=False, default=_plain) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: arrays and numbers of numpy, tensors."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+    return value.tolist()
+
+
+def _decode(lines: Iterable[bytes], path: Path, size: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the objects; a torn last line, of a process that was killed or is writing just now, is none."""
+    read = 0
+    for line in lines:
+        read += len(line)
+        if not line.endswith(b"\n") or (size is not None and read > size):
+            return
+        try:
+            loaded = json.loads(line)
+        except ValueError as error:
+            raise RunFolderError(f"{path} has a line that is no JSON: {error}") from error
+        if not isinstance(loaded, dict):
+            raise RunFolderError(f"{path} has a line that is no JSON object.")
+        yield loaded
