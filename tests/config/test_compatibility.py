@@ -137,6 +137,15 @@ def test_an_option_that_went_is_refused_with_what_holds_instead(tmp_path):
         load_recipe(recipe)
 
 
+def test_an_old_recipe_in_which_two_options_differ_that_are_one_now_is_refused(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: demo\noptimizer: {max_grad_norm: 0.5}\ncritic: {max_grad_norm: 1.0}\n")
+    with pytest.raises(ConfigError, match=r"critic\.max_grad_norm is no longer an option\. optimizer\.max_grad_norm"):
+        load_recipe(recipe)
+    recipe.write_text("extends: demo\noptimizer: {max_grad_norm: 0.5}\ncritic: {max_grad_norm: 0.5}\n")
+    assert load_recipe(recipe) == load_recipe("demo", {"optimizer.max_grad_norm": 0.5})
+
+
 def test_a_recipe_that_the_first_version_printed_runs_on(tmp_path):
     old = yaml.safe_load(FIRST.read_text(encoding="utf-8"))
     del old["optimizer"]["logprob_chunk_tokens"]

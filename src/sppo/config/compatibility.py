@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sppo import __version__
-from sppo.config.gone import gone
+from sppo.config.gone import Gone, gone
 from sppo.config.keys import find
 from sppo.config.options import Config, flatten, to_dict
 from sppo.config.parsing import build, set_value
@@ -114,9 +114,10 @@ def drop_idle(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     left_out: dict[str, Any] = {}
     kept = _known(values, "", left_out)
+    said = flatten(kept)
     for key, value in left_out.items():
         went = gone(key)
-        if went is None or value != went.was:
+        if went is None or value != said.get(_followed(key, went), went.was):
             set_value(kept, key, value)
     return kept
 
@@ -146,10 +147,13 @@ def _still_holds(key: str, value: Any, config: Config) -> bool:
     went = gone(key)
     if went is None:
         return False
-    if went.follows is None:
-        return bool(value == went.was)
-    follows = f"evaluation.{went.follows}" if key.startswith("evaluation.") else went.follows
-    return bool(value == flatten(to_dict(config)).get(follows))
+    return bool(value == flatten(to_dict(config)).get(_followed(key, went), went.was))
+
+
+def _followed(key: str, went: Gone) -> str:
+    """The key that says now what this one said; "" for none."""
+    follows = went.follows or ""
+    return f"evaluation.{follows}" if key.startswith("evaluation.data.") else follows
 
 
 def config_differences(old: Written, new: Config) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section
+from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share
 from sppo.config.verification import VerificationConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -244,7 +244,7 @@ class SftPhase(Section):
     """Sequences an optimiser step."""
     learning_rate: Positive = 1e-5
     """AdamW learning rate at the start of the phase."""
-    stop_at_accuracy: float | None = None
+    stop_at_accuracy: Share | None = None
     """End the phase once sampled held-out accuracy reaches this; checked every 100 steps."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -33,3 +34,10 @@ class Section:
         # A section comes as a mapping, which strictness would refuse; the values in it keep their types all the same.
         schema["strict"] = False
         return cast(CoreSchema, schema)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        # Not every pydantic says what a standard dataclass is for.
+        handler.resolve_ref_schema(described)["description"] = inspect.getdoc(cls) or ""
+        return described
