@@ -47,60 +47,26 @@ class Option:
         return self.is_section and not self.nullable
 
     @property
-    def element(self) -> Option:
-        """What is known of the elements of a list."""
-        item = self.schema["items"] if "items" in self.schema else self.schema["prefixItems"][0]
-        return Option(f"{self.key}.N", item, False, None, "", inner=self.inner)
-
-    @property
-    def kind(self) -> str:
-        """What it must be, for errors: "a whole number or null"."""
-        return _kind(self.schema, self.inner) + (" or null" if self.nullable else "")
-
-    @property
     def range(self) -> str:
-        """The range that a number must lie in, for errors: "at least 1"; empty where any will do."""
-        words = _range(self.schema)
-        return f"{words} (or null)" if words and self.nullable else words
+        """The range that a number must lie in: "at least 1", "in (0, 1]"; empty where any will do."""
+        get = self.schema.get
+        low, high, above, below = get("minimum"), get("maximum"), get("exclusiveMinimum"), get("exclusiveMaximum")
+        if high is None and below is None:
+            if above is not None:
+                return f"greater than {above:g}"
+            return "" if low is None else "0 or more" if low == 0 else f"at least {low:g}"
+        left = f"[{low:g}" if above is None else f"({above:g}"
+        return f"in {left}, " + (f"{high:g}]" if below is None else f"{below:g})")
 
     @property
     def sign(self) -> str:
         """What stands for its value in help: INT, NUMBER, one|other, with the range."""
         if "enum" in self.schema:
             return "|".join(map(str, self.schema["enum"]))
-        sign = _SIGNS.get(self.schema.get("type", ""), "{...}")
-        words = _range(self.schema)
-        return f"{sign} {words}" if words else sign
+        return f"{_SIGNS.get(self.schema.get('type', ''), '{...}')} {self.range}".rstrip()
 
 
 _SIGNS = {"integer": "INT", "number": "NUMBER", "boolean": "true|false", "string": "TEXT", "array": "[...]"}
-_KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
-
-
-def _kind(schema: Schema, inner: tuple[str, ...] = ()) -> str:
-    some = ", ".join(inner[:4])
-    if schema.get("type") == "array":
-        if inner:
-            return f"a list of sections of {some}"
-        if "prefixItems" in schema:
-            return f"a list of {schema['maxItems']}, each {_kind(schema['prefixItems'][0])}"
-        return f"a list, each {_kind(schema['items'])}"
-    if inner:
-        return f"a section of keys, such as {some}"
-    if "enum" in schema:
-        return f"one of {', '.join(map(str, schema['enum']))}"
-    return _KINDS.get(schema["type"], "a mapping of keys, as in {size: 3}")
-
-
-def _range(schema: Schema) -> str:
-    low, high = schema.get("minimum"), schema.get("maximum")
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if high is None and below is None:
-        if above is not None:
-            return f"greater than {above:g}"
-        return "" if low is None else "0 or more" if low == 0 else f"at least {low:g}"
-    left = f"[{low:g}" if above is None else f"({above:g}"
-    return f"in {left}, " + (f"{high:g}]" if below is None else f"{below:g})")
 
 
 def adapter(section: type) -> TypeAdapter[Any]:

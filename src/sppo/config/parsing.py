@@ -191,23 +191,32 @@ def check_ranges(section: Section, prefix: str = "") -> None:
 
 def _said(section: type, problem: Any, prefix: str) -> str:
     """One mistake in our words."""
-    place, value = problem["loc"], problem["input"]
+    kind, place = problem["type"], problem["loc"]
+    if kind == "missing":  # of a list that is too short
+        place = place[:-1]
     key = ".".join(map(str, place))
-    if problem["type"] in ("unexpected_keyword_argument", "invalid_key"):
+    if kind in ("unexpected_keyword_argument", "invalid_key"):
         return _unknown_key(section, key, prefix)
-    option = find(section, key)
-    if option is None or problem["type"] == "missing":  # an element of a list, or that one is not there
-        option = find(section, ".".join(map(str, place[:-1])))
-        assert option is not None, f"no option is called {prefix}{key}"
-        if problem["type"] == "missing":
-            key = option.key
-        else:
-            option = option.element
-    wanted = (option.range if problem["type"] in _OUT_OF_RANGE else "") or option.kind
-    return f"{prefix}{key} is {_shown(value)}, but must be {wanted}."
+    wanted, option = _WANTED[kind].format(**problem.get("ctx", {})), find(section, key)
+    if option is not None and option.inner:
+        is_list = option.schema.get("type") == "array"
+        wanted = f"{'a list of sections of' if is_list else 'a section of keys, such as'} {', '.join(option.inner[:4])}"
+    elif option is not None and kind in _OUT_OF_RANGE:
+        wanted = option.range or wanted
+    null = " or null" if option is not None and option.nullable else ""
+    return f"{prefix}{key} is {_shown(problem['input'])}, but must be {wanted}{null}."
 
 
 _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+_WANTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "finite_number": "a finite number", "bool_type": "true or false", "string_type": "text",
+    "literal_error": "{expected}", "list_type": "a list", "tuple_type": "a list", "missing": "a longer list",
+    "too_long": "a list of {max_length}", "dict_type": "a mapping of keys, as in {{size: 3}}",
+    "dataclass_type": "a section of keys", "greater_than": "greater than {gt}", "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}", "less_than_equal": "at most {le}",
+}  # fmt: skip
+"""What a value must be, by pydantic's name for what is wrong with it."""
 _ALL_LISTED = " `sppo train --help` lists all of them."
 _KNOWN_ELSEWHERE_AS = {
     "lr": ("optimizer.learning_rate", "critic.learning_rate"),

@@ -148,7 +148,7 @@ def test_limit_takes_the_first_prompts():
         ({"min_operations": 5, "max_operations": 3}, ["min_operations is 5, more than max_operations 3"]),
         ({"p_leave_out": 1.5}, ["p_leave_out is 1.5", "in [0, 1]"]),
         ({"p_leave_out": "half"}, ["p_leave_out is 'half'"]),
-        ({"demonstrations": "ful"}, ["demonstrations is 'ful'", "one of full, terse"]),
+        ({"demonstrations": "ful"}, ["demonstrations is 'ful'", "must be 'full' or 'terse'"]),
         ({"seed": -1}, ["seed is -1"]),
     ],
 )
