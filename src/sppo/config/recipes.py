@@ -43,7 +43,7 @@ def load_recipe(
         overrides: As on the command line, ["--steps", "5"] or ["steps=5"], where a key is set to the whole value; or a
             mapping of keys, dotted or nested, that is merged into the recipe key by key. An empty mapping changes
             nothing in a section, and empties a mapping of any keys, such as data.options.
-        training: whether it is to be trained with; evaluations cut no steps into batches.
+        training: whether it is to be trained with; what belongs to training alone holds up no evaluation.
 
     Raises:
         ConfigError: no such recipe, an unknown key, a value of the wrong type, or options that cannot work.

@@ -20,15 +20,15 @@ def check(config: Config, *, training: bool = True) -> None:
 
     Args:
         config: all options.
-        training: whether it is to be trained with; evaluations cut no steps into batches.
+        training: whether it is to be trained with; evaluations need neither critic nor ratio, and cut no steps.
 
     Raises:
         ConfigError: names the key, the value found and what would work.
     """
     check_ranges(config)
     own_options(config.algorithm)
-    _check_sampling(config)
     if training:
+        _check_start(config)
         _check_batches(config)
     if config.model.path is None and config.model.config is None:
         raise ConfigError(
@@ -67,7 +67,8 @@ def own_options(algorithm: AlgorithmConfig) -> tuple[Section, JointOptions]:
     return settled, made(JointOptions)
 
 
-def _check_sampling(config: Config) -> None:
+def _check_start(config: Config) -> None:
+    """Refuses a critic and a ratio that could not start where they have to."""
     if config.critic.loss == "bce" and config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
     truncated = config.sampling.top_p < 1 or config.sampling.top_k > 0
