@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from common import machine, parse, parser, print_machine, write_json
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -31,7 +32,7 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.training.collate import collate
-from sppo.types import Completion, Prompt, Rollout, Verdict
+from sppo.types import Completion, Prompt, Rollout, TokenIds, Verdict, as_token_ids
 from sppo.update.learner import PolicyLearner
 from sppo.update.steps import StepGuard, make_optimizer
 
@@ -140,9 +141,9 @@ class Bench:
         head = sizes["hidden_size"] // sizes["num_attention_heads"]
         for rows, length in self.scale.sampled:
             self.fresh()
-            prompts = [torch.randint(3, self.scale.vocabulary, (length,)).tolist()] * rows
+            prompts = [as_token_ids(torch.randint(3, self.scale.vocabulary, (length,)).numpy())] * rows
 
-            def run(tokens: int, prompts: list[list[int]] = prompts, rows: int = rows) -> None:
+            def run(tokens: int, prompts: list[TokenIds] = prompts, rows: int = rows) -> None:
                 engine.generate(prompts, SamplingParameters(max_tokens=tokens), seed=0)
 
             run(1)
@@ -211,11 +212,11 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         rollouts, verdicts = [], []
 
-        def ids(count: int) -> tuple[int, ...]:
-            return tuple(torch.randint(3, self.scale.vocabulary, (count,), generator=generator).tolist())
+        def ids(count: int) -> TokenIds:
+            return as_token_ids(torch.randint(3, self.scale.vocabulary, (count,), generator=generator).numpy())
 
         for row in range(self.scale.rows):
-            said = Completion(ids(self.scale.response), (-1.0,) * self.scale.response, "length")
+            said = Completion(ids(self.scale.response), np.full(self.scale.response, -1.0, np.float32), "length")
             rollouts.append(Rollout(Prompt(str(row), "1+1="), ids(self.scale.prompt), said, "", 0))
             verdicts.append(Verdict(float(row % 2)))
         return collate(rollouts, verdicts)

@@ -22,6 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
+from sppo.types import TokenIds, as_token_ids
 
 STOP, PAD, VOCABULARY = 1, 0, 40
 
@@ -72,16 +73,16 @@ def make_model(setting: Setting, device: str) -> Qwen2ForCausalLM:
     return model.to(device)
 
 
-def sample_ours(engine: HFEngine, prompts: list[list[int]], setting: Setting, seed: int) -> list[int]:
+def sample_ours(engine: HFEngine, prompts: list[TokenIds], setting: Setting, seed: int) -> list[int]:
     sampling = SamplingParameters(max_tokens=setting.max_tokens, stop_token_ids=frozenset({STOP}))
-    return [len(completion.token_ids) for completion in engine.generate(prompts, sampling, seed=seed)]
+    return [len(completion) for completion in engine.generate(prompts, sampling, seed=seed)]
 
 
-def sample_generate(model: Qwen2ForCausalLM, prompts: list[list[int]], setting: Setting, seed: int) -> list[int]:
+def sample_generate(model: Qwen2ForCausalLM, prompts: list[TokenIds], setting: Setting, seed: int) -> list[int]:
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     width = max(map(len, prompts))
-    input_ids = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts], device=device)
+    input_ids = torch.tensor([[PAD] * (width - len(p)) + p.tolist() for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     sequences = model.generate(
         input_ids,
@@ -105,7 +106,8 @@ def compare(setting: Setting, repeats: int, device: str) -> dict[str, Any]:
     model = make_model(setting, device)
     generator = random.Random(0)
     prompts = [
-        [generator.randrange(2, VOCABULARY) for _ in range(generator.randint(8, 24))] for _ in range(setting.rows)
+        as_token_ids([generator.randrange(2, VOCABULARY) for _ in range(generator.randint(8, 24))])
+        for _ in range(setting.rows)
     ]
     engine = HFEngine(model)
     lengths: dict[str, list[int]] = {"sppo": [], "generate": []}

@@ -27,10 +27,10 @@ from sppo.data.tasks import demonstrations
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import load_policy, load_tokenizer
 from sppo.models.logprobs import TokenLoss, response_loss
+from sppo.models.packing import TokenRow
 from sppo.rollouts.encode import encode_demonstrations
 
 ROWS, MINIBATCH = 512, 128
-TokenRow = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def clipped_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, tokens: int) -> Tensor:
@@ -52,8 +52,8 @@ def update_ours(
 ) -> None:
     for start in range(0, len(rows), MINIBATCH):
         members, member_advantages = rows[start : start + MINIBATCH], advantages[start : start + MINIBATCH]
-        tokens = sum(len(response) for _, response in members)
-        lengths = [len(prompt) + len(response) for prompt, response in members]
+        tokens = sum(len(row.response) for row in members)
+        lengths = [row.tokens for row in members]
         for part in microbatches(lengths, optimizer.tokens_per_microbatch, layout):
             loss = token_loss(member_advantages[part], tokens)
             chosen = [members[row] for row in part]
@@ -97,7 +97,7 @@ def compare(kind: str, repeats: int) -> dict[str, Any]:
     median = medians(seconds)
     return {
         "responses": kind,
-        "tokens": sum(len(prompt) + len(response) for prompt, response in rows),
+        "tokens": sum(row.tokens for row in rows),
         "padded_tokens_usual": ROWS * (max(len(p) for p, _ in rows) + max(len(r) for _, r in rows)),
         "tokens_per_microbatch": config.optimizer.tokens_per_microbatch,
         "seconds": seconds,

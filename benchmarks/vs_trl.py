@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sppo.commands.train import train
 from sppo.data.tasks import load_prompts
-from sppo.evaluation.held_out import evaluate
+from sppo.evaluation.held_out import HeldOut
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.progress import NoProgress
@@ -81,8 +81,7 @@ class Turn:
         parameters = sampling_parameters(config.sampling, tokenizer, model)
 
         def accuracy() -> float:
-            measured = evaluate(held_out, engine, tokenizer, grader, parameters, samples_per_prompt=1, seed=12345)
-            return measured.accuracy
+            return HeldOut(held_out, engine, tokenizer, grader, parameters, seed=12345).evaluate(1).accuracy
 
         self.accuracy: Callable[[], float] = accuracy
 

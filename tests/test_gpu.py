@@ -9,6 +9,7 @@ import torch
 
 from sppo.commands.train import train
 from sppo.models.logprobs import response_logprobs
+from sppo.models.packing import TokenRow
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
@@ -21,7 +22,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("layout", ["sorted", "packed"])
 def test_logprobs_and_gradients_in_bfloat16_are_near_those_in_float32(layout):
-    rows = [(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
+    rows = [TokenRow(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
     width = max(len(response) for _, response in rows)
     results, gradients = [], []
     for device in ("cpu", "cuda"):

@@ -22,8 +22,6 @@ class Batch:
 
     rollouts: tuple[Rollout, ...]
     """[B] the rows, in the order of every tensor here."""
-    response_ids: Tensor
-    """[B, T] int64."""
     mask: Tensor
     """[B, T] bool, True on response tokens (the stop token included)."""
     sampler_logprobs: Tensor
@@ -52,7 +50,7 @@ class Batch:
     @property
     def lengths(self) -> list[int]:
         """[B] tokens of prompt and response."""
-        return [len(r.prompt_token_ids) + len(r.completion.token_ids) for r in self.rollouts]
+        return [len(r.prompt_token_ids) + len(r.completion) for r in self.rollouts]
 
     def __len__(self) -> int:
         return len(self.rollouts)

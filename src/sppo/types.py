@@ -1,7 +1,8 @@
 """The values that flow through a run: Prompt -> Rollout -> Verdict.
 
 Each is frozen and complete when it is made. The tensors that follow (Batch, Estimates, Credit) live in `batch.py`,
-so that this file, the verifiers and the tasks import without torch.
+so that this file, the verifiers and the tasks import without torch. Tokens and their log-probabilities are arrays: as
+Python tuples they took 68 bytes a token.
 """
 
 from __future__ import annotations
@@ -9,6 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.int32]
+"""[T] ids of tokens, read-only."""
 
 Message = Mapping[str, str]
 """One chat turn: {"role": "user", "content": "..."}."""
@@ -43,28 +50,50 @@ class Prompt:
         return "\n".join(message["content"] for message in self.content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Completion:
-    """What an engine returns for one row of token ids."""
+    """What an engine returns for one row of token ids. Equal where all of it is; without a hash."""
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     """[T] sampled ids, the stop token included where one was sampled."""
-    logprobs: tuple[float, ...]
+    logprobs: npt.NDArray[np.float32]
     """[T] log-probability, in nats, of each id under the distribution it was sampled from."""
     finish_reason: FinishReason
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", as_token_ids(self.token_ids))
+        object.__setattr__(self, "logprobs", _read_only(self.logprobs, np.float32))
+        assert self.token_ids.shape == self.logprobs.shape == (len(self),), "one log-probability a token"
 
-@dataclass(frozen=True)
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Completion):
+            return NotImplemented
+        return self.finish_reason == other.finish_reason and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("token_ids", "logprobs")
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Rollout:
-    """One sampled response with everything needed to train on it; token ids are kept all the way."""
+    """One sampled response with everything needed to train on it; token ids are kept all the way.
+
+    Only itself is equal to it: the same response sampled twice is two.
+    """
 
     prompt: Prompt
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
+    """One array for all samples of the prompt."""
     completion: Completion
     text: str
     """The response decoded without special tokens; what verifiers read."""
     policy_version: int
     """Number of optimiser phases the sampling weights had been through; 0 is the start."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_token_ids", as_token_ids(self.prompt_token_ids))
 
     @property
     def finished(self) -> bool:
@@ -143,3 +172,14 @@ class EvaluationRecord:
         """Mean reward over the samples that have one; None where every verdict is an error."""
         rewards = [verdict.reward for verdict in self.verdicts if verdict.reward is not None]
         return sum(rewards) / len(rewards) if rewards else None
+
+
+def as_token_ids(ids: npt.ArrayLike) -> TokenIds:
+    """Token ids as a read-only array; one that is such an array already is taken as it is, without a copy."""
+    return _read_only(ids, np.int32)
+
+
+def _read_only(values: npt.ArrayLike, kind: type[Any]) -> npt.NDArray[Any]:
+    array = np.asarray(values, kind)
+    array.setflags(write=False)
+    return array

@@ -107,12 +107,11 @@ def listed_batch(weight: float) -> Batch:
 def log_probabilities(batch: Batch, table: torch.Tensor) -> torch.Tensor:
     """[B, T] of a policy that has its own logits for every beginning."""
     number: dict[tuple[int, ...], int] = {}
-    rows = [
-        [number.setdefault(rollout.completion.token_ids[:t], len(number)) for t in range(batch.mask.shape[1])]
-        for rollout in batch.rollouts
-    ]
+    sampled = [rollout.completion.token_ids.tolist() for rollout in batch.rollouts]
+    rows = [[number.setdefault(tuple(ids[:t]), len(number)) for t in range(batch.mask.shape[1])] for ids in sampled]
+    targets = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sampled], batch_first=True)
     said = table[torch.tensor(rows)].log_softmax(dim=-1)
-    return torch.where(batch.mask, said.gather(2, batch.response_ids[..., None]).squeeze(2), 0.0)
+    return torch.where(batch.mask, said.gather(2, targets[..., None]).squeeze(2), 0.0)
 
 
 def expected_gradient(batch: Batch, advantages: torch.Tensor) -> torch.Tensor:

@@ -261,7 +261,8 @@ def test_a_tracker_of_the_first_version_is_read(tmp_path):
     rollouts = make_rollouts(2)[0]
     take_in(critic, sampled_by(critic, rollouts, [1.0, 0.0]))
     last = {
-        rollout.prompt.id: [list(rollout.prompt_token_ids), *kept_by(critic)[rollout.prompt.id]] for rollout in rollouts
+        rollout.prompt.id: [rollout.prompt_token_ids.tolist(), *kept_by(critic)[rollout.prompt.id]]
+        for rollout in rollouts
     }
     (tmp_path / "tracker.json").write_text(json.dumps({"counts": critic.tracker.state_dict(), "last": last}))
     again.load(tmp_path)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from sppo.config import CriticConfig
-from sppo.critics.models import PromptCritic, distinct, make_value_model
+from sppo.critics.models import PromptCritic, make_value_model
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ModelError
 from sppo.models.tokenizers import character_tokenizer
@@ -45,9 +45,7 @@ def test_the_last_prompt_token_is_found_by_index_whatever_the_padding(padding_si
     together = critic.values(PROMPTS)
     alone = torch.cat([critic.values([prompt]) for prompt in PROMPTS])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
-    hidden = critic.trunk(
-        torch.tensor([distinct(encode_many(PROMPTS[1:2], critic.tokenizer))[0][0]])
-    ).last_hidden_state[0, -1]
+    hidden = critic.trunk(torch.tensor(encode_many(PROMPTS[1:2], critic.tokenizer)[0])[None]).last_hidden_state[0, -1]
     assert critic.values(PROMPTS[1:2]).item() == pytest.approx(critic.head(hidden).sigmoid().item(), rel=1e-5)
 
 
@@ -66,7 +64,7 @@ def test_a_critic_has_its_own_tokenizer(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     critic = critic_of(CriticConfig(config={"model_type": "llama", **sizes}, tokenizer=str(tmp_path)))
     assert critic.trunk.get_input_embeddings().weight.shape[0] == len(own) == 15
-    assert distinct(encode_many(PROMPTS[2:3], critic.tokenizer))[0] == [tuple(own("7=")["input_ids"])]
+    assert encode_many(PROMPTS[2:3], critic.tokenizer)[0].tolist() == own("7=")["input_ids"]
 
 
 def test_the_default_critic_is_a_copy_of_the_policy_and_shares_nothing():

@@ -7,11 +7,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sppo.models.logprobs import _project_apart, chunked_logprobs, chunked_loss, response_logprobs, response_loss
-from sppo.models.packing import lay_out
+from sppo.models.packing import TokenRow, lay_out
+from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_qwen2
 
-ROWS = [(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
+ROWS = [TokenRow(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
 WIDTH = max(len(response) for _, response in ROWS)
+
+
+def token_row(prompt, response):
+    return TokenRow(as_token_ids(prompt), as_token_ids(response))
 
 
 def one_by_one(model, temperature=1.0):
@@ -20,7 +25,7 @@ def one_by_one(model, temperature=1.0):
     for row, (prompt, response) in enumerate(ROWS):
         logits = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0] / temperature
         said = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-        result[row, : len(response)] = said.gather(1, torch.tensor(response)[:, None]).squeeze(1)
+        result[row, : len(response)] = said.gather(1, torch.tensor(response).long()[:, None]).squeeze(1)
     return result
 
 
@@ -38,7 +43,7 @@ def test_no_row_sees_another(layout):
     model = tiny_qwen2()
     with torch.no_grad():
         together = response_logprobs(model, ROWS, width=WIDTH, layout=layout).logprobs
-        changed = [*ROWS[:-1], (tuple(39 for _ in ROWS[-1][0]), tuple(38 for _ in ROWS[-1][1]))]
+        changed = [*ROWS[:-1], token_row([39] * len(ROWS[-1].prompt), [38] * len(ROWS[-1].response))]
         again = response_logprobs(model, changed, width=WIDTH, layout=layout).logprobs
     torch.testing.assert_close(together[:-1], again[:-1], atol=1e-6, rtol=0)
     assert not torch.allclose(together[-1], again[-1])
@@ -197,7 +202,7 @@ def test_any_architecture_agrees_with_its_own_forward(model_type):
 
 
 def test_packed_rows_lie_end_to_end_with_positions_from_zero():
-    arranged = lay_out([((5, 6), (7,)), ((8,), (9, 1))], "packed", torch.device("cpu"))
+    arranged = lay_out([token_row([5, 6], [7]), token_row([8], [9, 1])], "packed", torch.device("cpu"))
     assert arranged.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 1]]
     assert arranged.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2]]
     assert arranged.sources.tolist() == [1, 3, 4]
@@ -206,6 +211,6 @@ def test_packed_rows_lie_end_to_end_with_positions_from_zero():
 
 
 def test_sorted_rows_are_padded_on_the_right():
-    arranged = lay_out([((5, 6), (7,)), ((8,), (9, 1, 4))], "sorted", torch.device("cpu"))
+    arranged = lay_out([token_row([5, 6], [7]), token_row([8], [9, 1, 4])], "sorted", torch.device("cpu"))
     assert arranged.inputs["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 1, 4]]
     assert arranged.sources.tolist() == [1, 4, 5, 6]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
-from sppo.types import Completion
+from sppo.types import Completion, TokenIds, as_token_ids
 
 VOCABULARY = 24
 COMMON: dict[str, Any] = {
@@ -38,7 +39,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.5},
     "bloom": {},
 }
-PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11, 12, 13], [14], [3, 4, 5], [15, 16, 17, 18, 19, 20, 21, 22, 23, 5, 6]]
+
+
+def rows(*prompts: Sequence[int]) -> list[TokenIds]:
+    return [as_token_ids(prompt) for prompt in prompts]
+
+
+PROMPTS = rows([3, 4, 5], range(6, 14), [14], [3, 4, 5], [*range(15, 24), 5, 6])
 
 
 def tiny(name: str = "qwen2", **overrides: Any) -> Any:
@@ -51,7 +58,7 @@ def sampling(max_tokens: int = 20, **overrides: Any) -> SamplingParameters:
     return SamplingParameters(max_tokens=max_tokens, **{"stop_token_ids": frozenset({2, 3}), **overrides})
 
 
-def full_logits(model: nn.Module, prompt: list[int], completion: Completion) -> torch.Tensor:
+def full_logits(model: nn.Module, prompt: TokenIds, completion: Completion) -> torch.Tensor:
     """[T, V] logits before each response token, from one forward pass without a cache."""
     ids = torch.tensor([[*prompt, *completion.token_ids]])
     with torch.no_grad():
@@ -59,7 +66,7 @@ def full_logits(model: nn.Module, prompt: list[int], completion: Completion) -> 
 
 
 def ids_of(completions: list[Completion]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for completion in completions]
+    return [tuple(completion.token_ids.tolist()) for completion in completions]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -70,7 +77,7 @@ def test_logprobs_are_those_of_the_full_forward(name: str) -> None:
     assert max(len(completion.token_ids) for completion in completions) > 8, "and run past the sliding window"
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         expected = (full_logits(model, prompt, completion) / 2.5).log_softmax(-1)
-        expected = expected.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        expected = expected.gather(1, torch.tensor(completion.token_ids).long()[:, None]).squeeze(1)
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
 
@@ -79,7 +86,7 @@ def test_greedy_equals_generate(name: str) -> None:
     model = tiny(name)
     completions = HFEngine(model).generate(PROMPTS, sampling(temperature=0, stop_token_ids=frozenset({2})), seed=0)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
-        ids = torch.tensor([prompt])
+        ids = torch.tensor(prompt)[None]
         expected = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, eos_token_id=2
         )
@@ -88,7 +95,7 @@ def test_greedy_equals_generate(name: str) -> None:
 
 def test_greedy_logprob_is_that_of_the_plain_softmax() -> None:
     model = tiny()
-    (completion,) = HFEngine(model).generate([[3, 4]], sampling(temperature=0), seed=0)
+    (completion,) = HFEngine(model).generate(rows([3, 4]), sampling(temperature=0), seed=0)
     expected = full_logits(model, [3, 4], completion).log_softmax(-1).max(-1).values
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
@@ -194,7 +201,7 @@ def test_seeds_reproduce_and_differ() -> None:
 
 
 def test_equal_prompts_get_independent_responses() -> None:
-    completions = HFEngine(tiny()).generate([[3, 4, 5]] * 16, sampling(temperature=3.0), seed=0)
+    completions = HFEngine(tiny()).generate(rows([3, 4, 5]) * 16, sampling(temperature=3.0), seed=0)
     assert len(set(ids_of(completions))) > 12
 
 
@@ -226,11 +233,11 @@ def test_a_shorter_limit_gives_prefixes() -> None:
 
 def test_no_stop_ids_one_token_and_no_prompts() -> None:
     engine = HFEngine(tiny())
-    (one,) = engine.generate([[5]], sampling(1, stop_token_ids=frozenset()), seed=0)
+    (one,) = engine.generate(rows([5]), sampling(1, stop_token_ids=frozenset()), seed=0)
     assert (len(one.token_ids), one.finish_reason) == (1, "length")
     assert engine.generate([], sampling(), seed=0) == []
     # Ids past the vocabulary, which tokenizers with added tokens have, can never be sampled.
-    assert len(engine.generate([[5]], sampling(4, stop_token_ids=frozenset({999})), seed=0)[0].token_ids) == 4
+    assert len(engine.generate(rows([5]), sampling(4, stop_token_ids=frozenset({999})), seed=0)[0].token_ids) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
@@ -272,7 +279,7 @@ def test_finished_rows_leave_the_batch_and_equal_prompts_are_read_once() -> None
     model.register_forward_pre_hook(
         lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    completions = HFEngine(model).generate([[3, 4, 5]] * 32, sampling(60, temperature=3.0), seed=0)
+    completions = HFEngine(model).generate(rows([3, 4, 5]) * 32, sampling(60, temperature=3.0), seed=0)
     lengths = [len(completion.token_ids) for completion in completions]
     assert shapes[0] == (1, 3)
     assert shapes[1][0] > 20
@@ -285,10 +292,10 @@ def test_no_mask_where_no_row_has_padding() -> None:
     model = tiny()
     masks: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
-    HFEngine(model).generate([[3, 4], [5, 6]], sampling(), seed=0)
+    HFEngine(model).generate(rows([3, 4], [5, 6]), sampling(), seed=0)
     assert all(mask is None for mask in masks)
     masks.clear()
-    HFEngine(model).generate([[3, 4], [5]], sampling(), seed=0)
+    HFEngine(model).generate(rows([3, 4], [5]), sampling(), seed=0)
     assert masks[0].tolist() == [[True, True], [False, True]]
 
 
@@ -344,7 +351,7 @@ def test_context_is_checked_before_sampling() -> None:
 
 def test_errors_name_the_trouble() -> None:
     with pytest.raises(ModelError, match=r"prompt 1 of 2 has no tokens"):
-        HFEngine(tiny()).generate([[3], []], sampling(), seed=0)
+        HFEngine(tiny()).generate(rows([3], []), sampling(), seed=0)
     with pytest.raises(ModelError, match="Linear is no causal language model"):
         HFEngine(nn.Linear(2, 2))
     model = tiny()
@@ -352,7 +359,7 @@ def test_errors_name_the_trouble() -> None:
         model.lm_head.weight[4] = torch.nan
     for temperature in (0.0, 1.0):
         with pytest.raises(ModelError, match="not finite"):
-            HFEngine(model).generate([[3]], sampling(temperature=temperature), seed=0)
+            HFEngine(model).generate(rows([3]), sampling(temperature=temperature), seed=0)
     with pytest.raises(ConfigError, match=r"'hff'.*Did you mean 'hf'"):
         build_engine(tiny(), EngineConfig(name="hff"))
     assert isinstance(build_engine(tiny(), EngineConfig(max_rows=7)), HFEngine)
@@ -378,5 +385,7 @@ def test_on_a_gpu_in_bfloat16() -> None:
         ids = torch.tensor([[*prompt, *completion.token_ids]], device="cuda")
         with torch.no_grad():
             logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().cpu()
-        expected = (logits / 2.5).log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        expected = (
+            (logits / 2.5).log_softmax(-1).gather(1, torch.tensor(completion.token_ids).long()[:, None]).squeeze(1)
+        )
         assert (torch.tensor(completion.logprobs) - expected).abs().mean() < 0.1

@@ -306,7 +306,7 @@ def test_fine_tuning_never_sees_a_held_out_prompt(tmp_path):
     )  # fmt: skip
     parts = build(config, Given(rows=rows))
     held_out = {tuple(parts.tokenizer(prompt.text)["input_ids"]) for prompt in parts.held_out.prompts}
-    shown = {prompt for prompt, _ in parts.warm_start.demonstrations[0]}
+    shown = {tuple(row.prompt.tolist()) for row in parts.warm_start.demonstrations[0]}
     assert len(held_out) == 20
     assert len(shown) == 80
     assert not held_out & shown

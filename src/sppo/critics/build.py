@@ -120,7 +120,7 @@ def _require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
     """
     limit = context_length(critic.trunk.config)
     for prompt, ids in zip(prompts, encode_many(list(prompts), critic.tokenizer), strict=True):
-        if not ids or (limit is not None and len(ids) > limit):
+        if len(ids) == 0 or (limit is not None and len(ids) > limit):
             raise DataError(
                 f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
                 f"{limit}. Lower data.max_prompt_tokens, or choose another critic."

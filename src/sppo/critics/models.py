@@ -35,9 +35,9 @@ from sppo.models.loading import (
     enable_gradient_checkpointing,
     read_tokenizer,
 )
-from sppo.models.packing import TokenRow, lay_out
+from sppo.models.packing import TokenRow, lay_out, pad_right
 from sppo.rollouts.encode import encode_many
-from sppo.types import Prompt
+from sppo.types import Prompt, TokenIds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -151,11 +151,11 @@ class ValueModel(nn.Module):
 class PromptCritic(ValueModel):
     """Reads prompts, returns one logit each; V = sigmoid(logit), or the logit itself where V is no probability."""
 
-    def logits(self, token_rows: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
         counts = [len(row) for row in token_rows]
         width = max(counts)
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in token_rows], device=self.device)  # [U, S]
+        ids = torch.from_numpy(pad_right(token_rows)).to(self.device)  # [U, S]
         lengths = torch.tensor(counts, device=self.device)
         # Encoders look at padding unless told not to; causal trunks ignore what comes after.
         mask = None if min(counts) == width else (torch.arange(width, device=self.device) < lengths[:, None]).long()
@@ -171,7 +171,7 @@ class PromptCritic(ValueModel):
         return self.row_values(encode_many(list(prompts), self.tokenizer))
 
     @torch.no_grad()
-    def row_values(self, encoded: Sequence[tuple[int, ...]]) -> Tensor:
+    def row_values(self, encoded: Sequence[TokenIds]) -> Tensor:
         """`values` of prompts that are token ids already."""
         token_rows, inverse = distinct(encoded)
         logits = torch.empty(len(token_rows), 1)
@@ -180,11 +180,12 @@ class PromptCritic(ValueModel):
         return (logits.sigmoid() if self.probability else logits)[inverse]
 
 
-def distinct(encoded: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], Tensor]:
+def distinct(encoded: Sequence[TokenIds]) -> tuple[list[TokenIds], Tensor]:
     """Returns U distinct token rows, and [B] which of them each row is."""
-    number: dict[tuple[int, ...], int] = {}
-    inverse = torch.tensor([number.setdefault(ids, len(number)) for ids in encoded])
-    return list(number), inverse
+    keys = [ids.tobytes() for ids in encoded]
+    number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    rows = dict(zip(keys, encoded, strict=True))
+    return [rows[key] for key in number], torch.tensor([number[key] for key in keys])
 
 
 class TokenCritic(ValueModel):

@@ -19,7 +19,7 @@ from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import PromptCritic, distinct
 from sppo.rollouts.encode import encode_many
-from sppo.types import Prompt
+from sppo.types import Prompt, TokenIds
 from sppo.update.ranks import sum_over_ranks
 from sppo.update.steps import StepGuard
 
@@ -45,7 +45,7 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
         self._start(batch)
         return self.model.row_values(self._token_rows(batch))
 
-    def _token_rows(self, batch: Batch) -> list[tuple[int, ...]]:
+    def _token_rows(self, batch: Batch) -> list[TokenIds]:
         if self.reads_policy_ids:
             return [rollout.prompt_token_ids for rollout in batch.rollouts]
         return encode_many(batch.prompts, self.model.tokenizer)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,7 +28,8 @@ from sppo.algorithms.spo import SolveTracker
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig
 from sppo.critics.critic import Metrics
-from sppo.types import Prompt
+from sppo.models.packing import TokenRow
+from sppo.types import Prompt, TokenIds
 from sppo.update.logprobs import row_logprobs
 
 DRIFT_TOKENS = 1024
@@ -39,15 +40,15 @@ LAST_FILE = "last_responses.safetensors"
 class _Beginning(NamedTuple):
     """The first tokens of a response, 8 bytes each; the prompt's come with the batch that answers it again."""
 
-    token_ids: NDArray[np.int32]
+    token_ids: TokenIds
     """[n]"""
     logprobs: NDArray[np.float32]
     """[n], nats, of the policy that sampled it."""
 
     @classmethod
-    def of(cls, token_ids: Sequence[int], logprobs: Tensor) -> _Beginning:
+    def of(cls, token_ids: ArrayLike, logprobs: Tensor) -> _Beginning:
         """Copies what it keeps of a response, whose log-probabilities may be padded: [T] and more."""
-        kept = np.array(token_ids[:DRIFT_TOKENS], dtype=np.int32)
+        kept = np.asarray(token_ids, np.int32)[:DRIFT_TOKENS].copy()
         return cls(kept, logprobs[: len(kept)].numpy().copy())
 
 
@@ -98,11 +99,12 @@ class TrackerCritic:
         prompts = {rollout.prompt.id: rollout.prompt_token_ids for rollout in batch.rollouts}
         drift = dict.fromkeys(prompts, 0.0)
         known = [prompt_id for prompt_id in prompts if prompt_id in self.last]
-        rows = [(prompts[name], self.last[name].token_ids.tolist()) for name in known]
-        lengths = [len(prompt) + len(response) for prompt, response in rows]
-        for part in microbatches(lengths, self.optimizer.tokens_per_microbatch, self.optimizer.layout):
+        rows = [TokenRow(prompts[name], self.last[name].token_ids) for name in known]
+        for part in microbatches(
+            [row.tokens for row in rows], self.optimizer.tokens_per_microbatch, self.optimizer.layout
+        ):
             members = [rows[index] for index in part]
-            width = max(len(response) for _, response in members)
+            width = max(len(row.response) for row in members)
             now = row_logprobs(self.policy, members, width, self.optimizer, self.temperature).logprobs.cpu()
             for row, index in enumerate(part):
                 old = torch.from_numpy(self.last[known[index]].logprobs)

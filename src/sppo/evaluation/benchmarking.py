@@ -271,7 +271,7 @@ def _record(benchmark: str, item: _Item, rollout: Rollout, verdict: Verdict, gra
         "problem": item.prompt.id,
         "sample": item.sample,
         "response": rollout.text,
-        "tokens": len(rollout.completion.token_ids),
+        "tokens": len(rollout.completion),
         "finish_reason": rollout.completion.finish_reason,
         **asdict(verdict),
         **grader.describe(item.prompt),
@@ -299,7 +299,7 @@ def _settings(
             "count": len(problems.prompts),
             "votes": problems.votes,
             "problems": _digest(texts),
-            "prompts": _digest(encoded),
+            "prompts": _digest([ids.tolist() for ids in encoded]),
             **graders[problems.name].describe(problems.prompts[0]),
             "left_out": {str(row): reason for row, reason in problems.left_out.items()},
         }

@@ -11,13 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TokenRow = tuple[Sequence[int], Sequence[int]]
-"""Prompt ids and response ids of one row."""
+from sppo.types import TokenIds
+
+
+class TokenRow(NamedTuple):
+    """Prompt and response of one row."""
+
+    prompt: TokenIds
+    response: TokenIds
+
+    @property
+    def tokens(self) -> int:
+        """Of prompt and response together."""
+        return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)
@@ -38,29 +51,34 @@ class Layout:
 
 def lay_out(rows: Sequence[TokenRow], layout: Literal["sorted", "packed"], device: torch.device) -> Layout:
     """Lays r rows out; see the module's header for the two layouts."""
-    lengths = [len(prompt) + len(response) for prompt, response in rows]
-    width = max(lengths)
-    starts = (
-        [sum(lengths[:row]) for row in range(len(rows))]
-        if layout == "packed"
-        else [r * width for r in range(len(rows))]
-    )
-    sequences = [torch.tensor([*prompt, *response]) for prompt, response in rows]
+    lengths = np.array([row.tokens for row in rows])
     if layout == "packed":
+        starts = lengths.cumsum() - lengths
         inputs = {
-            "input_ids": torch.cat(sequences)[None],
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "input_ids": np.concatenate([part for row in rows for part in row])[None],
+            "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
         }
     else:
-        inputs = {"input_ids": torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)}
-    columns = [torch.arange(len(response)) for _, response in rows]
-    sources = [
-        column + (start + len(prompt) - 1) for column, start, (prompt, _) in zip(columns, starts, rows, strict=True)
-    ]
+        starts = np.arange(len(rows)) * lengths.max()
+        inputs = {"input_ids": pad_right([np.concatenate(row) for row in rows])}
+    columns = [np.arange(len(row.response)) for row in rows]
+    sources = [column + start + len(row.prompt) - 1 for column, start, row in zip(columns, starts, rows, strict=True)]
     return Layout(
-        inputs={name: tensor.to(device) for name, tensor in inputs.items()},
-        sources=torch.cat(sources).to(device),
-        targets=torch.tensor([token for _, response in rows for token in response]).to(device),
-        rows=torch.cat([torch.full_like(column, row) for row, column in enumerate(columns)]).to(device),
-        columns=torch.cat(columns).to(device),
+        inputs={name: _long(array, device) for name, array in inputs.items()},
+        sources=_long(np.concatenate(sources), device),
+        targets=_long(np.concatenate([row.response for row in rows]), device),
+        rows=_long(np.repeat(np.arange(len(rows)), [len(row.response) for row in rows]), device),
+        columns=_long(np.concatenate(columns), device),
     )
+
+
+def pad_right(rows: Sequence[TokenIds]) -> npt.NDArray[np.int64]:
+    """[r, S] token ids, 0 after the end of each row."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded
+
+
+def _long(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64, copy=False)).to(device)

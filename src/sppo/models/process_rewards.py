@@ -43,7 +43,7 @@ class ProcessRewards:
         for index, places, said in zip(rows, ends, scores, strict=True):
             if said is not None:
                 rollout = rollouts[index]
-                tokens = tokens_at(places, rollout.completion.token_ids, rollout.text, self.tokenizer)
+                tokens = tokens_at(places, rollout.completion.token_ids.tolist(), rollout.text, self.tokenizer)
                 judged[index] = replace(judged[index], step_scores=StepScores(tuple(tokens), tuple(said)))
         return judged
 

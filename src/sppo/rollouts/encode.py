@@ -10,24 +10,24 @@ from sppo.config import DataConfig
 from sppo.errors import ConfigError, DataError
 from sppo.models.chat import render
 from sppo.models.packing import TokenRow
-from sppo.types import Prompt
+from sppo.types import Prompt, TokenIds, as_token_ids
 
 
-def encode(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+def encode(prompt: Prompt, tokenizer: Tokenizer) -> TokenIds:
     """Returns the prompt's token ids. A chat template writes its special tokens itself; plain text gets them here."""
     return encode_many([prompt], tokenizer)[0]
 
 
-def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[TokenIds]:
     """`encode` for many prompts at once, which fast tokenizers do in parallel."""
     templated = [not isinstance(prompt.content, str) and bool(tokenizer.chat_template) for prompt in prompts]
-    encoded: list[tuple[int, ...]] = [()] * len(prompts)
+    encoded: list[TokenIds] = [as_token_ids([])] * len(prompts)
     for special in (False, True):
         rows = [row for row, chat in enumerate(templated) if chat != special]
         if rows:
             texts = [render(prompts[row], tokenizer) for row in rows]
             for row, ids in zip(rows, tokenizer(texts, add_special_tokens=special)["input_ids"], strict=True):
-                encoded[row] = tuple(ids)
+                encoded[row] = as_token_ids(ids)
     return encoded
 
 
@@ -102,5 +102,6 @@ def encode_demonstrations(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> li
     responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     return [
-        (ids, (*response, end)) for ids, response in zip(encode_many(list(prompts), tokenizer), responses, strict=True)
+        TokenRow(ids, as_token_ids([*response, end]))
+        for ids, response in zip(encode_many(list(prompts), tokenizer), responses, strict=True)
     ]

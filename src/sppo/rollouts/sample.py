@@ -51,7 +51,7 @@ def sample(
     encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
     completions = engine.generate(encoded, parameters, seed=seed)
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
-    texts = tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
+    texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)
     return [
         Rollout(prompt, ids, completion, text, engine.version)
         for prompt, ids, completion, text in zip(repeated, encoded, completions, texts, strict=True)

@@ -27,7 +27,7 @@ class LengthRules:
 
     def penalty(self, rollout: Rollout) -> float:
         """DAPO's soft overlong penalty (arXiv 2503.14476): 0 up to L_max - C tokens, then down to -1 at L_max."""
-        over = len(rollout.completion.token_ids) - (self.longest - self.penalty_tokens)
+        over = len(rollout.completion) - (self.longest - self.penalty_tokens)
         return 0.0 if self.penalty_tokens == 0 or over <= 0 else -min(over / self.penalty_tokens, 1.0)
 
 
@@ -67,14 +67,12 @@ def collate(
     number: dict[object, int] = {}
     keys = [rollouts[index].prompt.id if groups is None else groups[index] for index in kept]
     rewards = [float(verdicts[index].reward or 0.0) + rules.penalty(rollouts[index]) for index in kept]
-    responses = [torch.tensor(r.completion.token_ids, dtype=torch.int64) for r in rows]
-    logprobs = [torch.tensor(r.completion.logprobs, dtype=torch.float32) for r in rows]
-    lengths = torch.tensor([len(response) for response in responses])
+    logprobs = [torch.tensor(row.completion.logprobs) for row in rows]
+    lengths = torch.tensor([len(row.completion) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     steps = [verdicts[index].step_scores or StepScores((), ()) for index in kept]
     return Batch(
         rollouts=tuple(rows),
-        response_ids=torch.nn.utils.rnn.pad_sequence(responses, batch_first=True),
         mask=mask,
         sampler_logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
         rewards=torch.tensor(rewards, dtype=torch.float32),

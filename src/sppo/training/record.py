@@ -93,7 +93,7 @@ class Recorder:
             self._metrics["sampling/discarded_groups"] = collected.discarded_groups
         self.state.responses += len(collected.rollouts) + collected.extra_responses
         self.state.tokens_sampled += collected.extra_tokens
-        self.state.tokens_sampled += sum(len(rollout.completion.token_ids) for rollout in collected.rollouts)
+        self.state.tokens_sampled += sum(len(rollout.completion) for rollout in collected.rollouts)
 
     def credited(self, collected: Collected, batch: Batch, before: Estimates, credit: Credit) -> None:
         """Takes in what the algorithm made of the step's rewards."""
@@ -162,8 +162,8 @@ def response_records(
             "prompt": prompt.text,
             "gold": prompt.gold,
             "response": rollout.text,
-            "prompt_token_ids": rollout.prompt_token_ids,
-            "response_token_ids": rollout.completion.token_ids,
+            "prompt_token_ids": rollout.prompt_token_ids.tolist(),
+            "response_token_ids": rollout.completion.token_ids.tolist(),
             "finish_reason": rollout.completion.finish_reason,
             **_judgement(row, batch, before, credit),
             **asdict(verdict),
@@ -193,7 +193,7 @@ def _known(value: Tensor | float, digits: int | None = None) -> float | None:
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Lengths in tokens, and the share that was cut at the limit."""
-    lengths = [len(rollout.completion.token_ids) for rollout in rollouts]
+    lengths = [len(rollout.completion) for rollout in rollouts]
     return {
         "response/tokens": sum(lengths),
         "response/length_mean": sum(lengths) / len(lengths),

@@ -17,7 +17,7 @@ from sppo.models.packing import TokenRow
 def token_rows(batch: Batch, rows: Sequence[int]) -> list[TokenRow]:
     """Prompt and response ids of some rows."""
     chosen = [batch.rollouts[row] for row in rows]
-    return [(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
+    return [TokenRow(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
 
 
 def row_logprobs(

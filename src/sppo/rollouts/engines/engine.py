@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sppo.errors import ConfigError
-from sppo.types import Completion
+from sppo.types import Completion, TokenIds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParameters, *, seed: int | Sequence[int]
+        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seed: int | Sequence[int]
     ) -> list[Completion]:
         """Samples one response to each row.
 
