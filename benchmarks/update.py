@@ -61,10 +61,16 @@ def update_ours(
 
 
 def update_usual(model: PreTrainedModel, rows: Sequence[TokenRow], advantages: Tensor, pad: int) -> None:
-    before = max(len(prompt) for prompt, _ in rows)
-    after = max(len(response) for _, response in rows)
-    ids = torch.tensor([[pad] * (before - len(p)) + [*p, *r] + [pad] * (after - len(r)) for p, r in rows])
-    mask = torch.tensor([[0] * (before - len(p)) + [1] * (len(p) + len(r)) + [0] * (after - len(r)) for p, r in rows])
+    before = max(len(row.prompt) for row in rows)
+    after = max(len(row.response) for row in rows)
+    gaps = [(before - len(row.prompt), row.tokens, after - len(row.response)) for row in rows]
+    ids = torch.tensor(
+        [
+            [pad] * left + [*row.prompt, *row.response] + [pad] * right
+            for row, (left, _, right) in zip(rows, gaps, strict=True)
+        ]
+    )
+    mask = torch.tensor([[0] * left + [1] * tokens + [0] * right for left, tokens, right in gaps])
     for start in range(0, len(rows), MINIBATCH):
         part = slice(start, start + MINIBATCH)
         logits = model(
@@ -98,7 +104,7 @@ def compare(kind: str, repeats: int) -> dict[str, Any]:
     return {
         "responses": kind,
         "tokens": sum(row.tokens for row in rows),
-        "padded_tokens_usual": ROWS * (max(len(p) for p, _ in rows) + max(len(r) for _, r in rows)),
+        "padded_tokens_usual": ROWS * (max(len(row.prompt) for row in rows) + max(len(row.response) for row in rows)),
         "tokens_per_microbatch": config.optimizer.tokens_per_microbatch,
         "seconds": seconds,
         "median_seconds": median,

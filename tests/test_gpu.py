@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.mark.parametrize("layout", ["sorted", "packed"])
 def test_logprobs_and_gradients_in_bfloat16_are_near_those_in_float32(layout):
     rows = [TokenRow(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
-    width = max(len(response) for _, response in rows)
+    width = max(len(row.response) for row in rows)
     results, gradients = [], []
     for device in ("cpu", "cuda"):
         model = tiny_qwen2(hidden_size=64, initializer_range=0.05).to(device)

@@ -40,10 +40,22 @@ def test_a_completion_is_made_of_read_only_arrays():
 def test_completions_are_equal_where_all_of_them_is():
     completion = Completion([3, 4], [-0.5, -0.25], "stop")
     assert completion == Completion([3, 4], [-0.5, -0.25], "stop")
-    for changes in ({"token_ids": [3, 5]}, {"logprobs": [-0.5, -0.125]}, {"finish_reason": "length"}):
+    for changes in (
+        {"token_ids": [3, 5]}, {"logprobs": [-0.5, -0.125]}, {"finish_reason": "length"}, {"mask": [True, False]}
+    ):  # fmt: skip
         assert completion != replace(completion, **changes)
     assert completion != Completion([3, 4, 4], [-0.5, -0.25, -0.25], "stop")
     assert completion != (3, 4)
+
+
+def test_a_policy_wrote_every_token_unless_said_otherwise():
+    completion = Completion([3, 4, 5], [-0.5, -0.25, -1.0], "stop")
+    assert completion.mask.tolist() == [True] * 3
+    assert (len(completion), completion.written) == (3, 3)
+    answered = replace(completion, mask=[True, False, True])
+    assert (len(answered), answered.written) == (3, 2)
+    with pytest.raises(ValueError, match="read-only"):
+        answered.mask[1] = True
 
 
 def test_the_same_response_twice_is_two_rollouts():

@@ -1,7 +1,8 @@
 """The tensors that flow through one step: Batch -> Estimates -> Outcomes -> Credit, and how rows are cut up.
 
 Shapes: B sequences, P prompts, G samples a prompt, T response tokens (the longest of the batch). Rows are padded on
-the right; padding never carries meaning, and masks apply in the loss's reduction alone.
+the right; padding never carries meaning, and masks apply in the loss's reduction alone. To them a token that the
+policy didn't write is as padding is: models read it, and nothing is said of it, asked of it or paid for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Batch:
     rollouts: tuple[Rollout, ...]
     """[B] the rows, in the order of every tensor here."""
     mask: Tensor
-    """[B, T] bool, True on response tokens (the stop token included)."""
+    """[B, T] bool, True on response tokens that the policy wrote (the stop token included); at least one a row."""
     sampler_logprobs: Tensor
     """[B, T] float32, nats; 0 outside the mask."""
     rewards: Tensor
@@ -49,7 +50,7 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """[B] tokens of prompt and response."""
+        """[B] tokens of prompt and response, whoever wrote them."""
         return [len(r.prompt_token_ids) + len(r.completion) for r in self.rollouts]
 
     def __len__(self) -> int:

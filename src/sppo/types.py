@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 TokenIds = npt.NDArray[np.int32]
 """[T] ids of tokens, read-only."""
+TokenMask = npt.NDArray[np.bool_]
+"""[T] True at some tokens, read-only."""
 
 Message = Mapping[str, str]
 """One chat turn: {"role": "user", "content": "..."}."""
@@ -52,27 +54,41 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What an engine returns for one row of token ids. Equal where all of it is; without a hash."""
+    """What follows one row of token ids: what the policy wrote and, in several turns, what it was answered.
+
+    Equal where all of it is; without a hash.
+    """
 
     token_ids: TokenIds
-    """[T] sampled ids, the stop token included where one was sampled."""
+    """[T] ids in order, the stop token included where one was sampled."""
     logprobs: npt.NDArray[np.float32]
-    """[T] log-probability, in nats, of each id under the distribution it was sampled from."""
+    """[T] log-probability, in nats, of each id under the distribution it was sampled from; nobody reads those of tokens
+    that the policy didn't write."""
     finish_reason: FinishReason
+    mask: TokenMask = field(default_factory=lambda: np.array(True))
+    """[T] True on tokens that the policy itself wrote, False on tool output and on turns of others, which it only
+    reads; default: it wrote all, which takes no memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", as_token_ids(self.token_ids))
         object.__setattr__(self, "logprobs", _read_only(self.logprobs, np.float32))
         assert self.token_ids.shape == self.logprobs.shape == (len(self),), "one log-probability a token"
+        object.__setattr__(self, "mask", np.broadcast_to(np.asarray(self.mask, np.bool_), self.token_ids.shape))
 
     def __len__(self) -> int:
+        """T, whoever wrote the tokens: what a model has to read."""
         return len(self.token_ids)
+
+    @property
+    def written(self) -> int:
+        """Tokens that the policy wrote."""
+        return int(self.mask.sum())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Completion):
             return NotImplemented
         return self.finish_reason == other.finish_reason and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("token_ids", "logprobs")
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("token_ids", "logprobs", "mask")
         )
 
 
@@ -111,7 +127,7 @@ class Submission:
     finished: bool = True
     """Whether the response ended by itself rather than at the length limit."""
     tokens: int | None = None
-    """Length in tokens, the stop token included; None where nobody counted."""
+    """Tokens that the policy wrote, the stop token included; None where nobody counted."""
     prompt: str = ""
     """The prompt's text."""
     columns: Mapping[str, Any] = field(default_factory=dict)

@@ -127,6 +127,28 @@ def test_gae_with_gamma_and_lambda_below_one():
     assert found[0].tolist() == pytest.approx([0.1345, 0.21, 0.2])
 
 
+def test_gae_passes_over_what_the_policy_did_not_write():
+    # The three tokens of the test above, with an answer of two tokens between the first ones and one at the end.
+    places, mask = [0, 3, 4], torch.tensor([[True, False, False, True, True, False]])
+    rewards, values = torch.zeros(1, 6), torch.full((1, 6), 9.0)
+    rewards[0, places], values[0, places] = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.25, 0.75])
+    alone = generalized_advantages(
+        rewards[:, places], values[:, places], torch.ones(1, 3, dtype=torch.bool), gamma=0.9, gae_lambda=0.5
+    )
+    found = generalized_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.5)
+    assert found[0, places].tolist() == alone[0].tolist()
+    assert not found[~mask].any()
+
+
+def test_ppos_reward_stands_at_the_last_token_that_the_policy_wrote():
+    made = row("a", 4)
+    batch = collate(
+        [replace(made, completion=replace(made.completion, mask=[True, False, True, False]))], [Verdict(1.0)]
+    )
+    credit = credit_of("ppo", batch, values=torch.tensor([[0.5, 0.0, 0.75, 0.0]]))
+    assert credit.advantages.tolist() == [[0.5, 0.0, 0.25, 0.0]]
+
+
 @pytest.mark.parametrize(("gae_lambda", "expected"), [(0.0, [0.1, 0.2, 0.2]), (1.0, [0.5, 0.4, 0.2])])
 def test_the_ends_of_lambda(gae_lambda, expected):
     rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.8]])

@@ -59,6 +59,16 @@ def test_of_two_steps_that_end_in_one_token_the_later_state_is_there_after_it():
     assert shaping.tolist() == [[0.0, 0.5, 0.0, -0.5]]
 
 
+def test_a_step_that_ends_in_what_the_policy_did_not_write_is_paid_for_at_the_token_before():
+    # Token 0 and the last are the policy's, and 3 and 4: steps end before any of its tokens, in the answer to 1, at 4.
+    mask = torch.tensor([[False, True, False, True, True, False]])
+    steps = StepScores((0, 2, 4), (1.0, 0.8, 0.4))
+    assert differences([steps], mask, weight=1.0).tolist() == [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    mask[0, 5] = True
+    shaping = differences([steps], mask, weight=1.0)  # c = (0.8 + 0.4) / 2
+    assert shaping.tolist() == [pytest.approx([0.0, 0.2, 0.0, 0.0, -0.4, 0.2])]
+
+
 def test_every_response_of_random_ones_sums_to_zero():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 30, (64,), generator=generator).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -12,7 +13,7 @@ from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_qwen2
 
 ROWS = [TokenRow(r.prompt_token_ids, r.completion.token_ids) for r in make_rollouts(6)[0]]
-WIDTH = max(len(response) for _, response in ROWS)
+WIDTH = max(len(row.response) for row in ROWS)
 
 
 def token_row(prompt, response):
@@ -22,7 +23,7 @@ def token_row(prompt, response):
 def one_by_one(model, temperature=1.0):
     """The slow way: each row alone, the whole [T, V] of it."""
     result = torch.zeros(len(ROWS), WIDTH)
-    for row, (prompt, response) in enumerate(ROWS):
+    for row, (prompt, response, _) in enumerate(ROWS):
         logits = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0] / temperature
         said = logits.log_softmax(-1)[len(prompt) - 1 : -1]
         result[row, : len(response)] = said.gather(1, torch.tensor(response).long()[:, None]).squeeze(1)
@@ -101,7 +102,7 @@ def test_each_response_token_is_given_to_the_loss_once():
         return logprobs.sum()
 
     response_loss(tiny_qwen2(), ROWS, count, chunk=7)
-    assert sorted(seen) == [(row, place) for row, (_, response) in enumerate(ROWS) for place in range(len(response))]
+    assert sorted(seen) == [(row, place) for row, one in enumerate(ROWS) for place in range(len(one.response))]
 
 
 def test_a_frozen_projection_gets_no_gradient():
@@ -214,3 +215,14 @@ def test_sorted_rows_are_padded_on_the_right():
     arranged = lay_out([token_row([5, 6], [7]), token_row([8], [9, 1, 4])], "sorted", torch.device("cpu"))
     assert arranged.inputs["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 1, 4]]
     assert arranged.sources.tolist() == [1, 4, 5, 6]
+
+
+@pytest.mark.parametrize("layout", ["sorted", "packed"])
+def test_tokens_outside_the_mask_are_read_and_not_asked_for(layout):
+    rows = [token_row([5, 6], [7, 8, 9])._replace(mask=np.array([True, False, True])), token_row([8], [4])]
+    arranged = lay_out(rows, layout, torch.device("cpu"))
+    ids = arranged.inputs["input_ids"].flatten().tolist()
+    assert ids[:5] == [5, 6, 7, 8, 9]
+    assert [ids[source] for source in arranged.sources.tolist()] == [6, 8, 8]
+    assert arranged.targets.tolist() == [7, 9, 4]
+    assert (arranged.rows.tolist(), arranged.columns.tolist()) == ([0, 0, 1], [0, 2, 0])

@@ -38,6 +38,12 @@ def token_weights(
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1) / sequences
 
 
+def last_inside(mask: Tensor) -> Tensor:
+    """[B, T] int64: the last column inside the mask [B, T] at or before each column; -1 where there is none."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, columns, -1).cummax(dim=1).values
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> float:
     """Mean of `values` [B, T] over the mask; 0 where the mask is empty."""
     assert values.shape == mask.shape, f"values {tuple(values.shape)} and mask {tuple(mask.shape)} differ"

@@ -31,6 +31,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sppo.algorithms.masked import last_inside
+
 
 def potential_differences(
     ends: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], mask: Tensor, weight: float
@@ -40,17 +42,18 @@ def potential_differences(
     Args:
         ends: [B] place of each step's last token in its row, rising; a row without any is not shaped.
         scores: [B] score of each of these steps.
-        mask: [B, T] bool, True on response tokens, which lie on the left.
+        mask: [B, T] bool, True on response tokens that the policy wrote. A step that ends in what it was answered is
+            paid for at the token before that.
         weight: of a score of 1 against a score of 0.
     """
     assert len(ends) == len(scores) == len(mask), f"{len(ends)} rows of steps, but {len(mask)} rows of tokens"
-    lengths = mask.sum(dim=1).tolist()
+    earned = last_inside(mask).tolist()
     # The step that ends the response leads to its end, whose potential is 0: there the reward itself speaks.
     inner = [
-        (row, end, score)
+        (row, earned[row][end], score)
         for row, steps in enumerate(zip(ends, scores, strict=True))
         for end, score in zip(*steps, strict=True)
-        if end < lengths[row] - 1
+        if 0 <= earned[row][end] < earned[row][-1]
     ]
     shaping = torch.zeros(mask.shape, dtype=torch.float64)
     if not inner:
@@ -62,7 +65,7 @@ def potential_differences(
         shaping[row, end] += potential - before[row]
         before[row] = potential
     for row, potential in before.items():
-        shaping[row, int(lengths[row]) - 1] -= potential
+        shaping[row, earned[row][-1]] -= potential
     return shaping.float()
 
 

@@ -252,7 +252,7 @@ def _records(config: Config, parts: Parts, pairs: Sequence[tuple[Prompt, float]]
                 "rewards": rewards,
                 "errors": sum(verdict.error is not None for verdict in verdicts[own]),
                 "clipped": sum(not rollout.finished for rollout in rollouts[own]),
-                "length_mean": sum(len(rollout.completion) for rollout in rollouts[own]) / samples,
+                "length_mean": sum(rollout.completion.written for rollout in rollouts[own]) / samples,
             }
         )
     return records

@@ -192,10 +192,10 @@ class TokenCritic(ValueModel):
     """Reads prompt and response as the policy's token ids; a value before each response token (PPO)."""
 
     def response_values(self, rows: Sequence[TokenRow], width: int) -> Tensor:
-        """Returns [r, T] raw head outputs before each response token, 0 elsewhere, in one forward pass.
+        """Returns [r, T] raw head outputs before each response token within the masks, 0 elsewhere, in one pass.
 
         Args:
-            rows: r pairs of prompt and response token ids.
+            rows: r prompts and responses.
             width: T.
         """
         arranged = lay_out(rows, "sorted", self.device)

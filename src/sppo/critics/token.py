@@ -49,7 +49,7 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
 
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
-        """[B, T], 0 outside the responses."""
+        """[B, T], 0 outside the mask: what the policy didn't write has no V of its own."""
         self._start(batch)
         raw = torch.zeros_like(batch.sampler_logprobs)
         for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):

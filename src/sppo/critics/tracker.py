@@ -41,15 +41,21 @@ class _Beginning(NamedTuple):
     """The first tokens of a response, 8 bytes each; the prompt's come with the batch that answers it again."""
 
     token_ids: TokenIds
-    """[n]"""
+    """[n]; where the policy didn't write the token, ~id, a negative number."""
     logprobs: NDArray[np.float32]
     """[n], nats, of the policy that sampled it."""
 
     @classmethod
-    def of(cls, token_ids: ArrayLike, logprobs: Tensor) -> _Beginning:
+    def of(cls, token_ids: ArrayLike, logprobs: Tensor, mask: ArrayLike = True) -> _Beginning:
         """Copies what it keeps of a response, whose log-probabilities may be padded: [T] and more."""
-        kept = np.asarray(token_ids, np.int32)[:DRIFT_TOKENS].copy()
+        ids = np.asarray(token_ids, np.int32)
+        kept = np.where(mask, ids, ~ids)[:DRIFT_TOKENS].copy()
         return cls(kept, logprobs[: len(kept)].numpy().copy())
+
+    def after(self, prompt: TokenIds) -> TokenRow:
+        """The row that it makes with its prompt."""
+        written = self.token_ids >= 0
+        return TokenRow(prompt, np.where(written, self.token_ids, ~self.token_ids), written)
 
 
 @dataclass
@@ -90,7 +96,8 @@ class TrackerCritic:
         for row, rollout in enumerate(batch.rollouts):
             self.tracker.update(rollout.prompt.id, float(batch.rewards[row]), drift[rollout.prompt.id], self.options)
             # Not the sampler's log-probabilities: with top_p or top_k those are of another distribution.
-            self.last[rollout.prompt.id] = _Beginning.of(rollout.completion.token_ids, before.old_logprobs[row])
+            said = rollout.completion
+            self.last[rollout.prompt.id] = _Beginning.of(said.token_ids, before.old_logprobs[row], said.mask)
         return {"critic/drift_mean": sum(drift.values()) / len(drift), "critic/prompts": len(self.tracker.counts)}
 
     @torch.no_grad()
@@ -99,7 +106,7 @@ class TrackerCritic:
         prompts = {rollout.prompt.id: rollout.prompt_token_ids for rollout in batch.rollouts}
         drift = dict.fromkeys(prompts, 0.0)
         known = [prompt_id for prompt_id in prompts if prompt_id in self.last]
-        rows = [TokenRow(prompts[name], self.last[name].token_ids) for name in known]
+        rows = [self.last[name].after(prompts[name]) for name in known]
         for part in microbatches(
             [row.tokens for row in rows], self.optimizer.tokens_per_microbatch, self.optimizer.layout
         ):
@@ -108,7 +115,8 @@ class TrackerCritic:
             now = row_logprobs(self.policy, members, width, self.optimizer, self.temperature).logprobs.cpu()
             for row, index in enumerate(part):
                 old = torch.from_numpy(self.last[known[index]].logprobs)
-                moved = (now[row, : len(old)] - old).abs().mean()
+                written = torch.from_numpy(members[row].columns)
+                moved = (now[row, written] - old[written]).abs().mean()
                 # Log-probabilities that are not finite say nothing of how far: as far as can be, so that the counts,
                 # unlike the policy, stay what they were.
                 drift[known[index]] = float(moved) if bool(moved.isfinite()) else math.inf

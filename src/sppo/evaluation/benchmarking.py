@@ -271,7 +271,7 @@ def _record(benchmark: str, item: _Item, rollout: Rollout, verdict: Verdict, gra
         "problem": item.prompt.id,
         "sample": item.sample,
         "response": rollout.text,
-        "tokens": len(rollout.completion),
+        "tokens": rollout.completion.written,
         "finish_reason": rollout.completion.finish_reason,
         **asdict(verdict),
         **grader.describe(item.prompt),

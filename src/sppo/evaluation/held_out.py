@@ -65,7 +65,7 @@ class Evaluation:
             **({} if stderr is None else {"eval/accuracy_stderr": stderr}),
             "eval/error_share": self.error_share,
             "eval/clipped_share": _mean([float(not rollout.finished) for rollout in rollouts]),
-            "eval/length_mean": _mean([len(rollout.completion) for rollout in rollouts]),
+            "eval/length_mean": _mean([rollout.completion.written for rollout in rollouts]),
         }
 
     def by_difficulty(self) -> dict[str, dict[str, float | None]]:

@@ -29,12 +29,12 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """What a forward pass says of the response tokens."""
+    """What a forward pass says of the response tokens within the rows' masks."""
 
     logprobs: Tensor
-    """[r, T] float32, nats; 0 outside the responses."""
+    """[r, T] float32, nats; 0 outside the masks."""
     entropy: Tensor
-    """[r, T] float32, nats, with gradient; 0 outside the responses."""
+    """[r, T] float32, nats, with gradient; 0 outside the masks."""
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -163,11 +163,11 @@ def response_logprobs(
     chunk: int | None = None,
     layout: LayoutName = "sorted",
 ) -> TokenLogprobs:
-    """Runs the model on one micro-batch and returns what it says of each response token.
+    """Runs the model on one micro-batch and returns what it says of each response token within the rows' masks.
 
     Args:
         model: a causal LM.
-        rows: r pairs of prompt and response token ids.
+        rows: r prompts and responses.
         width: T of the result.
         temperature: divides the logits, as at sampling.
         chunk: tokens whose logits exist at one time; default: `chunk_tokens`.
@@ -207,7 +207,7 @@ def response_loss(
 
     Args:
         model: a causal LM.
-        rows: r pairs of prompt and response token ids.
+        rows: r prompts and responses.
         token_loss: called for a few response tokens at a time, each token once.
         temperature: divides the logits, as at sampling.
         chunk: tokens whose logits exist at one time; default: `chunk_tokens`.

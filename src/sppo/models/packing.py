@@ -18,33 +18,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sppo.types import TokenIds
+from sppo.types import TokenIds, TokenMask
 
 
 class TokenRow(NamedTuple):
-    """Prompt and response of one row."""
+    """Prompt and response of one row, and of which response tokens a forward pass is to say something."""
 
     prompt: TokenIds
     response: TokenIds
+    mask: TokenMask | None = None
+    """[T] True on tokens that the policy wrote; the model reads the others too; None: it wrote all."""
 
     @property
     def tokens(self) -> int:
         """Of prompt and response together."""
         return len(self.prompt) + len(self.response)
 
+    @property
+    def columns(self) -> npt.NDArray[np.intp]:
+        """[n] places in the response of the tokens within the mask."""
+        return np.arange(len(self.response)) if self.mask is None else np.flatnonzero(self.mask)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows as model inputs, and where each response token is predicted."""
+    """Rows as model inputs, and where each of the N response tokens within the rows' masks is predicted."""
 
     inputs: dict[str, Tensor]
     """input_ids [r, S] or [1, sum of lengths], with position_ids where packed."""
     sources: Tensor
-    """[N] index into the flattened hidden states: the position before each response token."""
+    """[N] index into the flattened hidden states: the position before each token."""
     targets: Tensor
-    """[N] the response token ids."""
+    """[N] their ids."""
     rows: Tensor
-    """[N] row of each response token."""
+    """[N] row of each."""
     columns: Tensor
     """[N] its place in the response."""
 
@@ -55,19 +62,19 @@ def lay_out(rows: Sequence[TokenRow], layout: Literal["sorted", "packed"], devic
     if layout == "packed":
         starts = lengths.cumsum() - lengths
         inputs = {
-            "input_ids": np.concatenate([part for row in rows for part in row])[None],
+            "input_ids": np.concatenate([part for row in rows for part in row[:2]])[None],
             "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
         }
     else:
         starts = np.arange(len(rows)) * lengths.max()
-        inputs = {"input_ids": pad_right([np.concatenate(row) for row in rows])}
-    columns = [np.arange(len(row.response)) for row in rows]
+        inputs = {"input_ids": pad_right([np.concatenate(row[:2]) for row in rows])}
+    columns = [row.columns for row in rows]
     sources = [column + start + len(row.prompt) - 1 for column, start, row in zip(columns, starts, rows, strict=True)]
     return Layout(
         inputs={name: _long(array, device) for name, array in inputs.items()},
         sources=_long(np.concatenate(sources), device),
-        targets=_long(np.concatenate([row.response for row in rows]), device),
-        rows=_long(np.repeat(np.arange(len(rows)), [len(row.response) for row in rows]), device),
+        targets=_long(np.concatenate([row.response[own] for row, own in zip(rows, columns, strict=True)]), device),
+        rows=_long(np.repeat(np.arange(len(rows)), [len(own) for own in columns]), device),
         columns=_long(np.concatenate(columns), device),
     )
 

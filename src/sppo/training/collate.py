@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ class LengthRules:
 
     def penalty(self, rollout: Rollout) -> float:
         """DAPO's soft overlong penalty (arXiv 2503.14476): 0 up to L_max - C tokens, then down to -1 at L_max."""
-        over = len(rollout.completion) - (self.longest - self.penalty_tokens)
+        over = rollout.completion.written - (self.longest - self.penalty_tokens)
         return 0.0 if self.penalty_tokens == 0 or over <= 0 else -min(over / self.penalty_tokens, 1.0)
 
 
@@ -67,14 +68,15 @@ def collate(
     number: dict[object, int] = {}
     keys = [rollouts[index].prompt.id if groups is None else groups[index] for index in kept]
     rewards = [float(verdicts[index].reward or 0.0) + rules.penalty(rollouts[index]) for index in kept]
-    logprobs = [torch.tensor(row.completion.logprobs) for row in rows]
-    lengths = torch.tensor([len(row.completion) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    assert all(row.completion.written for row in rows), "a response without a token of the policy's own"
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    mask = pad([torch.tensor(row.completion.mask) for row in rows])
+    logprobs = pad([torch.tensor(row.completion.logprobs) for row in rows])
     steps = [verdicts[index].step_scores or StepScores((), ()) for index in kept]
     return Batch(
         rollouts=tuple(rows),
         mask=mask,
-        sampler_logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
+        sampler_logprobs=torch.where(mask, logprobs, 0.0),
         rewards=torch.tensor(rewards, dtype=torch.float32),
         groups=torch.tensor([number.setdefault(key, len(number)) for key in keys]),
         trained=torch.tensor([row.finished or rules.truncated == "keep" for row in rows]),

@@ -110,7 +110,7 @@ class Collector:
             groups=[index for index in range(len(kept)) for _ in range(self.samples)],
             greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(self.samples)],
             extra_responses=len(extra),
-            extra_tokens=sum(len(rollout.completion) for rollout in extra),
+            extra_tokens=sum(rollout.completion.written for rollout in extra),
             discarded_groups=len(discarded),
             grading_seconds=clock.seconds,
         )

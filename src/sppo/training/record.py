@@ -93,7 +93,7 @@ class Recorder:
             self._metrics["sampling/discarded_groups"] = collected.discarded_groups
         self.state.responses += len(collected.rollouts) + collected.extra_responses
         self.state.tokens_sampled += collected.extra_tokens
-        self.state.tokens_sampled += sum(len(rollout.completion) for rollout in collected.rollouts)
+        self.state.tokens_sampled += sum(rollout.completion.written for rollout in collected.rollouts)
 
     def credited(self, collected: Collected, batch: Batch, before: Estimates, credit: Credit) -> None:
         """Takes in what the algorithm made of the step's rewards."""
@@ -150,7 +150,10 @@ def response_records(
     credit: Credit,
     grader: Grader,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the record of each response; V and A are null for those left out."""
+    """Yields the record of each response; V and A are null for those left out.
+
+    response_mask is true on tokens that the policy wrote; null where it wrote them all.
+    """
     place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
     for rollout, verdict in zip(collected.rollouts, collected.verdicts, strict=True):
         row = place.get(id(rollout))
@@ -164,6 +167,7 @@ def response_records(
             "response": rollout.text,
             "prompt_token_ids": rollout.prompt_token_ids.tolist(),
             "response_token_ids": rollout.completion.token_ids.tolist(),
+            "response_mask": None if rollout.completion.mask.all() else rollout.completion.mask.tolist(),
             "finish_reason": rollout.completion.finish_reason,
             **_judgement(row, batch, before, credit),
             **asdict(verdict),
@@ -172,14 +176,16 @@ def response_records(
 
 
 def _judgement(row: int | None, batch: Batch, before: Estimates, credit: Credit) -> dict[str, Any]:
-    """V and A of a response; of PPO, V and A at the first token, and V before every token."""
+    """V and A of a response; of PPO, V and A at the first token that the policy wrote, and V before each of these."""
     if row is None:
         return {"value": None, "advantage": None}
-    said: dict[str, Any] = {"value": None, "advantage": _known(credit.advantages[row, 0])}
+    own = batch.mask[row]
+    said: dict[str, Any] = {"value": None, "advantage": _known(credit.advantages.expand_as(batch.mask)[row][own][0])}
     if before.values is not None:
-        said["value"] = _known(before.values[row, 0])
+        values = before.values.expand_as(batch.mask)[row][own].tolist()
+        said["value"] = _known(values[0])
         if before.values.shape[1] > 1:
-            said["token_values"] = [_known(value, 4) for value in before.values[row][batch.mask[row]].tolist()]
+            said["token_values"] = [_known(value, 4) for value in values]
     return said
 
 
@@ -192,8 +198,8 @@ def _known(value: Tensor | float, digits: int | None = None) -> float | None:
 
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
-    """Lengths in tokens, and the share that was cut at the limit."""
-    lengths = [len(rollout.completion) for rollout in rollouts]
+    """Lengths in tokens that the policy wrote, and the share that was cut at the limit."""
+    lengths = [rollout.completion.written for rollout in rollouts]
     return {
         "response/tokens": sum(lengths),
         "response/length_mean": sum(lengths) / len(lengths),

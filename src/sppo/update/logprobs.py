@@ -15,9 +15,9 @@ from sppo.models.packing import TokenRow
 
 
 def token_rows(batch: Batch, rows: Sequence[int]) -> list[TokenRow]:
-    """Prompt and response ids of some rows."""
-    chosen = [batch.rollouts[row] for row in rows]
-    return [TokenRow(rollout.prompt_token_ids, rollout.completion.token_ids) for rollout in chosen]
+    """Prompt and response ids of some rows, and which response tokens the policy wrote."""
+    chosen = [(batch.rollouts[row].prompt_token_ids, batch.rollouts[row].completion) for row in rows]
+    return [TokenRow(prompt, completion.token_ids, completion.mask) for prompt, completion in chosen]
 
 
 def row_logprobs(
@@ -29,7 +29,7 @@ def row_logprobs(
 
 @torch.no_grad()
 def batch_logprobs(model: PreTrainedModel, batch: Batch, optimizer: OptimizerConfig, temperature: float) -> Tensor:
-    """[B, T] log-probabilities of the whole batch, on the CPU; 0 outside the responses."""
+    """[B, T] log-probabilities of the whole batch, on the CPU; 0 outside the mask."""
     result = torch.zeros_like(batch.sampler_logprobs)
     for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
         said = row_logprobs(model, token_rows(batch, rows), batch.mask.shape[1], optimizer, temperature)

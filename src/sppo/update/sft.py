@@ -67,7 +67,7 @@ def fine_tune_phase(
             group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
         loss = _backward(policy, chosen, optimizer)
         guard.step("fine-tuned model", adam, policy, loss)
-        tokens += sum(len(row.response) for row in chosen)
+        tokens += sum(len(row.columns) for row in chosen)
         metrics = {"sft/loss": loss}
         if phase.stop_at_accuracy is not None and step % CHECK_EVERY == 0:
             metrics["eval/accuracy"] = check()
@@ -79,7 +79,7 @@ def fine_tune_phase(
 
 def _backward(policy: PreTrainedModel, rows: Sequence[TokenRow], optimizer: OptimizerConfig) -> float:
     lengths = [row.tokens for row in rows]
-    total = sum(len(row.response) for row in rows)
+    total = sum(len(row.columns) for row in rows)
     loss = 0.0
     for part in microbatches(lengths, optimizer.tokens_per_microbatch, optimizer.layout):
         members = [rows[row] for row in part]

@@ -87,7 +87,7 @@ class Grader:
             opening + rollout.text,
             prompt.gold,
             rollout.finished,
-            tokens=len(rollout.completion),
+            tokens=rollout.completion.written,
             prompt=prompt.text,
             columns=prompt.columns,
             messages=() if isinstance(prompt.content, str) else prompt.content,
