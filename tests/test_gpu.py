@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from sppo.commands.train import train
+from sppo.models.checks import readable_tokens, trunk_outputs
 from sppo.models.logprobs import response_logprobs
 from sppo.models.packing import TokenRow
 from sppo.runs.folder import read_metrics
@@ -33,6 +35,14 @@ def test_logprobs_and_gradients_in_bfloat16_are_near_those_in_float32(layout):
         gradients.append(torch.cat([p.grad.flatten().cpu() for p in model.parameters()]))
     assert (results[0] - results[1]).abs().max() < 0.05
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+def test_a_critic_that_reads_less_than_its_config_says_leaves_the_gpu_alive():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("roberta", vocab_size=40, max_position_embeddings=30, pad_token_id=1, **sizes)
+    trunk = AutoModel.from_config(config).eval().cuda()
+    assert readable_tokens(trunk, trunk_outputs(trunk), 30) == 28
+    assert torch.ones(3, device="cuda").sum().item() == 3
 
 
 def test_a_whole_run_on_the_gpu_resumes(tmp_path):

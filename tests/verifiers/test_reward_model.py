@@ -18,6 +18,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForSequenceClassification,
     Qwen2ForTokenClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from sppo.algorithms.table import ALGORITHMS
@@ -127,6 +129,20 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair(tmp_path):
             expected.append(float(model(**inputs).logits[0, 0]))
     assert values(together) == expected
     assert values(scorer(path, tokens_per_microbatch=12).scores(EXCHANGES)) == expected
+
+
+def test_rows_are_held_against_what_the_reward_model_reads_and_not_what_its_config_says(tmp_path):
+    """RoBERTa's positions are counted from behind the padding's, so that it reads two fewer than its config says."""
+    tokenizer = pair_tokenizer()
+    tokenizer.model_max_length = 10**30
+    sizes = {"vocab_size": len(tokenizer), "num_labels": 1, "pad_token_id": 1, **SIZES, "max_position_embeddings": 16}
+    RobertaForSequenceClassification(RobertaConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = scorer(str(tmp_path))
+    # Three marks around prompt and response.
+    found = loaded.scores([Exchange("1+1=", "1234567"), Exchange("1+1=", "12345678")])
+    assert [score.tokens for score in found] == [14, 15]
+    assert [score.value is None for score in found] == [False, True]
 
 
 def test_the_chat_template_of_the_reward_model_is_used(tmp_path):

@@ -106,7 +106,8 @@ def _critic_beside(model: ModelConfig, config: Config, device: torch.device) -> 
     saved = Path(model.path or "").parent / "critic"
     if not saved.is_dir() or get_algorithm(config.algorithm.name).critic != "prompt":
         return None
-    return PromptModelCritic(PromptCritic.from_pretrained(saved, device=device), config.critic)
+    critic = PromptCritic.from_pretrained(saved, device=device, trust_remote_code=model.trust_remote_code)
+    return PromptModelCritic(critic, config.critic)
 
 
 def evaluate_on_benchmarks(

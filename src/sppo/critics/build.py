@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.table import Algorithm
 from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
+from sppo.critics.checks import require_causal, require_masking, require_readable
 from sppo.critics.critic import Critic, NoCritic
 from sppo.critics.models import Model, PromptCritic, TokenCritic, make_value_model
 from sppo.critics.prompt import PromptModelCritic
 from sppo.critics.token import TokenModelCritic
 from sppo.critics.tracker import TrackerCritic
-from sppo.errors import DataError, ModelError
-from sppo.models.loading import context_length, embedded_tokens
-from sppo.rollouts.encode import encode_many, require_context
+from sppo.models.checks import readable_tokens, require_recomputation, trunk_outputs
+from sppo.models.loading import context_length
+from sppo.rollouts.encode import require_context
 from sppo.types import Prompt
 from sppo.update.steps import StepGuard
 
@@ -38,6 +38,8 @@ class Owner:
     max_prompt_tokens: int
     prompts: Sequence[Prompt]
     """All that it may have to value."""
+    trust_remote_code: bool
+    """Whether the critic's own code may run."""
 
 
 def build_critic(
@@ -64,7 +66,8 @@ def build_critic(
 
 def _prompt_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
     model = _value_model(PromptCritic, config, owner, saved)
-    _require_readable(model, owner.prompts)
+    require_readable(model, owner.prompts)
+    require_masking(model)
     return PromptModelCritic(model, config, owner.tokenizer, rows=rows, guard=guard)
 
 
@@ -72,7 +75,8 @@ def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: 
     model = _value_model(TokenCritic, config, owner, saved)
     lengths = owner.max_prompt_tokens, owner.sampling.max_response_tokens
     require_context(*lengths, context_length(model.trunk.config), "the critic")
-    _require_causal(model)
+    require_context(*lengths, readable_tokens(model.trunk, trunk_outputs(model.trunk), sum(lengths)), "the critic")
+    require_causal(model)
     own = owner.algorithm.options
     return TokenModelCritic(
         model,
@@ -101,43 +105,19 @@ _CRITICS: Mapping[str, Callable[[CriticConfig, Owner, Path | None, int, StepGuar
 
 
 def _value_model(kind: type[Model], config: CriticConfig, owner: Owner, saved: Path | None) -> Model:
-    tokens = owner.optimizer.tokens_per_microbatch
+    tokens, trusted = owner.optimizer.tokens_per_microbatch, owner.trust_remote_code
     if saved is None:
-        return make_value_model(kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens)
-    return kind.from_pretrained(
-        saved,
-        device=owner.policy.device,
-        tokens_per_microbatch=tokens,
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
-
-
-def _require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
-    """Refuses prompts that are empty or too long for the critic, in tokens of its own tokenizer.
-
-    Raises:
-        DataError: names the first such prompt.
-    """
-    limit = context_length(critic.trunk.config)
-    for prompt, ids in zip(prompts, encode_many(list(prompts), critic.tokenizer), strict=True):
-        if len(ids) == 0 or (limit is not None and len(ids) > limit):
-            raise DataError(
-                f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
-                f"{limit}. Lower data.max_prompt_tokens, or choose another critic."
-            )
-
-
-@torch.no_grad()
-def _require_causal(critic: TokenCritic) -> None:
-    """Refuses trunks that read ahead: V before a token would know the tokens after it.
-
-    Raises:
-        ModelError: the trunk's first state depends on its last token.
-    """
-    first = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=critic.device) % embedded_tokens(critic.trunk)
-    states = critic.trunk(input_ids=first).last_hidden_state[:, 0]
-    if not torch.allclose(states[0].float(), states[1].float(), rtol=1e-4, atol=1e-4):
-        raise ModelError(
-            f"The critic's trunk, {critic.trunk.config.model_type}, reads a response in both directions, so that the "
-            "value of a token would know what comes after it. Choose a causal model for a token critic."
+        model = make_value_model(
+            kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens, trust_remote_code=trusted
         )
+    else:
+        model = kind.from_pretrained(
+            saved,
+            device=owner.policy.device,
+            tokens_per_microbatch=tokens,
+            gradient_checkpointing=config.gradient_checkpointing,
+            trust_remote_code=trusted,
+        )
+    if config.gradient_checkpointing:
+        require_recomputation(model.trunk, trunk_outputs(model.trunk), "critic.gradient_checkpointing")
+    return model

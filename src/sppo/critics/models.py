@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.batch import microbatches
 from sppo.config import CriticConfig
 from sppo.errors import ModelError
+from sppo.models.checks import described, probe_rows, refusing, trunk_outputs
 from sppo.models.loading import (
     LOAD_FAILURES,
     arithmetic,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound="ValueModel")
 
+OTHER_TRUNK = "Choose another trunk with --critic.path or --critic.config."
 HEAD_FILE = "value_head.safetensors"
 
 
@@ -65,6 +67,9 @@ class ValueModel(nn.Module):
             tokenizer: the trunk's own.
             tokens_per_microbatch: padded tokens in one forward pass.
             gradient_checkpointing: recompute activations in the backward pass.
+
+        Raises:
+            ModelError: the trunk can't read a row by itself, or can't recompute.
         """
         super().__init__()
         self.trunk = trunk
@@ -74,16 +79,16 @@ class ValueModel(nn.Module):
         """Whether the head's bias has been set to where V begins."""
         self.probability = True
         """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
-        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
-        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
         disable_dropout(trunk)
         # A row is read once, so a cache would only take memory.
         trunk.config.use_cache = False
         trunk.eval()
+        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
+        self.head = nn.Linear(state_width(trunk), 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         if gradient_checkpointing:
-            enable_gradient_checkpointing(trunk)
+            enable_gradient_checkpointing(trunk, "critic.gradient_checkpointing")
 
     @property
     def device(self) -> torch.device:
@@ -121,8 +126,16 @@ class ValueModel(nn.Module):
         device: torch.device | str = "cpu",
         tokens_per_microbatch: int = 16384,
         gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Loads what `save_pretrained` wrote.
+
+        Args:
+            folder: with trunk, tokenizer and head.
+            device: where the critic goes.
+            tokens_per_microbatch: padded tokens in one forward pass.
+            gradient_checkpointing: recompute activations in the backward pass.
+            trust_remote_code: allow Python code that lies in the folder to run.
 
         Raises:
             ModelError: the folder holds no critic.
@@ -131,12 +144,12 @@ class ValueModel(nn.Module):
         if not (path / HEAD_FILE).is_file():
             raise ModelError(f"{path} holds no critic: {HEAD_FILE} is missing.")
         try:
-            trunk = AutoModel.from_pretrained(path, dtype=torch.float32)
+            trunk = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
         except LOAD_FAILURES as error:
             raise ModelError(cannot_load("critic", str(path), error)) from error
         critic = cls(
             trunk,
-            read_tokenizer(str(path), "critic"),
+            read_tokenizer(str(path), "critic", trust_remote_code),
             tokens_per_microbatch=tokens_per_microbatch,
             gradient_checkpointing=gradient_checkpointing,
         )
@@ -153,18 +166,23 @@ class PromptCritic(ValueModel):
 
     def logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
+        with arithmetic(self.device):
+            states = self.last_states(token_rows)
+        logits: Tensor = self.head(states.float())
+        return logits
+
+    def last_states(self, token_rows: Sequence[TokenIds]) -> Tensor:
+        """Returns [U, H], the trunk's state at the last token of each prompt."""
         counts = [len(row) for row in token_rows]
         width = max(counts)
         ids = torch.from_numpy(pad_right(token_rows)).to(self.device)  # [U, S]
         lengths = torch.tensor(counts, device=self.device)
         # Encoders look at padding unless told not to; causal trunks ignore what comes after.
         mask = None if min(counts) == width else (torch.arange(width, device=self.device) < lengths[:, None]).long()
-        with arithmetic(self.device):
-            hidden = self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
+        hidden = self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
         # The last prompt token by index: right for any padding side that the tokenizer prefers.
-        last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
-        logits: Tensor = self.head(last.float())
-        return logits
+        last: Tensor = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
+        return last
 
     def values(self, prompts: Sequence[Prompt]) -> Tensor:
         """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
@@ -206,6 +224,19 @@ class TokenCritic(ValueModel):
         return spread.index_put((arranged.rows, arranged.columns), outputs)
 
 
+def state_width(trunk: PreTrainedModel) -> int:
+    """H, found by reading a short row: configs don't say it in one place, and OPT's may project before the end.
+
+    Raises:
+        ModelError: the trunk can't read a row by itself, as an encoder-decoder can't.
+    """
+    kind = "it is an encoder-decoder, and " if trunk.config.is_encoder_decoder else ""
+    why = f"{described(trunk)} can't be a critic, as {kind}its forward fails on a row of tokens alone"
+    with refusing(why, OTHER_TRUNK), torch.no_grad(), arithmetic(trunk.device):
+        states = trunk_outputs(trunk)(input_ids=probe_rows(trunk, 1)[:, :4])
+    return states.shape[-1]
+
+
 def make_value_model(
     kind: type[Model],
     options: CriticConfig,
@@ -213,6 +244,7 @@ def make_value_model(
     policy_tokenizer: Tokenizer,
     *,
     tokens_per_microbatch: int,
+    trust_remote_code: bool = False,
 ) -> Model:
     """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
 
@@ -222,6 +254,7 @@ def make_value_model(
         policy: copied where no other trunk is named.
         policy_tokenizer: used where the critic brings none.
         tokens_per_microbatch: padded tokens in one forward pass.
+        trust_remote_code: allow the trunk's own Python code to run.
 
     Raises:
         ModelError: the trunk or its tokenizer can't be loaded, or embeds fewer tokens than the tokenizer has.
@@ -233,15 +266,15 @@ def make_value_model(
         )
     if kind is PromptCritic and (options.tokenizer or options.path):
         key = "critic.tokenizer" if options.tokenizer else "critic.path"
-        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key)
+        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key, trust_remote_code)
     try:
         if options.path is not None:
-            trunk = AutoModel.from_pretrained(options.path, dtype=torch.float32)
+            trunk = AutoModel.from_pretrained(options.path, dtype=torch.float32, trust_remote_code=trust_remote_code)
         elif options.config is not None:
             settings = {"vocab_size": len(tokenizer), **options.config}
             trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
         else:
-            trunk = copy.deepcopy(getattr(policy, policy.base_model_prefix)).float()
+            trunk = copy.deepcopy(policy.base_model).float()
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load("critic.path", options.path or "made from critic.config", error)) from error
     embedded = embedded_tokens(trunk)

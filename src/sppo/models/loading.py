@@ -91,7 +91,7 @@ def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **rest)
     except LOAD_FAILURES as error:
-        raise ModelError(f"{key} makes no {model_type!r} model: {_first_line(error)}") from error
+        raise ModelError(f"{key} makes no {model_type!r} model: {first_line(error)}") from error
 
 
 def load_model_config(config: ModelConfig, key: str = "model.path") -> PretrainedConfig:
@@ -209,33 +209,50 @@ def prepare_policy(
     model.to(device=device, dtype=torch.float32)  # type: ignore[call-arg]
     model.eval()
     if gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+        enable_gradient_checkpointing(model, "model.gradient_checkpointing")
     return model
 
 
-def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Recomputes activations in the backward pass. transformers does so only in train mode; dropout is off anyway."""
+def enable_gradient_checkpointing(model: PreTrainedModel, key: str) -> None:
+    """Recomputes activations in the backward pass. transformers does so only in train mode.
+
+    Whether the model computes the same in train mode, dropout apart, `checks.require_recomputation` finds out.
+
+    Args:
+        model: put into train mode.
+        key: the option that asks for it.
+
+    Raises:
+        ModelError: the model's class has no checkpointing.
+    """
     # transformers renamed it; the old name still works and warns.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"{key} is on, but: {first_line(error)} Set --{key} false.") from error
     model.train()
 
 
-_DROPOUT_NAMES = (
-    "attention_dropout", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop", "dropout", "dropout_p",
-    "dropout_prob", "embd_pdrop", "hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "activation_dropout",
-)  # fmt: skip
-
-
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability to 0: with dropout the ratio of a policy to itself would not be 1."""
+    """Sets every dropout probability to 0, of units, layers or paths: with it a policy's ratio to itself is not 1."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for holder in (module, getattr(module, "config", None)):
-            for name in _DROPOUT_NAMES:
-                if isinstance(getattr(holder, name, None), float):
-                    setattr(holder, name, 0.0)
+        if "dropout" in type(module).__name__.lower() and isinstance(getattr(module, "p", None), float):
+            module.p = 0.0  # type: ignore[assignment]
+    for holder, name, _ in float_attributes(model, "drop"):
+        setattr(holder, name, 0.0)
+
+
+def float_attributes(model: nn.Module, *words: str) -> list[tuple[Any, str, float]]:
+    """(holder, name, value) of the floats whose names contain one of `words`, in modules and their configs."""
+    holders = [holder for module in model.modules() for holder in (module, getattr(module, "config", None))]
+    different = {id(holder): holder for holder in holders}.values()
+    return [
+        (holder, name, value)
+        for holder in different
+        for name, value in getattr(holder, "__dict__", {}).items()
+        if isinstance(value, float) and any(word in name for word in words)
+    ]
 
 
 def embedded_tokens(model: PreTrainedModel) -> int:
@@ -245,9 +262,9 @@ def embedded_tokens(model: PreTrainedModel) -> int:
 
 
 def context_length(architecture: PretrainedConfig) -> int | None:
-    """Longest sequence that the architecture was made for, in tokens; None where the config doesn't say."""
+    """Longest sequence that the architecture was made for, in tokens; None where the config names none."""
     length = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    return int(length) if length and length > 0 else None
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -264,10 +281,14 @@ def cannot_load(key: str, name: str, error: Exception) -> str:
         where = "a file, not a folder"
     else:
         where = "neither a folder here nor a model that could be fetched from the hub"
-    return f"{key} {name!r} can't be loaded ({where}): {_first_line(error)}"
+    mend = ""
+    if "trust_remote_code" in str(error):
+        section = key.rpartition(".")[0] if key.startswith("verification.") else "model"
+        mend = f" Where you trust it, set --{section}.trust_remote_code true."
+    return f"{key} {name!r} can't be loaded ({where}): {first_line(error)}{mend}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line, with those that it announces or lists."""
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     last = next((number for number, line in enumerate(lines) if not line.endswith((":", ","))), len(lines))

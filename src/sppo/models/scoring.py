@@ -29,6 +29,7 @@ from sppo.batch import microbatches
 from sppo.config.verification import ProcessOptions, RewardModelOptions, VerificationConfig
 from sppo.errors import ModelError
 from sppo.models.chat import render
+from sppo.models.checks import has_positions, readable_tokens
 from sppo.models.loading import (
     LOAD_FAILURES,
     arithmetic,
@@ -277,10 +278,13 @@ def load_classifier(
     model.to(where).eval().requires_grad_(False)
     limits = [context_length(model.config), int(min(tokenizer.model_max_length, 10**9))]
     known = [limit for limit in limits if limit is not None and limit < 10**9]
+    most = min(known, default=None)
+    if most is not None and has_positions(model):
+        most = readable_tokens(model, lambda **inputs: model(**inputs).logits, most)
     return Classifier(
         model,
         tokenizer,
-        min(known, default=None),
+        most,
         tokens_per_microbatch,
         model.config.pad_token_id,
         by_token=kind == "ForTokenClassification",

@@ -25,6 +25,7 @@ from sppo.data.stream import PromptStream
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError
 from sppo.evaluation.held_out import HeldOut
+from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
     context_length,
     load_model_config,
@@ -224,6 +225,7 @@ def build(
             config.sampling,
             config.data.max_prompt_tokens,
             (*prompts.training, *prompts.held_out),
+            config.model.trust_remote_code,
         ),
         saved=None if checkpoint is None else checkpoint / "critic",
         rows=config.sequences_per_step,
@@ -301,10 +303,16 @@ def _policy(
     config: Config, given: Given, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
 ) -> PreTrainedModel:
     if checkpoint is not None:
-        return load_policy(replace(config.model, path=str(checkpoint / "policy")), tokenizer, device)
-    if given.model is not None:
-        return prepare_policy(given.model, tokenizer, device, config.model.gradient_checkpointing)
-    return load_policy(config.model, tokenizer, device)
+        policy = load_policy(replace(config.model, path=str(checkpoint / "policy")), tokenizer, device)
+    elif given.model is not None:
+        policy = prepare_policy(given.model, tokenizer, device, config.model.gradient_checkpointing)
+    else:
+        policy = load_policy(config.model, tokenizer, device)
+    if config.model.gradient_checkpointing:
+        require_recomputation(policy, causal_outputs(policy), "model.gradient_checkpointing")
+    if config.optimizer.layout == "packed":
+        require_packing(policy)
+    return policy
 
 
 def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guard: StepGuard) -> PolicyLearner:
