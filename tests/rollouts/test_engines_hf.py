@@ -247,11 +247,12 @@ def test_use_cache_false_in_the_config_and_gradient_checkpointing_change_nothing
     model.gradient_checkpointing_enable()
     model.train()
     model.lm_head.eval()
+    engine = HFEngine(model)
     columns: list[int] = []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: columns.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    assert HFEngine(model).generate(PROMPTS, sampling(), seed=1) == expected
+    assert engine.generate(PROMPTS, sampling(), seed=1) == expected
     assert set(columns[1:]) == {1}, "after the prompt one column a step: the cache was used"
     assert model.training
     assert model.model.layers[0].training
@@ -275,11 +276,12 @@ def test_training_goes_on_after_sampling(rope: str) -> None:
 
 def test_finished_rows_leave_the_batch_and_equal_prompts_are_read_once() -> None:
     model = tiny()
+    engine = HFEngine(model)
     shapes: list[tuple[int, int]] = []
     model.register_forward_pre_hook(
         lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    completions = HFEngine(model).generate(rows([3, 4, 5]) * 32, sampling(60, temperature=3.0), seed=0)
+    completions = engine.generate(rows([3, 4, 5]) * 32, sampling(60, temperature=3.0), seed=0)
     lengths = [len(completion.token_ids) for completion in completions]
     assert shapes[0] == (1, 3)
     assert shapes[1][0] > 20
@@ -290,12 +292,13 @@ def test_finished_rows_leave_the_batch_and_equal_prompts_are_read_once() -> None
 
 def test_no_mask_where_no_row_has_padding() -> None:
     model = tiny()
+    engine = HFEngine(model)
     masks: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
-    HFEngine(model).generate(rows([3, 4], [5, 6]), sampling(), seed=0)
+    engine.generate(rows([3, 4], [5, 6]), sampling(), seed=0)
     assert all(mask is None for mask in masks)
     masks.clear()
-    HFEngine(model).generate(rows([3, 4], [5]), sampling(), seed=0)
+    engine.generate(rows([3, 4], [5]), sampling(), seed=0)
     assert masks[0].tolist() == [[True, True], [False, True]]
 
 
@@ -341,12 +344,13 @@ def test_load_weights_shares_or_copies() -> None:
 
 def test_context_is_checked_before_sampling() -> None:
     model = tiny(max_position_embeddings=30)
+    engine = HFEngine(model)
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(ConfigError, match=r"11 tokens .* is 20: together 31, more than .* 30 tokens .* at most 19"):
-        HFEngine(model).generate(PROMPTS, sampling(20), seed=0)
+        engine.generate(PROMPTS, sampling(20), seed=0)
     assert not calls
-    HFEngine(model).generate(PROMPTS, sampling(19), seed=0)
+    engine.generate(PROMPTS, sampling(19), seed=0)
 
 
 def test_errors_name_the_trouble() -> None:

@@ -22,15 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from sppo.errors import ConfigError, ModelError
-from sppo.models.loading import arithmetic
+from sppo.models.checks import agree, causal_outputs, described, disagreement, probe_rows, probing
+from sppo.models.loading import arithmetic, context_length, first_line
 from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
 from sppo.rollouts.engines.engine import SamplingParameters
-from sppo.types import Completion, TokenIds
+from sppo.types import Completion, TokenIds, as_token_ids
 
 # A drop moves no more rows than it drops, so it pays early. Measured on one CPU core where lengths varied widely: 1/4
 # took 1.15 times as long as 1/16, and 1/32 was no better.
 _DROP_FRACTION = 1 / 16
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+"""What a model's forward calls its cache: since transformers 5.24, and before it, for attention and for states."""
 
 
 class HFEngine:
@@ -48,7 +51,7 @@ class HFEngine:
             max_rows: rows decoded at one time; bounds the memory of the key-value cache.
 
         Raises:
-            ModelError: the model's forward takes no key-value cache.
+            ModelError: the model's forward takes no key-value cache, or gives other logits with it than without.
         """
         assert max_rows >= 1, f"max_rows is {max_rows}"
         # peft's wrapper takes **kwargs; the names that count are those of the model inside.
@@ -57,16 +60,26 @@ class HFEngine:
             base = base.get_base_model()
         self._accepts = frozenset(inspect.signature(base.forward).parameters)
         config = getattr(model, "config", None)
-        if config is None or "past_key_values" not in self._accepts or getattr(config, "is_encoder_decoder", False):
+        cache_argument = next((name for name in _CACHE_ARGUMENTS if name in self._accepts), None)
+        if config is None or cache_argument is None or getattr(config, "is_encoder_decoder", False):
             raise ModelError(
-                f"{type(base).__name__} is no causal language model with a key-value cache (its forward takes no "
-                "past_key_values, or it is an encoder-decoder), so engine 'hf' cannot sample from it. Use a "
-                "decoder-only model such as Qwen2, Llama, Mistral, Gemma or GPT-2."
+                f"{type(base).__name__} is no causal language model with a key-value cache (its forward takes neither "
+                f"{' nor '.join(_CACHE_ARGUMENTS)}, or it is an encoder-decoder), so engine 'hf' cannot sample from "
+                "it. Use a decoder-only model such as Qwen2, Llama, Mistral, Gemma or GPT-2."
             )
+        self._cache_argument = cache_argument
         self._model = model
         self._config = config
         self._max_rows = max_rows
         self._version = 0
+        # A forward without position_ids counts positions for itself, and would count the padding.
+        self._may_pad = "position_ids" in self._accepts and self._cache_trouble(padding=4) is None
+        trouble = None if self._may_pad else self._cache_trouble(padding=0)
+        if trouble:
+            raise ModelError(
+                f"Engine 'hf' can't sample from {described(base)}: {trouble}. Use a model of another type, such as "
+                "Qwen2, Llama, Mistral, Gemma or GPT-2."
+            )
 
     @property
     def version(self) -> int:
@@ -123,7 +136,7 @@ class HFEngine:
         for row, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise ModelError(f"prompt {row} of {len(prompts)} has no tokens; a model needs at least one to go on.")
-        context = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        context = context_length(self._config)
         longest = max(map(len, prompts), default=0)
         if context is not None and longest + sampling.max_tokens > context:
             raise ConfigError(
@@ -136,14 +149,50 @@ class HFEngine:
     def _chunks(self, order: list[int], prompts: Sequence[TokenIds]) -> Iterator[list[int]]:
         chunk: list[int] = []
         for row in order:
-            # A forward without position_ids counts positions for itself, and would count the padding.
             padded = bool(chunk) and len(prompts[row]) != len(prompts[chunk[0]])
-            if len(chunk) == self._max_rows or (padded and "position_ids" not in self._accepts):
+            if len(chunk) == self._max_rows or (padded and not self._may_pad):
                 yield chunk
                 chunk = []
             chunk.append(row)
         if chunk:
             yield chunk
+
+    @torch.no_grad()
+    def _cache_trouble(self, padding: int) -> str | None:
+        """What is wrong with sampling token by token, tried on three short rows; None where nothing is.
+
+        Logits of rows that begin together, of which one is dropped on the way, against those of each row in one
+        forward without a cache, which is how training reads them.
+
+        Args:
+            padding: tokens by which the second row's prompt is shorter.
+        """
+        try:
+            with _eval_mode(self._model), probing(self._model):
+                return self._compare_with_one_forward(padding)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model's own code may raise anything
+            return f"its forward with a cache fails ({first_line(error)})"
+
+    def _compare_with_one_forward(self, padding: int) -> str | None:
+        steps, outputs = 4, causal_outputs(self._model)
+        first, second = probe_rows(self._model, 2)
+        rows = [first, second[padding:], torch.cat([first[:-steps], second[:steps]])]  # the last begins as the first
+        whole = [outputs(input_ids=row[None])[0, -steps - 1 :] for row in rows]  # [steps + 1, V] each
+        alive = [0, 1, 2]
+        found, batch = self._prefill([as_token_ids(row[:-steps].tolist()) for row in rows], steps)
+        for step in range(steps + 1):
+            expected = torch.stack([whole[row][step] for row in alive])
+            if not agree(found, expected, self._model):
+                differ = disagreement(found, expected)
+                return f"with a cache it gives other logits than in one forward (by {differ:.1e} of their spread)"
+            if step == 1:
+                alive = [alive[row] for row in batch.drop(torch.tensor([True, False, False], device=self._device))]
+            if step < steps:
+                chosen = torch.stack([rows[row][step - steps] for row in alive])
+                found = self._step(chosen, batch)
+        return None
 
     def _sample_chunk(
         self, prompts: list[TokenIds], rows: list[int], sampling: SamplingParameters, seed: int | Sequence[int]
@@ -207,7 +256,7 @@ class HFEngine:
 
     def _forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: RoomyCache) -> Tensor:
         """Returns the logits [N, V] after the last column of `input_ids`."""
-        arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "past_key_values": cache}
+        arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, self._cache_argument: cache}
         if "position_ids" in self._accepts:
             arguments["position_ids"] = positions
         if "logits_to_keep" in self._accepts:
