@@ -77,7 +77,7 @@ def test_every_option_of_the_first_version_is_one_still_or_is_known_to_be_gone()
         "optimizer.logprob_chunk_tokens is no option of this version, and is ignored. It follows from the vocabulary "
         "and the device now."
     ]
-    assert said.config == load_recipe("demo_ppo", {"verification.workers": 2})
+    assert said.config == load_recipe("demo_ppo", {"verification.workers": 2, "model.attention": "sdpa"})
 
 
 def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
@@ -86,7 +86,7 @@ def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
     (folder / "config.yaml").write_text(FIRST.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "checkpoints" / "step_0").mkdir(parents=True)
     config, notes = evaluation_config(str(folder))
-    assert config == load_recipe("demo_ppo", {"verification.workers": 2})
+    assert config == load_recipe("demo_ppo", {"verification.workers": 2, "model.attention": "sdpa"})
     assert len(notes) == 1
     here = load_recipe("demo_ppo", {"output": folder})
     assert config_differences(written_config(folder), here) == []
@@ -151,7 +151,8 @@ def test_a_recipe_that_the_first_version_printed_runs_on(tmp_path):
     del old["optimizer"]["logprob_chunk_tokens"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
     assert load_recipe(
-        tmp_path / "mine.yaml", {"verification.workers": None, "algorithm.kl_estimator": None}
+        tmp_path / "mine.yaml",
+        {"verification.workers": None, "algorithm.kl_estimator": None, "model.attention": None},
     ) == load_recipe("demo_ppo")
 
 

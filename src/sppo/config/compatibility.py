@@ -24,7 +24,7 @@ _FIRST = "0.1.0"
 """The version that did not write it yet."""
 RESUMABLE_CHANGES = (
     "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
-    "optimizer.tokens_per_microbatch", "optimizer.layout", "model.gradient_checkpointing",
+    "optimizer.tokens_per_microbatch", "optimizer.layout", "model.attention", "model.gradient_checkpointing",
     "critic.gradient_checkpointing", "verification.workers", "verification.time_limit", "verification.max_error_share",
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by

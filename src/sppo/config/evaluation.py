@@ -108,7 +108,13 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
 
 def _config_of_run(folder: Path) -> tuple[Config, tuple[str, ...]]:
     said = written_config(folder)
-    return said.config, tuple(f"{folder / 'config.yaml'}: {note}" for note in said.notes())
+    # A run folder may be a stranger's: what lies in it makes no code run.
+    trusting = [
+        key for key, value in flatten(to_dict(said.config)).items() if key.endswith("trust_remote_code") and value
+    ]
+    ignored = [f"{key} is ignored: give --{key} true to let that model's own code run here." for key in trusting]
+    config = load_recipe(said.config, dict.fromkeys(trusting, False))
+    return config, tuple(f"{folder / 'config.yaml'}: {note}" for note in [*said.notes(), *ignored])
 
 
 def _require_place(path: str, folder: Path) -> None:

@@ -26,12 +26,12 @@ class ModelConfig(Section):
     """Sizes of a new, randomly initialised model, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, or "characters" for the built-in one; default: the model's own."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel that transformers uses."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """Attention kernel that transformers uses; default: its own choice, sdpa where the model has it, else eager."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
-    """Allow the model's own Python code from the hub to run."""
+    """Allow the model's own Python code, and the critic's, from the hub or their folders to run."""
 
 
 @dataclass(frozen=True)
