@@ -18,7 +18,7 @@ from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
 from sppo.report import write_curves
 from sppo.runs.progress import NoProgress, Progress
-from sppo.training.build import Given
+from sppo.training.given import Given
 from sppo.verifiers.functions import RewardFunction, load_function
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def train(
         reward: f(prompts, completions, **columns) -> list of float or None, as in TRL, or compute_score(data_source,
             solution_str, ground_truth, extra_info) -> float or {"score": float}, as in verl; None leaves a sample out.
             Or where that function is: "package.module:function" or "path/to/file.py:function".
-        resume: go on from the last checkpoint in the run folder.
+        resume: go on from the last checkpoint in the run folder. Rows and a reward function have to be handed over
+            again, the same ones: the folder doesn't hold them. It holds model and tokenizer; a model that is handed
+            over again gets its weights.
         progress: told how far it is, and closed at the end; `sppo.make_progress()` is the display of the command
             line. Default: says nothing.
         **options: any option, with a double underscore for the dot: steps=100, optimizer__learning_rate=1e-5.
@@ -144,7 +146,8 @@ def evaluate(
         benchmarks: names in `sppo.evaluation.benchmarks.BENCHMARKS`, as "aime24" or "math500=FILE", or {name: file or
             None}.
         rows: dicts to measure on, all of them, instead of the held-out prompts; columns as for `train`.
-        reward: as for `train`; default: that of the recipe, else the verifier.
+        reward: as for `train`; default: that of the recipe, else the verifier. Of a run whose reward function was
+            handed over, hand it over again.
         samples_per_prompt: responses to each prompt; default: the recipe's evaluation.final_samples_per_prompt, and 4
             on benchmarks.
         limit: only the first so many problems of each benchmark.

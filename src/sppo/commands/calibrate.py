@@ -38,7 +38,8 @@ from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.records import JsonLines
 from sppo.runs.seeds import derive_seed
-from sppo.training.build import Given, Parts, build, require_data
+from sppo.training.build import Parts, build
+from sppo.training.given import Given, require_data
 from sppo.types import Prompt
 
 _AUROC_PARTS = 8
@@ -76,7 +77,7 @@ def calibrate(
     progress = progress or NoProgress()
     run = Path(path).expanduser()
     _require_prompt_values(config)
-    require_data(run, config)
+    require_data(run, config.data, config.evaluation.data, training=True)
     if prompts < 1 or samples_per_prompt < 2:
         raise ConfigError(
             f"{prompts} prompts with {samples_per_prompt} samples each: take at least 1 prompt, and 2 samples, "

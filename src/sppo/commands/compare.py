@@ -34,7 +34,8 @@ from sppo.report.comparison_numbers import CONVENTIONS, UNITS, step_seconds
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
-from sppo.training.build import Given, check
+from sppo.training.build import check
+from sppo.training.given import Given
 
 SET_BY_COMPARE = {
     "seed": "--seeds", "output": "--output", "algorithm.name": "--algorithms",

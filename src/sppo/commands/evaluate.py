@@ -31,10 +31,11 @@ from sppo.rollouts.engines import build_engine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.seeds import derive_seed
-from sppo.training.build import Given, load_prompts, require_data
+from sppo.training.build import load_prompts
+from sppo.training.given import Given, require_data
 from sppo.training.prompts import load_held_out
 from sppo.types import Prompt
-from sppo.verifiers.functions import RewardFunction, load_function
+from sppo.verifiers.functions import RewardFunction, function_name, load_function, name_handed_over
 from sppo.verifiers.grading import Grader
 from sppo.verifiers.tools import Tools
 
@@ -75,7 +76,9 @@ def evaluate_run(
         for note in notes:
             progress.message(note)
     if is_run and rows is None:
-        require_data(folder, config)
+        require_data(folder, config.data, config.evaluation.data)
+    if is_run and reward_function is not None:
+        _say_if_other(config.data.reward, reward_function, progress)
     device = prepare_device(config.device, config.threads)
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)
@@ -99,6 +102,14 @@ def evaluate_run(
         "error_share": measured.error_share,
         **measured.calibration(),
     }
+
+
+def _say_if_other(trained_with: str | None, function: RewardFunction, progress: Progress) -> None:
+    """Tells where a run is graded by another reward function than it was trained with."""
+    name, before = function_name(function), name_handed_over(trained_with) or trained_with
+    if name != before:
+        judged = f"the reward function {before}" if before else "verifiers"
+        progress.message(f"Graded by the reward function {name}, where the run was trained with {judged}.")
 
 
 def _critic_beside(model: ModelConfig, config: Config, device: torch.device) -> PromptModelCritic | None:
@@ -271,7 +282,7 @@ def _held_out_pair(
                 f"{path} is no run folder, so it has no held-out prompts: name benchmarks (--benchmarks)."
             )
         config, notes = evaluation_config(path, None, overrides)
-        require_data(Path(path), config)
+        require_data(Path(path), config.data, config.evaluation.data)
         subject = resolve(path, config.model, checkpoint)
         reward_function = load_function(config.data.reward) if config.data.reward is not None else None
         tokenizer = load_tokenizer(subject.model, ALPHABET)

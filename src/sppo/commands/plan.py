@@ -24,7 +24,8 @@ from sppo.models.logprobs import chunk_tokens
 from sppo.rollouts.encode import require_context
 from sppo.runs.files import gigabytes
 from sppo.runs.folder import require_new, require_resumable
-from sppo.training.build import Given, check, load_prompts
+from sppo.training.build import check, load_prompts
+from sppo.training.given import Given, require_again
 from sppo.verifiers.functions import load_function
 
 BYTES_TRAINED = 16
@@ -43,6 +44,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     """
     check(config, Given())
     if resume:
+        require_again(Path(config.output), Given())
         require_resumable(Path(config.output), to_dict(config))
     else:
         require_new(Path(config.output))

@@ -12,7 +12,8 @@ from sppo.config import Config
 from sppo.errors import TrainingError
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training import loop
-from sppo.training.build import Given, open_run
+from sppo.training.build import open_run
+from sppo.training.given import Given
 
 
 def train(

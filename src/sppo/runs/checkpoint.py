@@ -45,6 +45,8 @@ class TrainingState:
     step: int = 0
     stream: dict[str, Any] = field(default_factory=dict)
     """The prompt stream's cursor."""
+    held_out: str = ""
+    """Digest of the held-out prompts, which a resumed run has to measure on too."""
     prior_is_set: bool = False
     """Whether the critic's bias has been set to the first batch's mean reward."""
     best_accuracy: float | None = None

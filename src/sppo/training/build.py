@@ -5,25 +5,24 @@ The options are read here and no further: what the loop works with holds the few
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm, settle_algorithm
-from sppo.config import Config, to_dict
+from sppo.config import Config, ModelConfig, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
-from sppo.data.stream import PromptStream
+from sppo.data.stream import PromptStream, fingerprint
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import ConfigError
+from sppo.errors import ModelError, RunFolderError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
@@ -56,6 +55,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.runs.sinks import Sinks, require_sinks
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
+from sppo.training.given import Given, require_again, section_of_rows
 from sppo.training.loop import Parts, Run, Schedule, WarmStart, require_reference
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
@@ -63,20 +63,9 @@ from sppo.training.rules import check_rewards
 from sppo.update.estimate import sampler_notes
 from sppo.update.learner import PolicyLearner
 from sppo.update.steps import StepGuard, make_optimizer
-from sppo.verifiers.functions import RewardFunction, load_function
+from sppo.verifiers.functions import RewardFunction, handed_over, load_function
 from sppo.verifiers.grading import Grader
 from sppo.verifiers.tools import Tools
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a Python program hands over instead of naming it in the config."""
-
-    model: PreTrainedModel | None = None
-    tokenizer: Tokenizer | None = None
-    rows: Iterable[Mapping[str, Any]] | None = None
-    held_out_rows: Iterable[Mapping[str, Any]] | None = None
-    reward_function: Callable[..., Any] | None = None
 
 
 def check(config: Config, given: Given) -> Config:
@@ -85,15 +74,7 @@ def check(config: Config, given: Given) -> Config:
     Raises:
         ConfigError: an option or combination that cannot work.
     """
-    if given.model is not None:
-        name = getattr(given.model, "name_or_path", "") or type(given.model).__name__
-        config = replace(config, model=replace(config.model, path=name, config=None))
-    if given.rows is not None:
-        config = replace(
-            config,
-            data=replace(config.data, task="rows", path=None),
-            evaluation=replace(config.evaluation, data=None),
-        )
+    config = _noted(config, given)
     check_options(config)
     algorithm = algorithm_of(config)
     if algorithm.critic in ("prompt", "token"):
@@ -115,6 +96,21 @@ def algorithm_of(config: Config) -> Algorithm:
     )
 
 
+def _noted(config: Config, given: Given) -> Config:
+    """The config with what was handed over in the place of what it stands for."""
+    data, evaluation = config.data, config.evaluation
+    if given.model is not None:
+        name = getattr(given.model, "name_or_path", "") or type(given.model).__name__
+        config = replace(config, model=replace(config.model, path=name, config=None))
+    if given.rows is not None:
+        data, evaluation = replace(data, task="rows", path=None), replace(evaluation, data=None)
+    if given.held_out_rows is not None:
+        evaluation = replace(evaluation, data=section_of_rows(data))
+    if given.reward_function is not None:
+        data = replace(data, reward=handed_over(given.reward_function))
+    return replace(config, data=data, evaluation=evaluation)
+
+
 @contextmanager
 def open_run(
     config: Config, given: Given, *, resume: bool, progress: Progress, fine_tuning: bool = False
@@ -132,6 +128,8 @@ def open_run(
         SppoError: whatever is missing or doesn't fit together, before anything is written.
     """
     config = check(config, given)
+    if resume:
+        require_again(Path(config.output), given)
     options, algorithm = to_dict(config), algorithm_of(config)
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
         checkpoint = find_checkpoint(folder.path) if resume else None
@@ -148,6 +146,7 @@ def open_run(
             parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
             if checkpoint is not None:
                 restore(parts, checkpoint, state)
+        state.held_out = fingerprint(parts.held_out.prompts, 0)
         try:
             # The ones to keep, the best, and one that is being written.
             missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
@@ -201,9 +200,12 @@ def build(
     algorithm = algorithm_of(config)
     device = prepare_device(config.device, config.threads)
     torch.manual_seed(derive_seed(config.seed, "weights"))
-    tokenizer = given.tokenizer or load_tokenizer(config.model, ALPHABET)
-    require_end_token(tokenizer, config.model.tokenizer or config.model.path or "this model")
-    architecture = load_model_config(config.model) if given.model is None else given.model.config
+    source = config.model
+    if checkpoint is not None:
+        source = replace(source, path=str(checkpoint / "policy"), tokenizer=None, config=None)
+    tokenizer = _tokenizer(given, source, resumed=checkpoint is not None)
+    require_end_token(tokenizer, source.tokenizer or source.path or "this model")
+    architecture = load_model_config(source) if given.model is None else given.model.config
     _require_context(config, context_length(architecture), "the model")
     reward_function = reward_function_of(config, given)
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
@@ -212,7 +214,8 @@ def build(
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
-    policy = _policy(config, given, tokenizer, device, checkpoint)
+    policy = _policy(given, source, tokenizer, device, resumed=checkpoint is not None)
+    _require_promised(config, policy)
     learner = _learner(config, algorithm, policy, guard)
     critic: Critic = build_critic(
         None if fine_tuning else algorithm.critic,
@@ -271,26 +274,19 @@ def reward_function_of(config: Config, given: Given) -> RewardFunction | None:
     return given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
 
 
-def require_data(folder: Path, config: Config) -> None:
-    """Refuses a run whose rows came from Python: its folder doesn't hold them.
+def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
+    """Puts optimisers, generators and the data cursor back to where the checkpoint was made.
 
     Raises:
-        ConfigError: says how to hand them over again.
+        RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
     """
-    key = "data" if config.evaluation.data is None else "evaluation.data"
-    data = config.evaluation.data or config.data
-    if data.task == "rows" and data.path is None:
-        raise ConfigError(
-            f"{folder} was made from rows that a Python program handed over, and the run folder doesn't hold them. "
-            f"Save them as a .jsonl file and give --{key}.path FILE; sppo.evaluate({str(folder)!r}, rows=rows) takes "
-            "them again as they are."
-        )
-
-
-def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
-    """Puts optimisers, generators and the data cursor back to where the checkpoint was made."""
     load_optimizers(checkpoint, parts.optimizers)
     parts.collector.stream.load_state_dict(state.stream)
+    if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
+        raise RunFolderError(
+            "The held-out prompts are not those that the run was started with, so that its accuracies could not be "
+            "compared. Resume with the same rows or file, or start a new run."
+        )
     restore_random_state(checkpoint)
     parts.engine.load_weights(parts.policy.model, state.step)
 
@@ -299,20 +295,46 @@ def _require_context(config: Config, length: int | None, name: str) -> None:
     require_context(config.data.max_prompt_tokens, config.sampling.max_response_tokens, length, name)
 
 
+def _tokenizer(given: Given, source: ModelConfig, *, resumed: bool) -> Tokenizer:
+    """The tokenizer that was handed over, or the model's own; of a run that goes on, its checkpoint's."""
+    if given.tokenizer is not None and not resumed:
+        return given.tokenizer
+    loaded = load_tokenizer(source, ALPHABET)
+    if given.tokenizer is None:
+        return loaded
+    if (given.tokenizer.get_vocab(), given.tokenizer.chat_template) != (loaded.get_vocab(), loaded.chat_template):
+        raise ModelError(
+            f"The tokenizer handed over has another vocabulary or chat template than that of {source.path}, which the "
+            "run was trained with. Hand the same one over, or none: the checkpoint holds it."
+        )
+    return given.tokenizer
+
+
 def _policy(
-    config: Config, given: Given, tokenizer: Tokenizer, device: torch.device, checkpoint: Path | None
+    given: Given, source: ModelConfig, tokenizer: Tokenizer, device: torch.device, *, resumed: bool
 ) -> PreTrainedModel:
-    if checkpoint is not None:
-        policy = load_policy(replace(config.model, path=str(checkpoint / "policy")), tokenizer, device)
-    elif given.model is not None:
-        policy = prepare_policy(given.model, tokenizer, device, config.model.gradient_checkpointing)
-    else:
-        policy = load_policy(config.model, tokenizer, device)
+    """The model that was handed over, which is trained in place, or the loaded one; with a checkpoint's weights."""
+    if given.model is None:
+        return load_policy(source, tokenizer, device)
+    policy = prepare_policy(given.model, tokenizer, device, source.gradient_checkpointing)
+    if resumed:
+        try:
+            policy.load_state_dict(load_policy(source, tokenizer, device).state_dict())
+        except RuntimeError as error:
+            raise ModelError(
+                f"The model handed over cannot take the weights of {source.path} "
+                f"({str(error).splitlines()[-1].strip()}). Hand over the model that the run was started with, or none: "
+                "the checkpoint holds it."
+            ) from error
+    return policy
+
+
+def _require_promised(config: Config, policy: PreTrainedModel) -> None:
+    """Tries what the options promise of the policy: recomputation, packed rows."""
     if config.model.gradient_checkpointing:
         require_recomputation(policy, causal_outputs(policy), "model.gradient_checkpointing")
     if config.optimizer.layout == "packed":
         require_packing(policy)
-    return policy
 
 
 def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guard: StepGuard) -> PolicyLearner:

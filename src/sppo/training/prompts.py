@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,6 +16,7 @@ from sppo.errors import DataError
 from sppo.models.packing import TokenRow
 from sppo.rollouts.encode import encode_demonstrations, filter_overlong
 from sppo.runs.seeds import derive_seed
+from sppo.training.given import section_of_rows
 from sppo.types import Prompt
 from sppo.verifiers.tools import Tools
 
@@ -87,7 +88,7 @@ def load_held_out(
     """
     own = evaluation.data
     if own is None or rows is not None:
-        own = replace(data, task="rows", path=None, limit=None, options={})
+        own = section_of_rows(data)
     loaded = load_prompts(own, seed=seed, rows=rows, require_gold=require_gold, tools=tools, key="evaluation.data")
     kept, overlong = filter_overlong(loaded.prompts, tokenizer, own, key="evaluation.data")
     if len(kept) > evaluation.prompts:

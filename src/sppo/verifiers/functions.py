@@ -10,6 +10,7 @@ A function with a parameter named solution_str is verl's; any other is TRL's. Bo
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -29,12 +30,35 @@ RewardFunction = Callable[..., Any]
 
 _FILES: dict[str, str] = {}
 """Name of each module made from a file of the user's -> the file, as the user wrote it."""
+_HANDED_OVER = "handed over by a Python program: "
+"""Begins data.reward of a run whose reward function had no other place than a program's memory."""
 
 
 def function_name(function: RewardFunction) -> str:
-    """Returns "module:function" or "path/to/file.py:function", as messages and records name it."""
-    module = getattr(function, "__module__", "?")
-    return f"{_FILES.get(module, module)}:{getattr(function, '__qualname__', repr(function))}"
+    """Returns "module:function" or "path/to/file.py:function", as messages and records name it.
+
+    The same in every process: an object that can be called is named by its class, a partial by its function, and a
+    module that is run as a program by its own name.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = getattr(named, "__module__", "?")
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec else Path(file).stem if file else module
+    return f"{_FILES.get(module, module)}:{named.__qualname__}"
+
+
+def handed_over(function: RewardFunction) -> str:
+    """What data.reward notes of a function that a Python program handed over."""
+    return _HANDED_OVER + function_name(function)
+
+
+def name_handed_over(target: str | None) -> str | None:
+    """The name of the function that `handed_over` noted; None of any other data.reward."""
+    return target.removeprefix(_HANDED_OVER) if target and target.startswith(_HANDED_OVER) else None
 
 
 def call_reward_function(function: RewardFunction, submissions: Sequence[Submission]) -> list[Verdict]:
@@ -232,8 +256,16 @@ def load_function(target: str, key: str = "data.reward") -> RewardFunction:
     """Loads `package.module:function` or `path/to/file.py:function`; `key` is the option that errors name.
 
     Raises:
-        ConfigError: says which part could not be found, or that the module failed to import.
+        ConfigError: says which part could not be found, or that the module failed to import; or the function was
+            handed over by a Python program, so that there is no place to load it from.
     """
+    name = name_handed_over(target)
+    if name is not None:
+        raise ConfigError(
+            f"{key} is the reward function {name}, which a Python program handed over: a run folder holds its name, "
+            f"not its code. Hand it over again (reward=FUNCTION in sppo.evaluate or sppo.train), or say where it is: "
+            f"--{key} path/to/file.py:function."
+        )
     place, colon, attribute = target.rpartition(":")
     if not colon or not place or not attribute:
         raise ConfigError(f"{key} is {target!r}, but must be package.module:function or path/to/file.py:function.")
