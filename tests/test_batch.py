@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from sppo.batch import microbatches
-from sppo.errors import TrainingError
 from sppo.training.collate import collate
 from sppo.types import Verdict
 from tests.conftest import make_rollout
@@ -29,9 +28,9 @@ def test_a_sample_whose_verifier_failed_is_left_out():
     assert [rollout.prompt.id for rollout in batch.rollouts] == ["a", "c"]
 
 
-def test_a_step_without_any_reward_stops_and_says_why():
-    with pytest.raises(TrainingError, match="None of the step's 1 responses has a reward: timed out"):
-        collate([make_rollout("a", [3], [5])], [Verdict(None, error="timed out")])
+def test_of_responses_without_a_reward_there_is_no_batch():
+    assert collate([make_rollout("a", [3], [5])], [Verdict(None, error="timed out")]) is None
+    assert collate([], []) is None
 
 
 @pytest.mark.parametrize("layout", ["sorted", "packed"])

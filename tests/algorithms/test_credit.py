@@ -15,7 +15,6 @@ from sppo.algorithms.ppo import generalized_advantages
 from sppo.algorithms.spo import SolveTracker
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Batch, Credit, Estimates, Outcomes
-from sppo.errors import TrainingError
 from sppo.training.collate import LengthRules, collate
 from sppo.types import Rollout, Verdict
 from tests.conftest import make_rollout
@@ -299,9 +298,8 @@ def test_what_becomes_of_truncated_responses():
     assert white[[0, 2], 0].tolist() == pytest.approx([(1 / 6) / math.sqrt(1 / 18), -(1 / 3) / math.sqrt(1 / 18)])
 
 
-def test_a_step_whose_responses_were_all_dropped_says_so():
-    with pytest.raises(TrainingError, match="cut at the length limit"):
-        collate([row("a", 3, cut=True)], [Verdict(1.0)], rules=LengthRules("drop", 3))
+def test_of_responses_that_were_all_dropped_there_is_no_batch():
+    assert collate([row("a", 3, cut=True)], [Verdict(1.0)], rules=LengthRules("drop", 3)) is None
 
 
 # The same from slow definitions

@@ -11,7 +11,7 @@ import pytest
 from sppo.config.recipes import load_recipe
 from sppo.critics.tracker import TrackerCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import RewardError, TrainingError
+from sppo.errors import RewardError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
 from sppo.training.build import Given, Parts, build, check
@@ -205,12 +205,18 @@ def test_a_group_without_any_reward_is_not_mixed():
     assert all(verdict.reward is not None for verdict in parts.collector.collect(1).verdicts)
 
 
-def test_dynamic_sampling_that_finds_nothing_says_what_to_change():
-    parts, _ = made(
-        lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="dapo", sampling__samples_per_prompt=2
-    )
-    with pytest.raises(TrainingError, match=r"In 4 rounds .* all right or all wrong\. Raise .*samples_per_prompt"):
-        parts.collector.collect(1)
+@pytest.mark.parametrize("name", ["dapo", "remax"])
+def test_dynamic_sampling_that_finds_nothing_counts_what_it_sampled_and_says_what_to_change(name):
+    parts, engine = made(
+        lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name=name, sampling__samples_per_prompt=2,
+        algorithm__dynamic_sampling=True,
+    )  # fmt: skip
+    collected = parts.collector.collect(1)
+    assert (collected.rollouts, collected.discarded_groups) == ([], 32)
+    assert parts.collector.batch(collected) is None
+    assert sampled(collected) == (engine.responses, engine.tokens) == (64, engine.tokens)
+    why = parts.collector.why_idle(collected)
+    assert "none of 32 groups had rewards that differ (mean reward 1). To mend it, raise" in why
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -189,6 +189,26 @@ def test_two_epochs_see_the_rows_in_different_orders():
     assert first != second
 
 
+def test_a_minibatch_of_masked_rows_alone_moves_nothing():
+    model, batch = tiny_qwen2(), collate(*make_rollouts(8))
+    adam = make_optimizer(model, 1e-2, weight_decay=0.1)
+
+    def update(batch):
+        credit = Credit(torch.ones(len(batch), 1))
+        return update_policy(
+            model, adam, batch, Estimates(batch.sampler_logprobs), credit, loss_options=LossOptions(whitening="token"),
+            optimizer=OptimizerConfig(minibatch_size=4), sampling=SamplingConfig(max_response_tokens=13),
+            expected_rows=8, seed=0, guard=StepGuard(max_skipped=1),
+        )  # fmt: skip
+
+    update(batch)  # so that AdamW has momentum
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    metrics = update(replace(batch, trained=torch.zeros(8, dtype=torch.bool)))
+    assert math.isnan(metrics["policy/grad_norm"])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert {int(state["step"]) for state in adam.state.values()} == {2}
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_counted_then_stops_the_run():
     module = nn.Linear(2, 1)
     start = copy.deepcopy(module.state_dict())

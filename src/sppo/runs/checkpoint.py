@@ -58,6 +58,8 @@ class TrainingState:
     tokens_trained: int = 0
     skipped_optimizer_steps: int = 0
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    idle_steps: int = 0
+    """Steps without a response to train the policy on."""
     left_out: int = 0
     """Responses without a reward."""
     reliability: list[dict[str, Any]] = field(default_factory=list)

@@ -11,7 +11,6 @@ import torch
 
 from sppo.algorithms.shaping import potential_differences
 from sppo.batch import Batch
-from sppo.errors import TrainingError
 from sppo.types import Rollout, StepScores, Verdict
 
 
@@ -40,7 +39,7 @@ def collate(
     greedy_rewards: Sequence[float] | None = None,
     rules: LengthRules | None = None,
     process_weight: float = 0.0,
-) -> Batch:
+) -> Batch | None:
     """Puts the rollouts that have a reward into tensors; those without one are left out.
 
     Args:
@@ -51,8 +50,8 @@ def collate(
         rules: what becomes of responses that reach or near the length limit; default: nothing.
         process_weight: of the verdicts' step scores, see `sppo.algorithms.shaping`; 0: they count for nothing.
 
-    Raises:
-        TrainingError: no rollout has a reward.
+    Returns:
+        The batch; None where no rollout is left, see `why_nothing`.
     """
     assert len(rollouts) == len(verdicts), f"{len(rollouts)} rollouts but {len(verdicts)} verdicts"
     rules = rules or LengthRules()
@@ -62,8 +61,7 @@ def collate(
         if verdict.reward is not None and (rollout.finished or rules.truncated != "drop")
     ]
     if not kept:
-        errors = sorted({v.error or v.reason or "cut at the length limit" for v in verdicts})[:3]
-        raise TrainingError(f"None of the step's {len(rollouts)} responses has a reward: {'; '.join(errors)}.")
+        return None
     rows = [rollouts[index] for index in kept]
     number: dict[object, int] = {}
     keys = [rollouts[index].prompt.id if groups is None else groups[index] for index in kept]
@@ -85,3 +83,23 @@ def collate(
         if process_weight
         else None,
     )
+
+
+def why_nothing(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], rules: LengthRules) -> str:
+    """Says what became of responses of which none can be trained on, and what to change."""
+    errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+    judged = sum(verdict.reward is not None for verdict in verdicts)
+    left_out = len(verdicts) - len(errors) - judged
+    found, mend = [], []
+    if judged:
+        found.append(
+            f"{judged} were cut at the limit of {rules.longest} tokens (algorithm.truncated: {rules.truncated})"
+        )
+        mend.append("raise sampling.max_response_tokens, or set algorithm.truncated to keep")
+    if errors:
+        found.append(f"verification failed on {len(errors)} (the first: {errors[0]!r})")
+        mend.append("mend what the verifier says")
+    if left_out:
+        found.append(f"{left_out} were left out by the reward function")
+        mend.append("see why it returns None")
+    return f"Of {len(rollouts)} responses {', '.join(found)}. To mend it, {'; '.join(mend)}."

@@ -18,12 +18,12 @@ from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch
 from sppo.critics.critic import Critic
 from sppo.data.stream import PromptStream
-from sppo.errors import RewardError, TrainingError
+from sppo.errors import RewardError
 from sppo.models.process_rewards import ProcessRewards
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import sample
 from sppo.runs.seeds import derive_seed
-from sppo.training.collate import LengthRules, collate
+from sppo.training.collate import LengthRules, collate, why_nothing
 from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.grading import Grader
 
@@ -62,6 +62,8 @@ class Collected:
     extra_tokens: int
     discarded_groups: int
     """Groups that dynamic sampling threw away."""
+    discarded_reward: float | None
+    """Mean reward of the responses in them; None where none has one."""
     grading_seconds: float
 
 
@@ -87,16 +89,13 @@ class Collector:
     seed: int
 
     def collect(self, step: int) -> Collected:
-        """Samples and grades one step's responses.
-
-        Raises:
-            TrainingError: dynamic sampling found no group that is neither all right nor all wrong.
-        """
+        """Samples and grades one step's responses; none where dynamic sampling keeps no group."""
         clock = Clock()
         kept, discarded = self._sample_groups(step, clock)
         extra = [rollout for group in discarded for rollout in group[0]]
         rollouts = [rollout for group in kept for rollout in group[0]]
         verdicts = [verdict for group in kept for verdict in group[1]]
+        unused = [verdict.reward for group in discarded for verdict in group[1] if verdict.reward is not None]
         if self.process is not None:
             with clock.running():
                 submissions = [self.grader.submission(rollout) for rollout in rollouts]
@@ -112,15 +111,12 @@ class Collector:
             extra_responses=len(extra),
             extra_tokens=sum(rollout.completion.written for rollout in extra),
             discarded_groups=len(discarded),
+            discarded_reward=sum(unused) / len(unused) if unused else None,
             grading_seconds=clock.seconds,
         )
 
-    def batch(self, collected: Collected) -> Batch:
-        """The responses that have a reward, as tensors.
-
-        Raises:
-            TrainingError: none has.
-        """
+    def batch(self, collected: Collected) -> Batch | None:
+        """The responses that have a reward, as tensors; None where none has."""
         return collate(
             collected.rollouts,
             collected.verdicts,
@@ -128,6 +124,17 @@ class Collector:
             greedy_rewards=collected.greedy_rewards,
             rules=self.rules,
             process_weight=self.process_weight,
+        )
+
+    def why_idle(self, collected: Collected) -> str:
+        """Says why a step has no response that the policy can be trained on, and what to change."""
+        if collected.rollouts:
+            return why_nothing(collected.rollouts, collected.verdicts, self.rules)
+        reward = collected.discarded_reward
+        return (
+            f"In {MAX_ROUNDS} rounds of dynamic sampling none of {collected.discarded_groups} groups had rewards that "
+            f"differ (mean reward {'unknown' if reward is None else f'{reward:.3g}'}). To mend it, raise "
+            "sampling.samples_per_prompt, or choose easier or harder prompts."
         )
 
     def _sample_groups(self, step: int, clock: Clock) -> tuple[list[Group], list[Group]]:
@@ -144,11 +151,6 @@ class Collector:
                 (kept if usable else discarded).append(group)
             if len(kept) == self.prompts:
                 break
-        if not kept:
-            raise TrainingError(
-                f"In {MAX_ROUNDS} rounds of dynamic sampling all groups were all right or all wrong. Raise "
-                "sampling.samples_per_prompt, or choose easier or harder prompts."
-            )
         return kept, discarded
 
     def _sample(
@@ -173,7 +175,7 @@ class Collector:
     def _greedy_rewards(
         self, prompts: Sequence[Prompt], step: int, clock: Clock
     ) -> tuple[list[float] | None, list[Rollout]]:
-        if not self.algorithm.greedy_baseline:
+        if not self.algorithm.greedy_baseline or not prompts:
             return None, []
         greedy = replace(self.sampling, temperature=0.0)
         rollouts, verdicts = self._sample(prompts, greedy, 1, "greedy", step, clock)

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm
-from sppo.batch import Outcomes
+from sppo.batch import Batch, Outcomes
 from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic
-from sppo.errors import RunFolderError
+from sppo.errors import RunFolderError, TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
@@ -28,7 +28,7 @@ from sppo.runs.files import whole_folder
 from sppo.runs.folder import RunFolder
 from sppo.runs.progress import StopRequest
 from sppo.runs.seeds import derive_seed
-from sppo.training.collect import Collector, require_unit_rewards
+from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, story, summarise
 from sppo.update.learner import PolicyLearner
 from sppo.update.sft import fine_tune_phase
@@ -138,20 +138,23 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         for step in run.remaining_steps():
             recorder.begin()
             collected = parts.collector.collect(step)  # P prompts, B = P * G responses and their verdicts
-            batch = parts.collector.batch(collected)
-            recorder.collected(collected)
+            batch = parts.collector.batch(collected)  # those with a reward; None where none has one
+            recorder.collected(collected, batch)
+            idle = note_if_idle(run, parts, recorder, step, collected, batch)
 
-            values = parts.critic.values(batch)  # before it learns from their rewards
-            estimates, gaps = parts.policy.estimate(batch, values)
-            recorder.note("estimate", gaps)
-            credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
-            recorder.credited(collected, batch, estimates, credit)
+            estimates = credit = None
+            if batch is not None:
+                values = parts.critic.values(batch)  # before it learns from their rewards
+                estimates, gaps = parts.policy.estimate(batch, values)
+                recorder.note("estimate", gaps)
+                credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
+                recorder.credited(batch, estimates, credit)
 
-            recorder.note("critic", parts.critic.learn(batch, estimates, credit, seed=run.seed_of("critic", step)))
-            if step > run.schedule.critic_alone:
-                run.state.tokens_trained += sum(batch.lengths)
-                moved = parts.policy.update(batch, estimates, credit, seed=run.seed_of("policy", step))
-                recorder.note("policy", moved)
+                recorder.note("critic", parts.critic.learn(batch, estimates, credit, seed=run.seed_of("critic", step)))
+                if step > run.schedule.critic_alone and not idle:
+                    run.state.tokens_trained += sum(batch.lengths)
+                    moved = parts.policy.update(batch, estimates, credit, seed=run.seed_of("policy", step))
+                    recorder.note("policy", moved)
             parts.engine.load_weights(parts.policy.model, step)
 
             if _due(step, run.schedule.record_every):
@@ -159,6 +162,29 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
                 run.folder.write_records(step, records)
             recorder.end(step)
             evaluate_and_save_if_due(run, parts, recorder, step, stop)
+
+
+def note_if_idle(
+    run: Run, parts: Parts, recorder: Recorder, step: int, collected: Collected, batch: Batch | None
+) -> bool:
+    """Whether the step has no response that the policy can be trained on, which is counted and said.
+
+    Raises:
+        TrainingError: too many steps in a row had none.
+    """
+    idle = batch is None or not bool(batch.trained.any())
+    guard = parts.policy.guard
+    in_a_row = guard.count_idle(idle)
+    if not idle:
+        return False
+    why = parts.collector.why_idle(collected)
+    if in_a_row >= guard.max_skipped:
+        raise TrainingError(
+            f"Steps {step - in_a_row + 1} to {step} had no response to train on. {why} A new run starts from this "
+            f"one's weights with --model.path {run.folder.checkpoints / 'last' / 'policy'}."
+        )
+    recorder.idle(step, why)
+    return True
 
 
 def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: int, stop: StopRequest) -> None:

@@ -83,8 +83,8 @@ class Recorder:
         for some in metrics:
             self._metrics |= some
 
-    def collected(self, collected: Collected) -> None:
-        """Notes the rollout phase, with grading as a phase of its own, and counts what was generated."""
+    def collected(self, collected: Collected, batch: Batch | None) -> None:
+        """Notes the rollout phase, with grading as a phase of its own, and counts what was generated and left out."""
         self.note("rollout", response_metrics(collected.rollouts), grading_metrics(collected.verdicts))
         for phase, seconds in (("grade", collected.grading_seconds), ("rollout", -collected.grading_seconds)):
             self._add_seconds(phase, seconds)
@@ -94,11 +94,16 @@ class Recorder:
         self.state.responses += len(collected.rollouts) + collected.extra_responses
         self.state.tokens_sampled += collected.extra_tokens
         self.state.tokens_sampled += sum(rollout.completion.written for rollout in collected.rollouts)
+        self.state.left_out += len(collected.verdicts) - (0 if batch is None else len(batch))
 
-    def credited(self, collected: Collected, batch: Batch, before: Estimates, credit: Credit) -> None:
+    def idle(self, step: int, why: str) -> None:
+        """Counts a step that had nothing to train the policy on, and says why."""
+        self.state.idle_steps += 1
+        self.message(f"Step {step} had no response to train on. {why}")
+
+    def credited(self, batch: Batch, before: Estimates, credit: Credit) -> None:
         """Takes in what the algorithm made of the step's rewards."""
         self.add(credit_metrics(batch, before, credit, self.algorithm))
-        self.state.left_out += len(collected.verdicts) - len(batch)
         if before.values is not None and self.algorithm.values_the_prompt and self.algorithm.needs_unit_rewards:
             seen = reliability_rows(before.values[:, 0], batch.rewards)
             self.state.reliability = add_reliability(self.state.reliability, seen)
@@ -119,6 +124,7 @@ class Recorder:
                 "tokens/total": self.state.tokens_sampled,
                 "responses/total": self.state.responses,
                 "update/skipped_steps": self.state.skipped_optimizer_steps,
+                **({"update/idle_steps": self.state.idle_steps} if self.state.idle_steps else {}),
                 **metrics,
             }
         self.add(metrics)
@@ -145,16 +151,16 @@ class Recorder:
 def response_records(
     step: int,
     collected: Collected,
-    batch: Batch,
-    before: Estimates,
-    credit: Credit,
+    batch: Batch | None,
+    before: Estimates | None,
+    credit: Credit | None,
     grader: Grader,
 ) -> Iterator[dict[str, Any]]:
     """Yields the record of each response; V and A are null for those left out.
 
     response_mask is true on tokens that the policy wrote; null where it wrote them all.
     """
-    place = {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
+    place = {} if batch is None else {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
     for rollout, verdict in zip(collected.rollouts, collected.verdicts, strict=True):
         row = place.get(id(rollout))
         prompt = rollout.prompt
@@ -175,9 +181,9 @@ def response_records(
         }
 
 
-def _judgement(row: int | None, batch: Batch, before: Estimates, credit: Credit) -> dict[str, Any]:
+def _judgement(row: int | None, batch: Batch | None, before: Estimates | None, credit: Credit | None) -> dict[str, Any]:
     """V and A of a response; of PPO, V and A at the first token that the policy wrote, and V before each of these."""
-    if row is None:
+    if row is None or batch is None or before is None or credit is None:
         return {"value": None, "advantage": None}
     own = batch.mask[row]
     said: dict[str, Any] = {"value": None, "advantage": _known(credit.advantages.expand_as(batch.mask)[row][own][0])}
@@ -198,7 +204,9 @@ def _known(value: Tensor | float, digits: int | None = None) -> float | None:
 
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
-    """Lengths in tokens that the policy wrote, and the share that was cut at the limit."""
+    """Lengths in tokens that the policy wrote, and the share that was cut at the limit; means of nothing are missing."""
+    if not rollouts:
+        return {"response/tokens": 0}
     lengths = [rollout.completion.written for rollout in rollouts]
     return {
         "response/tokens": sum(lengths),
@@ -213,7 +221,9 @@ def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: A
     by_token = credit.advantages.shape == batch.mask.shape
     # Neither padding nor a response that is no part of the loss has an advantage.
     given = credit.advantages[batch.loss_mask if by_token else batch.trained]
-    metrics = {"advantage/mean": float(given.mean()), "advantage/std": float(given.std(correction=0))}
+    metrics = {}
+    if len(given):
+        metrics = {"advantage/mean": float(given.mean()), "advantage/std": float(given.std(correction=0))}
     if before.values is not None and algorithm.values_the_prompt:
         values, rewards = before.values.flatten().tolist(), batch.rewards.tolist()
         metrics["critic/value_mean"] = sum(values) / len(values)
@@ -263,6 +273,7 @@ def summarise(state: TrainingState, measured: Evaluation, **names: Any) -> dict[
         "tokens": {"sampled": state.tokens_sampled, "trained": state.tokens_trained},
         "responses": state.responses,
         "responses_left_out": state.left_out,
+        "idle_steps": state.idle_steps,
         "skipped_optimizer_steps": state.skipped_optimizer_steps,
         "steps": state.step,
         "prompts": len(measured.records),

@@ -68,6 +68,8 @@ def update_policy(
     lengths = batch.lengths
     for rows in minibatches(len(batch), expected_rows, optimizer.minibatch_size, optimizer.epochs, seed):
         weights = _minibatch_weights(batch, rows, loss_options, sampling.max_response_tokens)
+        if weights is None:
+            continue
         loss, read = 0.0, []
         for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
             members = [rows[index] for index in part]
@@ -182,9 +184,12 @@ def _part_loss(
     )
 
 
-def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, longest: int) -> Tensor:
-    """[b, T] weights of a mini-batch's tokens, by counts over all ranks."""
+def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, longest: int) -> Tensor | None:
+    """[b, T] weights of a mini-batch's tokens, by counts over all ranks; None where no token of it is trained on.
+
+    AdamW would move the weights then too, by decay and momentum, without having learned anything.
+    """
     mask = batch.loss_mask[rows]
     counts = sum_over_ranks(torch.tensor([mask.sum(), mask.any(dim=1).sum()], dtype=torch.float64))
     tokens, sequences = counts.tolist()
-    return token_weights(mask, loss.aggregation, tokens, max(sequences, 1.0), longest)
+    return token_weights(mask, loss.aggregation, tokens, sequences, longest) if tokens else None

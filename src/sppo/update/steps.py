@@ -13,6 +13,9 @@ from sppo.errors import TrainingError
 from sppo.models.loading import trainable_parameters
 from sppo.update.ranks import sum_over_ranks
 
+_IDLE = "step"
+"""Key of whole steps of training."""
+
 
 @dataclass(kw_only=True)
 class StepGuard:
@@ -21,9 +24,16 @@ class StepGuard:
     max_norm: float = 1.0
     """Gradient norm above which a gradient is scaled down."""
     max_skipped: int = 5
-    """Skipped steps in a row after which training stops: a single odd batch is skipped, a broken model isn't."""
+    """Skipped steps in a row, of an optimiser or of training, after which training stops: a single odd batch is
+    skipped, a broken model isn't."""
     skipped_total: int = 0
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    """By whose optimiser steps they are; and whole steps of training that had nothing to train on."""
+
+    def count_idle(self, idle: bool) -> int:
+        """Counts a step without a response to train on, or ends their row; returns how many in a row there are now."""
+        self.skipped_in_a_row[_IDLE] = self.skipped_in_a_row.get(_IDLE, 0) + 1 if idle else 0
+        return self.skipped_in_a_row[_IDLE]
 
     def step(self, name: str, optimizer: torch.optim.Optimizer, module: nn.Module, loss: float) -> float:
         """Sums gradients over ranks, clips them and steps; leaves the weights alone where something is not finite.
