@@ -197,7 +197,7 @@ class EvaluationConfig(Section):
 
     data: DataConfig | None = None
     """Held-out prompts, with the keys of the section data, as in --evaluation.data.task; default: drawn at random from
-    the training data, which they then are no part of."""
+    the training data. Copies of them are no part of the training data."""
     prompts: AtLeastOne = 256
     """Number of held-out prompts."""
     samples_per_prompt: AtLeastOne = 1

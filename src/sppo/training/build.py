@@ -387,7 +387,7 @@ def _collector(
 
 def _warm_start(config: Config, given: Given, tokenizer: Tokenizer, prompts: Prompts) -> WarmStart:
     shown: tuple[list[TokenRow], ...] = load_demonstrations(
-        config.sft.phases, config.data, tokenizer, prompts.held_out, seed=config.seed, rows=given.rows
+        config.sft.phases, config.data, tokenizer, prompts.unseen, seed=config.seed, rows=given.rows
     )
     return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer)
 

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import DataConfig, EvaluationConfig, SftPhase
-from sppo.data.prompts import hold_out
-from sppo.data.tasks import demonstrations, load_prompts, prompt_key
+from sppo.data.prompts import copy_keys, hold_out, leave_out_copies
+from sppo.data.tasks import demonstrations, load_prompts
 from sppo.errors import DataError
 from sppo.models.packing import TokenRow
 from sppo.rollouts.encode import encode_demonstrations, filter_overlong
@@ -29,6 +29,8 @@ class Prompts:
 
     training: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    unseen: frozenset[str]
+    """Keys of all prompts to measure on, also of those that were not drawn: nothing is trained on their copies."""
     notes: tuple[str, ...]
     """What was left out, for people."""
 
@@ -45,6 +47,8 @@ def load_data(
     held_out_rows: Rows | None = None,
 ) -> Prompts:
     """Returns training prompts, held-out prompts, and notes on what was left out.
+
+    No problem stands on both sides: of what is given to measure on, copies in the training data are left out of it.
 
     Args:
         data: of training.
@@ -64,11 +68,20 @@ def load_data(
     notes = (*loaded.notes, *overlong)
     if held_out_rows is None and evaluation.data is None:
         training, held_out = hold_out(kept, evaluation.prompts, derive_seed(seed, "held out"))
-        return Prompts(tuple(training), tuple(held_out), notes)
-    prompts, more = load_held_out(
-        data, evaluation, tokenizer, seed=seed, tools=tools, require_gold=require_gold, rows=held_out_rows
-    )
-    return Prompts(kept, prompts, (*notes, *more))
+        return Prompts(tuple(training), tuple(held_out), frozenset().union(*copy_keys(held_out, data)), notes)
+    own, given, more = _load_given(data, evaluation, seed, tools, require_gold, held_out_rows)
+    unseen = frozenset().union(*copy_keys(given, own))
+    remaining, copies = leave_out_copies(kept, data, unseen)
+    whose = "evaluation.data" if held_out_rows is None else "held_out_rows"
+    if not remaining:
+        raise DataError(
+            f"All {len(kept)} prompts to train on are copies of prompts of {whose}. Leave {whose} out, and "
+            "evaluation.prompts of them are held out of training."
+        )
+    if copies:
+        notes += (f"{copies} of {len(kept)} prompts to train on left out: copies of prompts of {whose}",)
+    prompts, overlong = _draw(given, own, evaluation.prompts, tokenizer)
+    return Prompts(remaining, prompts, unseen, (*notes, *more, *overlong))
 
 
 def load_held_out(
@@ -86,37 +99,55 @@ def load_held_out(
     Raises:
         DataError: see the loaders.
     """
+    own, given, notes = _load_given(data, evaluation, seed, tools, require_gold, rows)
+    kept, overlong = _draw(given, own, evaluation.prompts, tokenizer)
+    return kept, (*notes, *overlong)
+
+
+def _load_given(
+    data: DataConfig, evaluation: EvaluationConfig, seed: int, tools: Tools, require_gold: bool, rows: Rows | None
+) -> tuple[DataConfig, tuple[Prompt, ...], tuple[str, ...]]:
+    """Where the prompts to measure on come from, all of them, and notes."""
     own = evaluation.data
     if own is None or rows is not None:
         own = section_of_rows(data)
     loaded = load_prompts(own, seed=seed, rows=rows, require_gold=require_gold, tools=tools, key="evaluation.data")
-    kept, overlong = filter_overlong(loaded.prompts, tokenizer, own, key="evaluation.data")
-    if len(kept) > evaluation.prompts:
+    return own, loaded.prompts, loaded.notes
+
+
+def _draw(
+    prompts: Sequence[Prompt], own: DataConfig, count: int, tokenizer: Tokenizer
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """At most so many of the prompts that are not too long, and a note on those that are."""
+    kept, overlong = filter_overlong(prompts, tokenizer, own, key="evaluation.data")
+    if len(kept) > count:
         # The same for every seed, so that runs can be compared; at random, as files are often sorted by topic.
-        kept = tuple(random.Random(0).sample(kept, evaluation.prompts))
-    return kept, (*loaded.notes, *overlong)
+        kept = tuple(random.Random(0).sample(kept, count))
+    return kept, overlong
 
 
 def load_demonstrations(
     phases: Sequence[SftPhase],
     data: DataConfig,
     tokenizer: Tokenizer,
-    held_out: Sequence[Prompt],
+    unseen: frozenset[str],
     *,
     seed: int,
     rows: Rows | None = None,
 ) -> tuple[list[TokenRow], ...]:
-    """Returns the encoded demonstrations of each fine-tuning phase, none of a held-out prompt.
+    """Returns the encoded demonstrations of each fine-tuning phase, none of a prompt with one of the `unseen` keys.
 
     Raises:
         DataError: the data has no demonstrations, or none but of held-out prompts.
     """
-    unseen = {prompt_key(prompt.text) for prompt in held_out}
     encoded = []
     for number, phase in enumerate(phases, start=1):
         shown = demonstrations(data, phase.demonstrations, derive_seed(seed, "demonstrations", number), rows)
-        kept = [prompt for prompt in shown if prompt_key(prompt.text) not in unseen]
+        kept, copies = leave_out_copies(shown, data, unseen)
         if not kept:
-            raise DataError(f"All {len(shown)} demonstrations are of held-out prompts; lower evaluation.prompts.")
+            raise DataError(
+                f"All {copies} demonstrations are of prompts to measure on: lower evaluation.prompts, or choose other "
+                "evaluation.data."
+            )
         encoded.append(encode_demonstrations(kept, tokenizer))
     return tuple(encoded)
