@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +22,14 @@ from sppo.verifiers.sandbox.run import probe
 from sppo.verifiers.sandbox.tree import children_of
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=10, memory_mb=256)
+"""For programs that run into a limit."""
+ENOUGH = Limits(cpu_seconds=60, wall_seconds=60, memory_mb=256)
+"""For those that end by themselves, on however slow a machine."""
 
 
 @pytest.fixture
 def trial(backend: Backend):
-    def run_here(program: str, limits: Limits = SHORT, **more: object) -> Outcome:
+    def run_here(program: str, limits: Limits = ENOUGH, **more: object) -> Outcome:
         return run(program, backend=backend, limits=limits, **more)  # type: ignore[arg-type]
 
     before = children_of(os.getpid())
@@ -160,7 +165,7 @@ def test_no_more_processes_than_allowed_and_none_outlives_the_run(trial):
         "except OSError:\n"
         "    print(count)"
     )
-    outcome = trial(program, Limits(processes=8, wall_seconds=20))
+    outcome = trial(program, replace(ENOUGH, processes=8))
     assert outcome.ending == "exited"
     assert 5 <= int(outcome.stdout) <= 8
 
@@ -178,7 +183,7 @@ def test_no_more_processes_than_allowed_and_none_outlives_the_run(trial):
     ids=["cpu", "output", "memory of many"],
 )
 def test_limits_end_a_program(trial, program, ending):
-    outcome = trial(program)
+    outcome = trial(program, SHORT)
     assert outcome.ending == ending
     assert outcome.exit_code != 0
     assert len(outcome.stdout) <= SHORT.output_bytes
@@ -189,10 +194,48 @@ def test_cpu_time_ends_a_program_that_ignores_the_signal():
     assert run(program, limits=SHORT, backend=BACKENDS["none"]).exit_code == 128 + 9
 
 
+SLEEPERS = (
+    "import os, time\n"
+    "os.write(1, b'%d' % os.getuid())\n"
+    "if os.fork() == 0: os.setsid()\n"
+    "os.close(1)\nos.close(2)\n"
+    "time.sleep(1000)"
+)
+
+
 def test_wall_time_ends_a_program_that_sleeps_and_its_children(trial):
-    program = "import os, time\nif os.fork() == 0: os.setsid()\nos.close(1)\nos.close(2)\ntime.sleep(1000)"
-    outcome = trial(program, Limits(wall_seconds=0.7))
-    assert outcome.ending == "timed out"
+    outcome = trial(SLEEPERS, Limits(wall_seconds=3))
+    assert (outcome.ending, outcome.exit_code != 0) == ("timed out", True)
+    assert outcome.seconds >= 3
+    user = int(outcome.stdout)  # it had begun
+    if user in backends.spare_users():
+        assert _processes_of(user) == []
+
+
+def test_a_sandbox_that_is_killed_from_outside_is_no_end_of_the_program(trial, backend):
+    # In bubblewrap the program's own parent, the first process of the namespace, stands in between.
+    depth = {"bubblewrap": 3, "landlock": 2}[backend.name]
+    before = children_of(os.getpid())
+    below: list[int] = []
+
+    def kill_it() -> None:
+        def stands() -> bool:
+            below[:] = [
+                process for child in children_of(os.getpid()) if child not in before for process in _below(child)
+            ]
+            return len(below) == depth
+
+        _until(stands)
+        (sandbox,) = set(children_of(os.getpid())) - set(before)
+        os.kill(sandbox, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    with pytest.raises(SandboxError, match=f"{backend.name}: something outside killed it"):
+        trial(SLEEPERS, ENOUGH)
+    killer.join()
+    assert len(below) == depth
+    _until(lambda: not any(map(_lives, below)))
 
 
 def test_memory_and_file_size_are_errors_inside_the_program(trial, backend):
@@ -206,7 +249,7 @@ def test_memory_and_file_size_are_errors_inside_the_program(trial, backend):
 
 def test_many_at_once_from_threads(backend):
     def one(number: int) -> bytes:
-        return run("import sys; print(int(sys.argv[1]) ** 2)", [str(number)], backend=backend).stdout
+        return run("import sys; print(int(sys.argv[1]) ** 2)", [str(number)], backend=backend, limits=ENOUGH).stdout
 
     before = children_of(os.getpid())
     with ThreadPoolExecutor(4) as pool:
@@ -221,29 +264,44 @@ def test_nothing_is_left_when_the_caller_is_killed(backend):
         f"run('import os, time; os.fork(); time.sleep(1000)', limits=Limits(cpu_seconds=77),"
         f" backend=BACKENDS[{backend.name!r}])\n"
     )
-    before = _sandboxed()
+    # Below the caller: the sandbox, in bubblewrap the first process of its namespace, the program, and its child.
+    depth = {"bubblewrap": 4, "landlock": 3}[backend.name]
     caller = subprocess.Popen([sys.executable, "-c", program])
-    _until(lambda: len(_sandboxed() - before) >= 3)
+    _until(lambda: len(_below(caller.pid)) == depth)
+    below = _below(caller.pid)
     caller.kill()
     caller.wait()
-    _until(lambda: not _sandboxed() - before)
+    _until(lambda: not any(map(_lives, below)))
 
 
-def _sandboxed() -> set[int]:
-    """Processes of any sandbox on this machine that still run."""
-    found = set()
-    for folder in Path("/proc").iterdir():
+def _processes_of(user: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
         try:
-            if folder.name.isdigit() and b"specification" in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
-        except OSError:
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        except OSError:  # gone since it was listed
             continue
+        found += [int(fields["Pid"])] if fields["Uid"].split()[0] == str(user) else []
     return found
 
 
-def _until(condition) -> None:
+def _below(process: int) -> list[int]:
+    """All that a process started, and what those started."""
+    return [found for child in children_of(process) for found in (child, *_below(child))]
+
+
+def _lives(process: int) -> bool:
+    """Whether a process is there and more than a zombie, which has no command line."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Waits; the limit is for what never comes."""
     event = threading.Event()
-    for _ in range(400):
+    for _ in range(4800):
         if condition():
             return
         event.wait(0.025)

@@ -94,6 +94,8 @@ def run_suite(
         ):
             pipes.close(ask_read, ask_write, reply_read, reply_write, result_write)
             line, ending = _result(result_read, running, tester)
+            if running.lost() or tester.lost():
+                raise SandboxError("something outside killed it")
             return _report(line, ending, tester)
 
 

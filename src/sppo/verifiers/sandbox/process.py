@@ -111,6 +111,7 @@ class Running:
             if confinement.filter is not None:
                 theirs.append(_filled_pipe(confinement.filter))
                 prefix = [str(theirs[-1]) if part == "{filter}" else part for part in prefix]
+            self._user: int | None = confinement.specification.get("user")
             specification = self._specify(job) | confinement.specification | {"status": status, "lifeline": lifeline}
             with memory_file(marshal.dumps(specification)) as file:
                 self.process = subprocess.Popen(
@@ -165,6 +166,11 @@ class Running:
         assert self._status < 0, "the run is over"
         return self._entered
 
+    def lost(self) -> bool:
+        """Whether something outside killed the sandbox itself, so that nothing is known of the program."""
+        # A signal that ends the program is told by an exit code above 128. To be asked before `kill`.
+        return (self.process.poll() or 0) < 0
+
     def over_memory(self) -> bool:
         """Whether all its processes together hold more memory than allowed."""
         return memory_of_tree(self.process.pid) > self.limits.memory_mb * _MIB
@@ -184,6 +190,11 @@ class Running:
             except subprocess.TimeoutExpired:
                 continue
         self.backend.strike(self.process.pid)
+        if self.lost() and self._user is not None:
+            # Whoever was to kill the program's processes may have been killed before it could.
+            from sppo.verifiers.sandbox.supervisor import kill_user  # needs Linux
+
+            kill_user(self._user)
         if self._status >= 0:
             self._entered = os.read(self._status, 1) == b"1"
             os.close(self._status)

@@ -72,10 +72,13 @@ def run(
             ending, (stdout, stderr) = _collect(running, [out_reading, err_reading])
             if ending == "exited" and not _ended(running):
                 ending = "timed out"
+            lost = running.lost()
         seconds = time.monotonic() - running.began
     finally:
         os.close(out_reading)
         os.close(err_reading)
+    if lost:
+        raise SandboxError(f"{backend.name}: something outside killed it")
     code = running.process.returncode
     code = code if code >= 0 else _SIGNALLED - code
     if ending == "exited" and not running.entered():
