@@ -14,6 +14,7 @@ from sppo.config.verification import CodeOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
 from sppo.verifiers.code import verifier as code
+from sppo.verifiers.code.runner import Report
 from sppo.verifiers.code.suite import SuiteError, read_suite
 from sppo.verifiers.code.verifier import fenced, shown_tests
 from sppo.verifiers.sandbox import BACKENDS, open_sandbox
@@ -31,6 +32,8 @@ def _sandbox() -> None:
 
 
 def judge(response: str, gold: object, **options: object) -> Verdict:
+    # Time enough on however slow a machine, where nothing else is asked for.
+    options = {"test_seconds": 60.0, "total_seconds": 120.0, **options}
     tools = Tools(VerificationConfig(code=CodeOptions(**options)))  # type: ignore[arg-type]
     return code.grade([Submission(response, gold if isinstance(gold, str) else json.dumps(gold))], tools)[0]
 
@@ -124,7 +127,7 @@ def test_right_programs_pass_every_kind_of_test(gold, program):
 )  # fmt: skip
 def test_wrong_programs_get_nothing_and_a_reason(gold, program, reason):
     for reward in ("all", "fraction"):
-        limit = 0.8 if "timed out" in reason else 5.0
+        limit = 0.8 if "timed out" in reason else 60.0
         verdict = judge(fenced(program), gold, reward=reward, test_seconds=limit)
         assert (verdict.reward, verdict.error) == (0.0, None), verdict
         assert reason in verdict.reason
@@ -180,17 +183,17 @@ def test_the_share_of_tests_that_pass():
 def test_after_a_time_out_of_one_input_the_other_inputs_still_count():
     gold = {"inputs": ["1", "2", "3"], "outputs": ["1", "2", "3"]}
     program = "x = input()\nwhile x == '2': pass\nprint(x)"
-    verdict = judge(fenced(program), gold, reward="fraction", test_seconds=0.5)
+    verdict = judge(fenced(program), gold, reward="fraction", test_seconds=3.0)
     assert verdict.reward == pytest.approx(2 / 3)
-    assert verdict.reason == "2 of 3 tests passed; test 2: timed out after 0.5 s"
+    assert verdict.reason == "2 of 3 tests passed; test 2: timed out after 3 s"
 
 
 def test_all_tests_share_a_time_limit_too():
     gold = {"inputs": [str(n) for n in range(20)], "outputs": ["x"] * 20}
-    program = "import time\ntime.sleep(0.3)\nprint('x')"
-    verdict = judge(fenced(program), gold, reward="fraction", total_seconds=1.0)
+    program = "import time\ntime.sleep(0.4)\nprint('x')"
+    verdict = judge(fenced(program), gold, reward="fraction", total_seconds=3.0)
     assert 0 < verdict.reward < 0.5
-    assert "timed out after 1 s in all" in verdict.reason
+    assert "timed out after 3 s in all" in verdict.reason
 
 
 def test_shown_tests_may_be_left_out_of_the_reward_and_both_kinds_are_logged():
@@ -210,7 +213,7 @@ def test_one_test_at_least_is_held_out():
 
 
 def test_reward_runtime_is_the_clipped_speed_up_of_right_programs(monkeypatch):
-    slow = "import time\ndef add(a, b):\n    time.sleep(0.02)\n    return a + b"
+    slow = "import time\ndef add(a, b):\n    time.sleep(0.1)\n    return a + b"
     fast = "def add(a, b):\n    return a + b"
     timed = {"reward": "runtime"}
     monkeypatch.setattr(code, "_LEAST", 0.25)
@@ -218,13 +221,22 @@ def test_reward_runtime_is_the_clipped_speed_up_of_right_programs(monkeypatch):
     verdict = judge(fenced(fast), {**ADD, "reference": slow}, **timed)
     assert verdict.reward == 1.0
     assert "times as fast as the reference" in verdict.reason
-    assert judge(fenced(slow + " # as slow"), {**ADD, "reference": slow}, runtime_target=2.0, **timed).reward == (
-        pytest.approx(0.5, abs=0.2)
-    )
     assert judge(HALF_RIGHT, {**ADD, "reference": fast}, **timed).reward == 0.0
     assert judge(fenced(fast), {**ADD, "reference": fast}, **timed).reward == 1.0
     assert "no reference solution" in judge(RIGHT, ADD, **timed).error
     assert "the reference solution fails" in judge(RIGHT, {**ADD, "reference": "1 / 0"}, **timed).error
+
+
+def test_the_speed_up_is_that_of_the_medians_of_runs_that_take_turns(monkeypatch):
+    seconds = {"ours": iter([2.0, 9.0, 1.0]), "theirs": iter([1.0, 1.0, 5.0])}
+
+    def reported(program, suite, *args, **kwargs) -> Report:
+        return Report((True,) * 4, "", next(seconds["theirs" if program == suite.reference else "ours"]))
+
+    monkeypatch.setattr(code, "run_suite", reported)
+    verdict = judge(RIGHT, {**ADD, "reference": "the same"}, reward="runtime", runtime_target=2.0)
+    assert verdict.reward == 1.0 / 2.0 / 2.0
+    assert "0.50 times as fast as the reference" in verdict.reason
 
 
 def test_standard_input_is_real_and_so_is_the_end_of_the_program():
@@ -257,7 +269,7 @@ def test_sets_have_the_same_order_every_time():
 def test_a_batch_keeps_its_order_and_errors_stay_with_their_items():
     given = [Submission(fenced(f"def add(a, b):\n    return a + b + {n % 3}"), json.dumps(ADD)) for n in range(6)]
     given[4] = Submission(RIGHT, "no tests")
-    verdicts = code.grade(given, Tools(VerificationConfig(workers=3)))
+    verdicts = code.grade(given, Tools(VerificationConfig(workers=3, code=CodeOptions(test_seconds=60.0))))
     assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 0.0, 1.0, None, 0.0]
     assert code.grade([], Tools()) == []
 

@@ -200,7 +200,7 @@ f(0)""",
 
 def judge(program: str, style: str, backend: Backend | None = None) -> Verdict:
     given = Submission(fenced(program), json.dumps(GOLDS[style]))
-    options = CodeOptions(test_seconds=5.0 if program == HONEST else 0.8, memory_mb=300)
+    options = CodeOptions(test_seconds=60.0 if program == HONEST else 0.8, memory_mb=300)
     if backend is not None:
         return judge_one(given, options, backend)
     return code.grade([given], Tools(VerificationConfig(code=options)))[0]

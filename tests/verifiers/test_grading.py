@@ -28,7 +28,7 @@ def rollout(text: str, gold: str | None = "5", finish: str = "stop", **fields: o
 
 
 def test_each_prompt_goes_to_the_verifier_it_names():
-    verdicts = Grader(tools=Tools(VerificationConfig(time_limit=10))).grade(
+    verdicts = Grader(tools=Tools(VerificationConfig(time_limit=60))).grade(
         [
             rollout(r"\boxed{5}"),
             rollout(r"\boxed{\sqrt{8}}", r"2\sqrt2"),

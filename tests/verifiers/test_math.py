@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
 from sppo.verifiers import VERIFIERS, Tools, check_golds
 from sppo.verifiers.math.boxes import find_answer, list_boxes
@@ -16,6 +17,7 @@ from sppo.verifiers.math.verifier import MAX_ANSWER, fast, slow
 from sppo.verifiers.pool import VerifierPool
 from tests.conftest import SHARED_DATA
 
+TOOLS = Tools(VerificationConfig(time_limit=60.0))
 LABELLED = Path(__file__).with_name("labelled_answers.jsonl")
 
 # What goes wrong elsewhere, each by its name: (response, gold, right?). The full table is labelled_answers.jsonl.
@@ -65,7 +67,7 @@ KNOWN_FAILURES = {
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(workers=2, time_limit=10.0) as running:
+    with VerifierPool(workers=2, time_limit=60.0) as running:
         yield running
 
 
@@ -205,7 +207,7 @@ def load_golds(name: str) -> list[str]:
 def test_every_published_gold_verifies_against_itself(name, rows, verifier):
     golds = load_golds(name)
     assert len(golds) == rows
-    assert check_golds([(verifier, Submission("", gold)) for gold in golds], Tools()) == {}
+    assert check_golds([(verifier, Submission("", gold)) for gold in golds], TOOLS) == {}
 
 
 def test_math_500_golds_are_only_equal_to_themselves_by_sympy_too(pool):
@@ -217,7 +219,7 @@ def test_math_500_golds_are_only_equal_to_themselves_by_sympy_too(pool):
 
 def test_golds_that_cannot_be_used_are_listed():
     golds = [("5", "math"), ("", "math"), (None, "math"), (r"\frac{1}{2", "math"), ("  ", "exact"), ("a", "exact")]
-    unusable = check_golds([(verifier, Submission("", gold)) for gold, verifier in golds], Tools())
+    unusable = check_golds([(verifier, Submission("", gold)) for gold, verifier in golds], TOOLS)
     assert sorted(unusable) == [1, 2, 3, 4]
     assert "missing" in unusable[1]
     assert "does not verify against itself" in unusable[3]

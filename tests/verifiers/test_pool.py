@@ -31,8 +31,7 @@ def boxed(answer: str) -> Item:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(workers=2, time_limit=1.0, memory_limit_mb=1024) as running:
-        # Starting may take longer than an item's limit on a busy machine; the limit counts from when it is taken.
+    with VerifierPool(workers=2, time_limit=60.0, memory_limit_mb=1024) as running:
         assert running.run([GOOD])[0].reward == 1.0
         yield running
 
@@ -49,12 +48,12 @@ def test_verdicts_come_back_in_order(pool):
 
 def test_bombs_end_and_touch_only_themselves(pool):
     bombs = ["9^{9^{9^9}}", "9^9^9^9", "(10^{10})!", "x^{(10^{10})!}", r"\frac{1}{" * 150 + "x" + "}" * 150]
-    verdicts = pool.run([GOOD, *(boxed(bomb) for bomb in bombs), GOOD])
+    verdicts = pool.run([GOOD, *(boxed(bomb) for bomb in bombs), GOOD], 3.0)
     assert verdicts[0].reward == verdicts[-1].reward == 1.0
     for verdict in verdicts[1:-1]:
         assert verdict.reward != 1.0
         assert (verdict.reward is None) == (verdict.error is not None)
-    assert verdicts[1].error == "timed out after 1 s"
+    assert verdicts[1].error == "timed out after 3 s"
     assert pool.run([GOOD])[0].reward == 1.0
 
 
@@ -79,17 +78,17 @@ def test_deep_nesting_and_a_megabyte_never_reach_sympy(pool):
 def test_a_killed_worker_loses_only_its_item(pool):
     pool.run([GOOD])
     results: list[Verdict] = []
-    thread = threading.Thread(target=lambda: results.extend(pool.run([boxed("9^{9^{9^9}}"), GOOD, GOOD], 30.0)))
+    bomb = boxed("9^{9^{9^9}}")
+    thread = threading.Thread(target=lambda: results.extend(pool.run([bomb, GOOD, GOOD], 300.0)))
     thread.start()
-    deadline = time.monotonic() + 20
     busy: list[int] = []
-    while not busy and time.monotonic() < deadline:
-        manager = pool._pool._pool_manager
-        busy = [t.worker_id for t in list(manager.task_manager.tasks.values()) if t.started and t.worker_id]
-        time.sleep(0.3)
-        busy = [t.worker_id for t in list(manager.task_manager.tasks.values()) if t.worker_id in busy]
+    while not busy:
+        tasks = list(pool._pool._pool_manager.task_manager.tasks.values())
+        busy = [task.worker_id for task in tasks if task.started and task.worker_id and bomb in task.payload.args]
+        assert thread.is_alive(), "the bomb ended by itself"
+        time.sleep(0.05)
     os.kill(busy[0], signal.SIGKILL)
-    thread.join(30)
+    thread.join(300)
     assert results[0].reward is None
     assert "died" in results[0].error
     assert [verdict.reward for verdict in results[1:]] == [1.0, 1.0]
@@ -104,7 +103,7 @@ def test_killed_idle_workers_are_replaced(pool):
 
 def test_memory_is_limited(pool):
     too_much = pool._started().schedule(bytearray, args=[2 * 2**30])
-    assert isinstance(too_much.exception(timeout=30), MemoryError)
+    assert isinstance(too_much.exception(timeout=300), MemoryError)
     assert pool.run([GOOD])[0].reward == 1.0
 
 
@@ -117,16 +116,16 @@ def test_from_many_threads_at_once(pool):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert rewards == [1.0] * 16
 
 
 def test_verify_works_in_a_thread_and_in_the_main_one():
-    assert verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}").reward == 1.0
+    assert verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", time_limit=60).reward == 1.0
     seen: list[Verdict] = []
-    thread = threading.Thread(target=lambda: seen.append(verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", time_limit=10)))
+    thread = threading.Thread(target=lambda: seen.append(verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", time_limit=60)))
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert seen[0].reward == 1.0
 
 
@@ -156,7 +155,7 @@ SCRIPT = r"""
 print("top level runs")
 from sppo.verifiers.verify import verify
 class Mine: pass
-print(verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", time_limit=20).reward, verify("\\boxed{5}", "5").reward)
+print(verify(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", time_limit=60).reward, verify("\\boxed{5}", "5").reward)
 import __main__, pickle
 pickle.loads(pickle.dumps(Mine()))
 print(__main__.__dict__.get("__file__", "no file") is not None, __main__.__spec__)
@@ -177,7 +176,7 @@ def test_plain_scripts_without_a_main_guard(how, tmp_path):
         input=given,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=tmp_path,
         check=False,
     )
@@ -189,5 +188,5 @@ def test_plain_scripts_without_a_main_guard(how, tmp_path):
 def test_importing_verifiers_does_not_import_sympy_or_torch():
     code = "import sys, sppo.verifiers, sppo.verifiers.verify, sppo.verifiers.grading\n"
     code += "print([m for m in ('torch', 'sympy', 'math_verify', 'pebble') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"

@@ -204,7 +204,7 @@ def _known(value: Tensor | float, digits: int | None = None) -> float | None:
 
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
-    """Lengths in tokens that the policy wrote, and the share that was cut at the limit; means of nothing are missing."""
+    """Lengths in tokens of the policy's own, and the share cut at the limit; means of nothing are missing."""
     if not rollouts:
         return {"response/tokens": 0}
     lengths = [rollout.completion.written for rollout in rollouts]

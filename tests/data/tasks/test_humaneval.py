@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sppo.config import DataConfig
-from sppo.config.verification import VerificationConfig
+from sppo.config.verification import CodeOptions, VerificationConfig
 from sppo.data.tasks import load_prompts
 from sppo.errors import ConfigError
 from sppo.types import Submission
@@ -16,6 +16,7 @@ from sppo.verifiers.sandbox import open_sandbox
 from sppo.verifiers.tools import Tools
 from tests.conftest import SHARED_DATA
 
+TOOLS = Tools(VerificationConfig(code=CodeOptions(test_seconds=60.0)))
 ROW = {
     "task_id": "HumanEval/900",
     "prompt": "import math\n\ndef area(r):\n    '''Area of a circle.'''\n",
@@ -65,7 +66,7 @@ def test_the_gold_answer_holds_the_tests_and_the_reference_is_right():
             "```python\ndef area(r):\n    return 3 * r**2\n```",
         )
     ]
-    assert [verdict.reward for verdict in code.grade(given, Tools(VerificationConfig()))] == [1.0, 1.0, 1.0, 0.0]
+    assert [verdict.reward for verdict in code.grade(given, TOOLS)] == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_rows_without_tests_or_with_tests_that_fail_are_named():
@@ -75,7 +76,7 @@ def test_rows_without_tests_or_with_tests_that_fail_are_named():
         pytest.skip(str(refusal))
     wrong = {**ROW, "task_id": "HumanEval/901", "canonical_solution": "    return 0\n"}
     without = {**ROW, "task_id": "HumanEval/902", "test": None}
-    loaded = load_prompts(DataConfig(task="humaneval"), seed=0, rows=[ROW, wrong, without], tools=Tools())
+    loaded = load_prompts(DataConfig(task="humaneval"), seed=0, rows=[ROW, wrong, without], tools=TOOLS)
     assert [prompt.id for prompt in loaded.prompts] == ["HumanEval/900"]
     notes = " ".join(loaded.notes)
     assert "rows 2, 3" in notes
