@@ -7,7 +7,7 @@ import os
 # Before torch starts its threads: tiny operations are slowed down many times over by threads that spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
+import sppo
 from sppo.config import Config
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.files import write_json
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import RunFolder, read_metrics
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.sandbox import BACKENDS, Backend
 from sppo.verifiers.sandbox.run import probe
@@ -131,6 +132,32 @@ def files_of(folder: Path) -> dict[str, bytes]:
     """{path: content} of all files below a folder; of locks, only that they are there."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): b"" if path.name == ".lock" else path.read_bytes() for path in paths}
+
+
+HELD_OUT = "7-3="
+"""What runs of `train_on` are measured on."""
+
+
+def train_on(
+    texts: Sequence[str], output: Path, reward: Callable[..., list[float | None]], **options: Any
+) -> list[dict[str, float]]:
+    """A short run of a tiny model on prompts of these texts, copies and all, each step in one mini-batch.
+
+    Returns:
+        The metrics of each step.
+    """
+    rows = int(options.get("prompts_per_step", 8)) * int(options.get("sampling__samples_per_prompt", 1))
+    settings = {
+        "steps": 1, "prompts_per_step": 8, "optimizer__minibatch_size": rows, "critic__minibatch_size": rows,
+        "sampling__max_response_tokens": 8, "data__max_prompt_tokens": 8, "evaluation__final_samples_per_prompt": 1,
+        "checkpoint__every": 1, "threads": 1, "device": "cpu",
+    }  # fmt: skip
+    sppo.train(
+        model=tiny_qwen2(initializer_range=0.05), tokenizer=character_tokenizer(ALPHABET), reward=reward,
+        rows=[{"prompt": text} for text in texts], held_out_rows=[{"prompt": HELD_OUT}], output=str(output),
+        **{**settings, **options},
+    )  # fmt: skip
+    return read_metrics(output)[1:]
 
 
 @pytest.fixture(params=["bubblewrap", "landlock"])
