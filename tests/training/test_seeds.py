@@ -5,6 +5,7 @@ Every prompt of a run has the same text, so that nothing but the seed of a row t
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -81,11 +82,11 @@ def test_the_rounds_of_dynamic_sampling_give_the_same_prompt_other_responses(tmp
     # One mixed group in each round, of the four that a step wants.
     reward, training, _ = listening(lambda call, count: [1.0, *[0.0] * (count - 1)])
     run(
-        tmp_path / "run", reward, steps=1, algorithm__name="dapo", algorithm__dynamic_sampling_rounds=3,
+        tmp_path / "run", reward, steps=1, algorithm__name="dapo",
         prompts_per_step=ROWS // 2, sampling__samples_per_prompt=2,
     )  # fmt: skip
-    assert len(training) == 3
-    for left, right in ((0, 1), (1, 2), (0, 2)):
+    assert len(training) == 4
+    for left, right in itertools.combinations(range(4), 2):
         assert shared(training[left], training[right]) <= 1
 
 
@@ -161,7 +162,6 @@ def overflowing(steps: set[int]):
 
 GROUPS = {
     "algorithm__name": "rloo", "prompts_per_step": ROWS // 4, "sampling__samples_per_prompt": 4,
-    "optimizer__max_skipped_steps": 3,
 }  # fmt: skip
 
 
@@ -176,11 +176,11 @@ def test_the_count_of_skipped_steps_goes_on_after_a_resume(tmp_path):
 
 
 def test_skipped_steps_in_a_row_stop_a_resumed_run_as_they_would_have_stopped_it_whole(tmp_path):
-    with pytest.raises(TrainingError, match=r"not finite in 3 optimiser steps in a row"):
-        run(tmp_path / "whole", overflowing({1, 2, 3}), steps=4, **GROUPS)
-    run(tmp_path / "parts", overflowing({1, 2}), steps=2, **GROUPS)
-    with pytest.raises(TrainingError, match=r"not finite in 3 optimiser steps in a row"):
-        run(tmp_path / "parts", overflowing({1}), steps=4, resume=True, **GROUPS)
+    with pytest.raises(TrainingError, match=r"not finite in 5 optimiser steps in a row"):
+        run(tmp_path / "whole", overflowing({1, 2, 3, 4, 5}), steps=6, **GROUPS)
+    run(tmp_path / "parts", overflowing({1, 2, 3}), steps=3, **GROUPS)
+    with pytest.raises(TrainingError, match=r"not finite in 5 optimiser steps in a row"):
+        run(tmp_path / "parts", overflowing({1, 2}), steps=6, resume=True, **GROUPS)
 
 
 def test_a_step_that_is_taken_ends_the_row_of_skipped_ones_also_across_a_resume(tmp_path):
