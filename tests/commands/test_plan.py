@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from transformers import AutoModel, Qwen2Config
 
+from sppo.commands.memory import Sized, memory
 from sppo.commands.plan import plan
 from sppo.config import CriticConfig, to_dict
+from sppo.config.recipes import load_recipe
 from sppo.errors import ConfigError, ModelError, RunFolderError
+from sppo.training.build import algorithm_of
 from tests.conftest import begun, tiny_config
 
 
@@ -44,3 +48,93 @@ def test_the_reward_function_and_the_critic_are_checked(tmp_path):
     ):
         with pytest.raises(ModelError, match=f"{key} '.*' can't be loaded .a folder without config.json"):
             plan(replace(config, critic=critic))
+
+
+SMALL = Qwen2Config(
+    vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=200, max_position_embeddings=4096,
+)  # fmt: skip
+"""On a CPU a token takes 3 layers x 2 x 2 heads x 16 x 4 = 768 bytes of cache, and 4,000 numbers of logits 12 each."""
+
+
+def lines(name="sppo", held_out=10, critic=None, scoring=(), **options):
+    settings = {
+        "model.path": "any", "device": "cpu", "prompts_per_step": 32, "data.max_prompt_tokens": 20,
+        "sampling.max_response_tokens": 300, "optimizer.minibatch_size": 32, "critic.minibatch_size": 32,
+        "optimizer.tokens_per_microbatch": 1000, "evaluation.final_samples_per_prompt": 4, "engine.max_rows": 64,
+        "algorithm.name": name,
+    }  # fmt: skip
+    config = load_recipe(None, {**settings, **{key.replace("__", "."): value for key, value in options.items()}})
+    found = memory(config, algorithm_of(config), Sized(SMALL, 10**6), critic, scoring, held_out)
+    return {label.removeprefix("memory: "): value for label, value in found}
+
+
+def test_sampling_is_that_of_the_phase_that_takes_most():
+    # 40 x (320 x 768 + 12,000) bytes; where few are held out, 32 x the same.
+    assert lines()["sampling"] == "10.3 MB key-value cache and logits of 40 rows of 320 tokens (evaluation)"
+    assert lines(held_out=2)["sampling"] == "8.2 MB key-value cache and logits of 32 rows of 320 tokens (training)"
+    assert "64 rows of 320 tokens (evaluation)" in lines(held_out=500)["sampling"]
+    longer = {"evaluation__data": {"task": "math500", "max_prompt_tokens": 700}}
+    assert "40 rows of 1,000 tokens (evaluation)" in lines(**longer)["sampling"]
+    often = {"evaluation__samples_per_prompt": 5, "engine__max_rows": 512}
+    assert "50 rows of 320 tokens (evaluation)" in lines(**often)["sampling"]
+    assert "64 rows of 320 tokens (first counts of prompts)" in lines("spo")["sampling"]
+    assert "256 rows of 320 tokens (first counts of prompts)" in lines("spo", engine__max_rows=512)["sampling"]
+
+
+def test_reading_the_prompts_may_take_more_than_the_cache():
+    # 40 prompts of 400 tokens: 768 bytes of cache, and 4 x 64 + 3 x 200 numbers of a layer, each.
+    options = {"data__max_prompt_tokens": 400, "sampling__max_response_tokens": 2, "held_out": 40}
+    once = lines(evaluation__final_samples_per_prompt=1, **options)["sampling"]
+    assert once == "67.1 MB key-value cache and logits of 40 rows of 402 tokens (evaluation)"
+    # Copies of a prompt are read once: 64 rows of 4 samples are 16 prompts.
+    assert lines(evaluation__samples_per_prompt=4, **options)["sampling"].startswith("53.7 MB ")
+
+
+def test_the_papers_recipe_counts_its_evaluation():
+    config = load_recipe("r1_distill_1_5b_deepscaler", {"device": "cpu"})
+    architecture = Qwen2Config(
+        vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        intermediate_size=8960,
+    )  # fmt: skip
+    policy = Sized(architecture, 1_777_088_000)
+    found = dict(memory(config, algorithm_of(config), policy, policy, [], 500))
+    # 512 x (9,216 x 28 x 2 x 2 x 128 x 4 + 151,936 x 12) bytes.
+    assert found["memory: sampling"].startswith("271.5 GB key-value cache and logits of 512 rows of 9,216 tokens (eval")
+
+
+@pytest.mark.parametrize(
+    "options", [{"algorithm__kl_coefficient": 0.1}, {"algorithm__ratio": "joint"}], ids=["kl", "joint"]
+)
+def test_the_reference_takes_its_weights(options):
+    assert lines(**options)["reference"].startswith("4.0 MB ")
+    assert "reference" not in lines()
+    # 16 + 4 bytes a parameter; for an update 1,000 x 3 x 64 x 17 x 4 of activations and 1,000 x 1,000 x 12 of logits.
+    assert lines(**options)["estimate"] == "45.1 MB at the peak, unsharded"
+    assert lines()["estimate"] == "41.1 MB at the peak, unsharded"
+
+
+def test_a_critic_that_keeps_its_activations_takes_more_than_a_policy_that_does_not():
+    critic = Sized(SMALL, 10**6)
+    found = lines(critic=critic, model__gradient_checkpointing=True)
+    # 1,000 tokens x 3 layers x 64 x 17 x 4 bytes.
+    assert found["critic's update"].startswith("13.1 MB ")
+    assert lines(critic=critic, critic__gradient_checkpointing=True)["critic's update"].startswith("0.8 MB ")
+    assert "critic's update" not in lines()
+
+
+def test_models_that_judge_are_counted_where_they_are_used(tmp_path):
+    SMALL.save_pretrained(tmp_path / "judge")
+    judge = {"verification.reward_model.path": str(tmp_path / "judge")}
+    idle = dict(plan(tiny_config(tmp_path / "run", **judge)))
+    assert "memory: scoring models" not in idle
+    used = dict(plan(tiny_config(tmp_path / "run", **judge, **{
+        "data.verifier": "reward_model", "evaluation.data.verifier": "reward_model",
+    })))  # fmt: skip
+    parameters = AutoModel.from_config(SMALL).num_parameters()
+    assert used["memory: scoring models"] == f"{parameters * 4 / 1e6:.1f} MB (weights: 4 bytes a parameter)"
+    steps = {"verification.process.model": str(tmp_path / "judge"), "algorithm.name": "grpo", "prompts_per_step": 8,
+             "sampling.samples_per_prompt": 2, "algorithm.aggregation": "token_mean"}  # fmt: skip
+    assert (
+        dict(plan(tiny_config(tmp_path / "run", **steps)))["memory: scoring models"] == used["memory: scoring models"]
+    )
