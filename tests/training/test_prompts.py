@@ -90,6 +90,6 @@ def test_nothing_is_demonstrated_that_is_measured(file, count):
     tokenizer = character_tokenizer(ALPHABET)
     loaded = load(EvaluationConfig(data=file, prompts=count))
     (shown,) = load_demonstrations([SftPhase()], DataConfig(), tokenizer, loaded.unseen, seed=0, rows=ROWS)
-    assert [tokenizer.decode(prompt) for prompt, _ in shown] == [f"{n}+{n}=" for n in LEFT]
+    assert [tokenizer.decode(row.prompt) for row in shown] == [f"{n}+{n}=" for n in LEFT]
     with pytest.raises(DataError, match="All 1 demonstrations are of prompts to measure on"):
         load_demonstrations([SftPhase()], DataConfig(), tokenizer, loaded.unseen, seed=0, rows=ROWS[3:4])
