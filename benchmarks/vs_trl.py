@@ -81,7 +81,11 @@ class Turn:
         parameters = sampling_parameters(config.sampling, tokenizer, model)
 
         def accuracy() -> float:
-            return HeldOut(held_out, engine, tokenizer, grader, parameters, seed=12345).evaluate(1).accuracy
+            return (
+                HeldOut(held_out, engine, tokenizer, grader, parameters, seed=12345)
+                .evaluate(1, engine.version)
+                .accuracy
+            )
 
         self.accuracy: Callable[[], float] = accuracy
 

@@ -106,7 +106,8 @@ class Rollout:
     text: str
     """The response decoded without special tokens; what verifiers read."""
     policy_version: int
-    """Number of optimiser phases the sampling weights had been through; 0 is the start."""
+    """Optimiser steps that the sampling weights had been through, those of fine-tuning included; 0 is the model that
+    the run began with."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_token_ids", as_token_ids(self.prompt_token_ids))

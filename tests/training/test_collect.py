@@ -28,6 +28,9 @@ class CountingEngine:
 
     version = 0
 
+    def awake(self):
+        return self.engine.awake()
+
     def generate(self, prompts, sampling, *, seed):
         completions = self.engine.generate(prompts, sampling, seed=seed)
         self.calls.append((list(prompts), sampling, completions))
@@ -67,7 +70,7 @@ def sampled(collected) -> tuple[int, int]:
 
 def test_without_a_baseline_of_its_own_nothing_extra_is_generated():
     parts, engine = made(has_a_three, algorithm__name="rloo", sampling__samples_per_prompt=4)
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     assert (collected.extra_responses, collected.extra_tokens, collected.discarded_groups) == (0, 0, 0)
     assert collected.greedy_rewards is None
     assert collected.groups == [index // 4 for index in range(32)]
@@ -84,7 +87,7 @@ def test_remax_gets_one_greedy_response_a_prompt_which_counts():
         return rewards_seen[-1]
 
     parts, engine = made(by_length, algorithm__name="remax", sampling__samples_per_prompt=2)
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     (_, training, _), (prompts, greedy, completions) = engine.calls
     assert training.temperature == 1.0
     assert greedy == replace(training, temperature=0.0)
@@ -104,7 +107,7 @@ def test_a_greedy_response_without_a_reward_is_unknown_not_wrong():
         return [None if len(calls) == 2 else 1.0] * len(completions)
 
     parts, _ = made(none_for_greedy, algorithm__name="remax")
-    greedy = parts.collector.collect(1).greedy_rewards
+    greedy = parts.collector.collect(1, version=0).greedy_rewards
     assert greedy is not None
     assert all(math.isnan(reward) for reward in greedy)
 
@@ -114,7 +117,7 @@ def test_remaxs_greedy_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do(
         lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name="remax",
         algorithm__overlong_penalty_tokens=4,
     )  # fmt: skip
-    greedy = parts.collector.collect(1).greedy_rewards
+    greedy = parts.collector.collect(1, version=0).greedy_rewards
     lengths = [len(one) for one in engine.calls[1][2]]
     # The limit is 6 tokens, so the penalty grows by a quarter for each beyond 2.
     assert greedy == [1.0 - max(length - 2, 0) / 4 for length in lengths]
@@ -123,7 +126,7 @@ def test_remaxs_greedy_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do(
 
 def test_spo_starts_each_new_prompt_on_offline_samples_once():
     parts, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 3})
-    first = parts.collector.collect(1)
+    first = parts.collector.collect(1, version=0)
     assert first.extra_responses == 24
     assert sampled(first) == (engine.responses, engine.tokens)
     assert isinstance(parts.critic, TrackerCritic)
@@ -131,29 +134,29 @@ def test_spo_starts_each_new_prompt_on_offline_samples_once():
     assert {counts.alpha + counts.beta for counts in parts.critic.tracker.counts.values()} == {3.0}
     # 96 prompts to train on, so the first eight come again in step 13.
     for step in range(2, 13):
-        assert parts.collector.collect(step).extra_responses == 24
-    assert parts.collector.collect(13).extra_responses == 0
+        assert parts.collector.collect(step, version=0).extra_responses == 24
+    assert parts.collector.collect(13, version=0).extra_responses == 0
 
 
 def test_spo_without_offline_samples_starts_at_a_half():
     parts, engine = made(has_a_three, algorithm__name="spo", algorithm__options={"offline_samples": 0})
-    assert parts.collector.collect(1).extra_responses == 0
+    assert parts.collector.collect(1, version=0).extra_responses == 0
     assert len(engine.calls) == 1
     assert isinstance(parts.critic, TrackerCritic)
     assert parts.critic.tracker.counts == {}
-    batch = parts.collector.batch(parts.collector.collect(2))
+    batch = parts.collector.batch(parts.collector.collect(2, version=0))
     assert set(parts.critic.values(batch).flatten().tolist()) == {0.5}
 
 
 def test_spo_refuses_rewards_that_no_count_can_hold():
     parts, _ = made(lambda prompts, completions, **_: [2.0] * len(prompts), algorithm__name="spo")
     with pytest.raises(RewardError, match=r"rewards must lie in \[0, 1\]"):
-        parts.collector.collect(1)
+        parts.collector.collect(1, version=0)
 
 
 def test_dynamic_sampling_keeps_mixed_groups_alone_and_counts_the_rest():
     parts, engine = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4)
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     rewards = [verdict.reward for verdict in collected.verdicts]
     groups = [rewards[start : start + 4] for start in range(0, len(rewards), 4)]
     assert len(groups) <= 8
@@ -174,7 +177,7 @@ def test_dynamic_sampling_goes_on_with_what_its_rounds_found():
         return [1.0, 0.0, *[0.0] * (len(completions) - 2)]
 
     parts, engine = made(one_mixed_group, algorithm__name="dapo", sampling__samples_per_prompt=2)
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     assert calls == [16, 16, 16, 16]
     assert [verdict.reward for verdict in collected.verdicts] == [1.0, 0.0] * 4
     assert collected.groups == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -191,7 +194,7 @@ def test_groups_found_beyond_those_wanted_are_counted_too():
         return [*rewards[:-2], 0.0, 0.0] if len(calls) == 1 else rewards
 
     parts, engine = made(first_seven_then_all, algorithm__name="dapo", sampling__samples_per_prompt=2)
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     assert len(collected.rollouts) == 16
     assert collected.extra_responses == 16
     assert sampled(collected) == (engine.responses, engine.tokens)
@@ -202,7 +205,7 @@ def test_a_group_without_any_reward_is_not_mixed():
         return [None, None, *[1.0, 0.0] * (len(completions) // 2 - 1)]
 
     parts, _ = made(unknown_first, algorithm__name="dapo", sampling__samples_per_prompt=2)
-    assert all(verdict.reward is not None for verdict in parts.collector.collect(1).verdicts)
+    assert all(verdict.reward is not None for verdict in parts.collector.collect(1, version=0).verdicts)
 
 
 @pytest.mark.parametrize("name", ["dapo", "remax"])
@@ -211,7 +214,7 @@ def test_dynamic_sampling_that_finds_nothing_counts_what_it_sampled_and_says_wha
         lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__name=name, sampling__samples_per_prompt=2,
         algorithm__dynamic_sampling=True,
     )  # fmt: skip
-    collected = parts.collector.collect(1)
+    collected = parts.collector.collect(1, version=0)
     assert (collected.rollouts, collected.discarded_groups) == ([], 32)
     assert parts.collector.batch(collected) is None
     assert sampled(collected) == (engine.responses, engine.tokens) == (64, engine.tokens)
@@ -224,7 +227,7 @@ def test_a_step_is_the_same_when_it_is_taken_again(seed):
     twice = []
     for _ in range(2):
         parts, _ = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4, seed=seed)
-        collected = parts.collector.collect(5)
+        collected = parts.collector.collect(5, version=0)
         twice.append([rollout.completion.token_ids.tolist() for rollout in collected.rollouts])
     assert twice[0] == twice[1]
 

@@ -71,7 +71,7 @@ def test_the_records_tell_every_response_whole(tmp_path):
     tokenizer = character_tokenizer(ALPHABET)
     for record in records:
         assert record["advantage"] == pytest.approx(record["reward"] - record["value"], abs=1e-6)
-        assert record["policy_version"] == record["step"] - 1
+        assert record["policy_version"] == 2 * (record["step"] - 1)  # two optimiser steps each
         assert tokenizer.decode(record["response_token_ids"], skip_special_tokens=True) == record["response"]
         assert tokenizer.decode(record["prompt_token_ids"]) == record["prompt"]
         assert record["verifier"] == "final_answer"

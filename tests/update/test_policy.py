@@ -220,6 +220,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_then_stops_the_run():
 
     assert step(float("nan")) != step(1.0)
     assert guard.skipped_total == 1
+    assert guard.taken == {"policy": 1}
     moved = copy.deepcopy(module.state_dict())
     assert not torch.equal(moved["weight"], start["weight"])
     step(float("inf"))
@@ -379,7 +380,7 @@ def test_sampler_and_trainer_are_compared_only_where_they_have_one_distribution(
     prompts = [Prompt(str(row), f"{row}+1=", gold="2") for row in range(16)]
     tokenizer = character_tokenizer(ALPHABET)
     parameters = sampling_parameters(sampling, tokenizer, model)
-    rollouts = sample(HFEngine(model), prompts, tokenizer, parameters, samples_per_prompt=1, seed=0)
+    rollouts = sample(HFEngine(model), prompts, tokenizer, parameters, samples_per_prompt=1, seed=0, version=0)
     batch = collate(rollouts, [Verdict(1.0)] * 16)
     algorithm = AlgorithmConfig(importance_cap=cap)
     before, metrics = estimate(batch, model, None, None, algorithm, OPTIMIZER, sampling)

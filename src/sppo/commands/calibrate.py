@@ -93,7 +93,7 @@ def calibrate(
         for note in notes:
             progress.message(note)
         folder = run / "calibration" / saved.name
-        with lock(folder, progress.message):
+        with lock(folder, progress.message), parts.engine.awake():
             done = _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
             records = _sample(config, parts, chosen, values, samples_per_prompt, folder, done, progress)
     finally:
@@ -232,7 +232,13 @@ def _records(config: Config, parts: Parts, pairs: Sequence[tuple[Prompt, float]]
     prompts = [prompt for prompt, _ in pairs]
     seeds = [derive_seed(config.seed, f"calibration {prompt.id}", n) for prompt in prompts for n in range(samples)]
     rollouts = sample(
-        parts.engine, prompts, parts.tokenizer, parts.collector.sampling, samples_per_prompt=samples, seed=seeds
+        parts.engine,
+        prompts,
+        parts.tokenizer,
+        parts.collector.sampling,
+        samples_per_prompt=samples,
+        seed=seeds,
+        version=parts.policy.version,
     )
     verdicts = parts.grader.grade(rollouts)
     records = []

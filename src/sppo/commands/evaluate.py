@@ -27,8 +27,8 @@ from sppo.evaluation.scores import EvaluationResult
 from sppo.models.loading import load_model_config, load_policy, load_tokenizer, prepare_device
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import opens_thinking
-from sppo.rollouts.engines import build_engine
-from sppo.rollouts.sample import sampling_parameters
+from sppo.rollouts.engines import ALONE, build_engine, engine_options
+from sppo.rollouts.sample import longest_sequence, sampling_parameters
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.seeds import derive_seed
 from sppo.training.build import load_prompts
@@ -330,14 +330,16 @@ def _measure(
     tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts[0], tokenizer))
     grader.prepare(prompts)
+    engine_options(config.engine)
     policy = load_policy(model, tokenizer, device)
-    engine = build_engine(policy, config.engine)
+    longest = longest_sequence(prompts, tokenizer, config.sampling.max_response_tokens)
+    engine = build_engine(policy, config.engine, max_tokens=longest, memory_share=ALONE)
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:
         sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
         seed = derive_seed(config.seed, "evaluation")
         held_out = HeldOut(prompts, engine, tokenizer, grader, sampling, seed, critic)
-        return held_out.evaluate(samples_per_prompt)
+        return held_out.evaluate(samples_per_prompt, engine.version)
     finally:
         engine.close()
 

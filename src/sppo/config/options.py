@@ -188,7 +188,9 @@ class EngineConfig(Section):
     name: str = "hf"
     """Name in the table of engines."""
     max_rows: AtLeastOne = 512
-    """hf: responses decoded at one time; bounds the memory of the key-value cache."""
+    """Responses decoded at one time; bounds the memory of the key-value cache."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of this engine alone; {} stands for their defaults. hf has none."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from sppo.evaluation.statistics import MOST_SAMPLES
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import encode_many, opens_thinking
-from sppo.rollouts.engines import build_engine
+from sppo.rollouts.engines import ALONE, build_engine, engine_options
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
-from sppo.rollouts.sample import sample, sampling_parameters
+from sppo.rollouts.sample import longest_sequence, sample, sampling_parameters
 from sppo.runs.checkpoint import require_checkpoint
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.seeds import derive_seed
@@ -122,6 +122,7 @@ def run_benchmarks(
             outside [0, 1].
     """
     progress = progress or NoProgress()
+    engine_options(conditions.engine)
     tokenizer = load_tokenizer(subject.model, ALPHABET)
     tools = verifier_tools(conditions.verification, conditions.device, conditions.tokens_per_microbatch)
     graders = {
@@ -177,7 +178,9 @@ class _Session:
         engine, parameters = None, None
         if done < total:
             policy = load_policy(self.subject.model, self.tokenizer, self.conditions.device)
-            engine = build_engine(policy, self.conditions.engine)
+            prompts = [prompt for problems in benchmarks for prompt in problems.prompts]
+            longest = longest_sequence(prompts, self.tokenizer, self.conditions.sampling.max_response_tokens)
+            engine = build_engine(policy, self.conditions.engine, max_tokens=longest, memory_share=ALONE)
             parameters = sampling_parameters(
                 self.conditions.sampling, self.tokenizer, policy, self.conditions.temperature
             )
@@ -190,12 +193,8 @@ class _Session:
             for problems in benchmarks:
                 groups = known[problems.name]
                 if engine is not None and parameters is not None:
-                    for batch in self._batches(problems, groups):
-                        done += len(batch)
-                        self._sample(problems.name, batch, engine, parameters, groups)
-                        rewards = [r.reward for group in groups.values() for r in group if r.reward is not None]
-                        accuracy = {"right so far": sum(rewards) / len(rewards)} if rewards else {}
-                        self.progress.update(done, accuracy)
+                    with engine.awake():
+                        done = self._sample_missing(problems, engine, parameters, groups, done)
                 scores[problems.name] = self._score(problems, groups)
         finally:
             if engine is not None:
@@ -227,6 +226,22 @@ class _Session:
         for start in range(0, len(missing), rows):
             yield missing[start : start + rows]
 
+    def _sample_missing(
+        self,
+        problems: Problems,
+        engine: Engine,
+        parameters: SamplingParameters,
+        groups: Mapping[str, list[Response]],
+        done: int,
+    ) -> int:
+        """Samples what a benchmark lacks; returns how many responses there are then, `done` of them before."""
+        for batch in self._batches(problems, groups):
+            done += len(batch)
+            self._sample(problems.name, batch, engine, parameters, groups)
+            rewards = [r.reward for group in groups.values() for r in group if r.reward is not None]
+            self.progress.update(done, {"right so far": sum(rewards) / len(rewards)} if rewards else {})
+        return done
+
     def _sample(
         self,
         benchmark: str,
@@ -237,7 +252,9 @@ class _Session:
     ) -> None:
         seeds = [derive_seed(self.conditions.seed, f"{benchmark}/{item.prompt.id}", item.sample) for item in batch]
         prompts = [item.prompt for item in batch]
-        rollouts = sample(engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seed=seeds)
+        rollouts = sample(
+            engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seed=seeds, version=engine.version
+        )
         verdicts = self.graders[benchmark].grade(rollouts)
         _require_shares(rollouts, verdicts)
         records = [

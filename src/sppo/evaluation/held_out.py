@@ -123,20 +123,22 @@ class HeldOut:
     critic: Critic | None = None
     """Its V is held against solve rates."""
 
-    def evaluate(self, samples_per_prompt: int) -> Evaluation:
-        """Samples and grades n responses to each prompt.
+    def evaluate(self, samples_per_prompt: int, version: int) -> Evaluation:
+        """Samples and grades n responses to each prompt, of this version of the policy.
 
         Raises:
             TrainingError: the verifier failed on every response.
         """
-        rollouts = sample(
-            self.engine,
-            self.prompts,
-            self.tokenizer,
-            self.sampling,
-            samples_per_prompt=samples_per_prompt,
-            seed=self.seed,
-        )
+        with self.engine.awake():
+            rollouts = sample(
+                self.engine,
+                self.prompts,
+                self.tokenizer,
+                self.sampling,
+                samples_per_prompt=samples_per_prompt,
+                seed=self.seed,
+                version=version,
+            )
         verdicts = self.grader.grade(rollouts)
         if all(verdict.reward is None for verdict in verdicts):
             why = verdicts[0].error or verdicts[0].reason

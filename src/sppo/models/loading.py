@@ -70,8 +70,13 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
 def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 autocast on a GPU, plain float32 on a CPU."""
     if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+        return torch.autocast("cuda", dtype=compute_dtype(device))
     return nullcontext()
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Precision of the arithmetic there."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:

@@ -33,6 +33,11 @@ def sampling_parameters(
     )
 
 
+def longest_sequence(prompts: Sequence[Prompt], tokenizer: Tokenizer, max_response_tokens: int) -> int:
+    """Tokens of the longest prompt with a response as long as it may get."""
+    return max(map(len, encode_many(list(prompts), tokenizer))) + max_response_tokens
+
+
 def sample(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -41,18 +46,29 @@ def sample(
     *,
     samples_per_prompt: int,
     seed: int | Sequence[int],
+    version: int,
 ) -> list[Rollout]:
-    """Samples G responses to each of P prompts; `seed` is as the engine takes it, one for all or one a response.
+    """Samples G responses to each of P prompts, of an engine that is awake.
+
+    Args:
+        engine: to sample with.
+        prompts: P prompts.
+        tokenizer: of the policy.
+        parameters: length, distribution and stop ids.
+        samples_per_prompt: G.
+        seed: as the engine takes it, one for all or one a response.
+        version: of the policy to sample from; responses of an engine with other weights would be another policy's.
 
     Returns:
         B = P * G rollouts; the G of one prompt stand together, in the prompts' order.
     """
+    assert engine.version == version, f"the engine has version {engine.version} of the policy, asked for {version}"
     repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
     completions = engine.generate(encoded, parameters, seed=seed)
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
     texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)
     return [
-        Rollout(prompt, ids, completion, text, engine.version)
+        Rollout(prompt, ids, completion, text, version)
         for prompt, ids, completion, text in zip(repeated, encoded, completions, texts, strict=True)
     ]

@@ -60,6 +60,8 @@ class TrainingState:
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
     idle_steps: int = 0
     """Steps without a response to train the policy on."""
+    optimizer_steps: dict[str, int] = field(default_factory=dict)
+    """Taken by each model, those of fine-tuning included; the policy's are its version."""
     left_out: int = 0
     """Responses without a reward."""
     reliability: list[dict[str, Any]] = field(default_factory=list)

@@ -38,7 +38,7 @@ from sppo.models.packing import TokenRow
 from sppo.models.process_rewards import ProcessRewards, load_process_rewards
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import opens_thinking, require_context
-from sppo.rollouts.engines import build_engine, require_engine
+from sppo.rollouts.engines import BESIDE_TRAINING, build_engine, engine_options
 from sppo.rollouts.engines.engine import Engine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.checkpoint import (
@@ -82,7 +82,7 @@ def check(config: Config, given: Given) -> Config:
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config.logging.sinks)
-    require_engine(config.engine.name)
+    engine_options(config.engine)
     return config
 
 
@@ -140,6 +140,7 @@ def open_run(
             max_norm=config.optimizer.max_grad_norm,
             skipped_total=state.skipped_optimizer_steps,
             skipped_in_a_row=dict(state.skipped_in_a_row),
+            taken=dict(state.optimizer_steps),
         )
         recorder = Recorder(folder, progress, state, algorithm)
         with recorder.timing("load"):
@@ -234,7 +235,7 @@ def build(
         rows=config.sequences_per_step,
         guard=guard,
     )
-    engine = build_engine(policy, config.engine)
+    engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
     stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
     return Parts(
@@ -288,7 +289,13 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
             "compared. Resume with the same rows or file, or start a new run."
         )
     restore_random_state(checkpoint)
-    parts.engine.load_weights(parts.policy.model, state.step)
+    parts.hand_over_weights()
+
+
+def _longest_sequence(config: Config) -> int:
+    """Tokens of the longest prompt and response, held-out ones among them."""
+    prompt = max(section.max_prompt_tokens for section in (config.data, config.evaluation.data or config.data))
+    return prompt + config.sampling.max_response_tokens
 
 
 def _require_context(config: Config, length: int | None, name: str) -> None:

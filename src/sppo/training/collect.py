@@ -34,17 +34,20 @@ Group = tuple[list[Rollout], list[Verdict]]
 
 
 @dataclass
-class Clock:
-    """Adds up the time of one kind of work."""
+class _Collecting:
+    """One step's sampling, on its way."""
 
-    seconds: float = 0.0
+    step: int
+    version: int
+    """Of the policy that is sampled from."""
+    grading_seconds: float = 0.0
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Counts the block."""
+    def grading(self) -> Iterator[None]:
+        """Counts the block's time."""
         began = time.perf_counter()
         yield
-        self.seconds += time.perf_counter() - began
+        self.grading_seconds += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,27 @@ class Collector:
     process_weight: float
     seed: int
 
-    def collect(self, step: int) -> Collected:
-        """Samples and grades one step's responses; none where dynamic sampling keeps no group."""
-        clock = Clock()
-        kept, discarded = self._sample_groups(step, clock)
-        extra = [rollout for group in discarded for rollout in group[0]]
+    def collect(self, step: int, version: int) -> Collected:
+        """Samples and grades one step's responses; none where dynamic sampling keeps no group.
+
+        Args:
+            step: of the run.
+            version: of the policy, which the engine must have.
+        """
+        now = _Collecting(step, version)
+        with self.engine.awake():
+            kept, discarded = self._sample_groups(now)
+            prompts = [group[0][0].prompt for group in kept]
+            greedy, more = self._greedy_rewards(prompts, now)
+            more += self._start_critic(prompts, now)
+        extra = [rollout for group in discarded for rollout in group[0]] + more
         rollouts = [rollout for group in kept for rollout in group[0]]
         verdicts = [verdict for group in kept for verdict in group[1]]
         unused = [verdict.reward for group in discarded for verdict in group[1] if verdict.reward is not None]
         if self.process is not None:
-            with clock.running():
+            with now.grading():
                 submissions = [self.grader.submission(rollout) for rollout in rollouts]
                 verdicts = self.process.add(rollouts, submissions, verdicts)
-        prompts = [group[0][0].prompt for group in kept]
-        greedy, more = self._greedy_rewards(prompts, step, clock)
-        extra += more + self._start_critic(prompts, step, clock)
         return Collected(
             rollouts=rollouts,
             verdicts=verdicts,
@@ -112,7 +121,7 @@ class Collector:
             extra_tokens=sum(rollout.completion.written for rollout in extra),
             discarded_groups=len(discarded),
             discarded_reward=sum(unused) / len(unused) if unused else None,
-            grading_seconds=clock.seconds,
+            grading_seconds=now.grading_seconds,
         )
 
     def batch(self, collected: Collected) -> Batch | None:
@@ -137,14 +146,14 @@ class Collector:
             "sampling.samples_per_prompt, or choose easier or harder prompts."
         )
 
-    def _sample_groups(self, step: int, clock: Clock) -> tuple[list[Group], list[Group]]:
+    def _sample_groups(self, now: _Collecting) -> tuple[list[Group], list[Group]]:
         """Groups to train on, and groups that dynamic sampling threw away."""
         kept: list[Group] = []
         discarded: list[Group] = []
         dynamic = self.algorithm.dynamic_sampling
         for number in range(MAX_ROUNDS if dynamic else 1):
             prompts = self.stream.take(self.prompts)
-            rollouts, verdicts = self._sample(prompts, self.sampling, self.samples, f"sampling {number}", step, clock)
+            rollouts, verdicts = self._sample(prompts, self.sampling, self.samples, f"sampling {number}", now)
             for start in range(0, len(rollouts), self.samples):
                 group = (rollouts[start : start + self.samples], verdicts[start : start + self.samples])
                 usable = len(kept) < self.prompts and (not dynamic or _is_mixed(group[1]))
@@ -159,26 +168,29 @@ class Collector:
         sampling: SamplingParameters,
         samples_per_prompt: int,
         purpose: str,
-        step: int,
-        clock: Clock,
+        now: _Collecting,
     ) -> tuple[list[Rollout], list[Verdict]]:
-        seed = derive_seed(self.seed, purpose, step)
+        seed = derive_seed(self.seed, purpose, now.step)
         rollouts = sample(
-            self.engine, prompts, self.tokenizer, sampling, samples_per_prompt=samples_per_prompt, seed=seed
+            self.engine,
+            prompts,
+            self.tokenizer,
+            sampling,
+            samples_per_prompt=samples_per_prompt,
+            seed=seed,
+            version=now.version,
         )
-        with clock.running():
+        with now.grading():
             verdicts = self.grader.grade(rollouts)
         if self.algorithm.needs_unit_rewards:
             require_unit_rewards(rollouts, verdicts)
         return rollouts, verdicts
 
-    def _greedy_rewards(
-        self, prompts: Sequence[Prompt], step: int, clock: Clock
-    ) -> tuple[list[float] | None, list[Rollout]]:
+    def _greedy_rewards(self, prompts: Sequence[Prompt], now: _Collecting) -> tuple[list[float] | None, list[Rollout]]:
         if not self.algorithm.greedy_baseline or not prompts:
             return None, []
         greedy = replace(self.sampling, temperature=0.0)
-        rollouts, verdicts = self._sample(prompts, greedy, 1, "greedy", step, clock)
+        rollouts, verdicts = self._sample(prompts, greedy, 1, "greedy", now)
         # The baseline is of the same reward as what it is taken from: with its overlong penalty.
         rewards = [
             math.nan if verdict.reward is None else verdict.reward + self.rules.penalty(rollout)
@@ -186,7 +198,7 @@ class Collector:
         ]
         return rewards, rollouts
 
-    def _start_critic(self, prompts: Sequence[Prompt], step: int, clock: Clock) -> list[Rollout]:
+    def _start_critic(self, prompts: Sequence[Prompt], now: _Collecting) -> list[Rollout]:
         """Samples the outcomes that the critic lacks of these prompts, and shows them to it."""
         distinct = list({prompt.id: prompt for prompt in prompts}.values())
         lacking = self.critic.lacking(distinct)
@@ -194,7 +206,7 @@ class Collector:
         asked = [prompt for prompt, count in wanted for _ in range(count)]
         if not asked:
             return []
-        rollouts, verdicts = self._sample(asked, self.sampling, 1, "offline", step, clock)
+        rollouts, verdicts = self._sample(asked, self.sampling, 1, "offline", now)
         judged = iter(verdicts)
         for prompt, count in wanted:
             rewards = [next(judged).reward for _ in range(count)]

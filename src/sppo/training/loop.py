@@ -100,6 +100,10 @@ class Parts:
         groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
         return sum(p.numel() * p.element_size() * 3 for group in groups for p in group["params"])
 
+    def hand_over_weights(self) -> None:
+        """Lets the engine sample from the policy as it is now."""
+        self.engine.load_weights(self.policy.model, self.policy.version)
+
 
 @dataclass
 class Run:
@@ -137,8 +141,8 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         recorder.progress.update(run.state.step, recorder.newest)
         for step in run.remaining_steps():
             recorder.begin()
-            collected = parts.collector.collect(step)  # P prompts, B = P * G responses and their verdicts
-            batch = parts.collector.batch(collected)  # those with a reward; None where none has one
+            collected = parts.collector.collect(step, parts.policy.version)  # P * G responses, and their verdicts
+            batch = parts.collector.batch(collected)  # B of them, those with a reward; None where none has one
             recorder.collected(collected, batch)
             idle = note_if_idle(run, parts, recorder, step, collected, batch)
 
@@ -155,7 +159,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
                     run.state.tokens_trained += sum(batch.lengths)
                     moved = parts.policy.update(batch, estimates, credit, seed=run.seed_of("policy", step))
                     recorder.note("policy", moved)
-            parts.engine.load_weights(parts.policy.model, step)
+                    parts.hand_over_weights()
 
             if _due(step, run.schedule.record_every):
                 records = response_records(step, collected, batch, estimates, credit, parts.grader)
@@ -242,7 +246,8 @@ def evaluate(
     if final and not quiet:
         recorder.progress.phase(f"evaluation: {purpose}", None)
     with recorder.timing("evaluate"):
-        measured = parts.held_out.evaluate(run.schedule.final_samples if final else run.schedule.samples)
+        samples = run.schedule.final_samples if final else run.schedule.samples
+        measured = parts.held_out.evaluate(samples, parts.policy.version)
     if parts.algorithm.needs_unit_rewards:
         for record in measured.records:
             require_unit_rewards(record.rollouts, record.verdicts)
@@ -256,6 +261,7 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
     run.state.stream = parts.collector.stream.state_dict()
     run.state.skipped_optimizer_steps = guard.skipped_total
     run.state.skipped_in_a_row = dict(guard.skipped_in_a_row)
+    run.state.optimizer_steps = dict(guard.taken)
     with recorder.timing("checkpoint"):
         save_checkpoint(
             run.folder.checkpoints,
@@ -292,6 +298,11 @@ def _warm_start_and_measure(run: Run, parts: Parts, recorder: Recorder) -> None:
 def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
     warm = parts.warm_start
     assert warm is not None, "a run that begins has its demonstrations"
+
+    def accuracy() -> float:
+        parts.hand_over_weights()
+        return evaluate(run, parts, recorder, "fine-tuning", final=False, quiet=True).accuracy
+
     for number, (phase, rows) in enumerate(zip(warm.phases, warm.demonstrations, strict=True), start=1):
         with recorder.timing("warm_start"):
             recorder.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
@@ -304,8 +315,9 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
                 seed=run.seed_of("fine-tuning", number),
                 progress=recorder.progress,
                 guard=parts.policy.guard,
-                check=lambda: evaluate(run, parts, recorder, "fine-tuning", final=False, quiet=True).accuracy,
+                check=accuracy,
             )
+            parts.hand_over_weights()
         recorder.message(
             f"Fine-tuning {number} ({phase.demonstrations}): {result.steps} steps, loss {result.loss:.3f}."
         )

@@ -36,6 +36,11 @@ class PolicyLearner:
     reference: PreTrainedModel | None = None
     """The policy that training started from, frozen, where the algorithm asks for it."""
 
+    @property
+    def version(self) -> int:
+        """Optimiser steps that the weights have been through, those of fine-tuning included."""
+        return self.guard.taken.get("policy", 0)
+
     def estimate(self, batch: Batch, values: Tensor | None) -> tuple[Estimates, Metrics]:
         """Old and reference log-probabilities, beside the critic's values, and metrics of them; no gradients."""
         return estimate(batch, self.model, self.reference, values, self.algorithm, self.optimizer, self.sampling)

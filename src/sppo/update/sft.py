@@ -66,7 +66,7 @@ def fine_tune_phase(
         for group in adam.param_groups:
             group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
         loss = _backward(policy, chosen, optimizer)
-        guard.step("fine-tuned model", adam, policy, loss)
+        guard.step("policy", adam, policy, loss)
         tokens += sum(len(row.columns) for row in chosen)
         metrics = {"sft/loss": loss}
         if phase.stop_at_accuracy is not None and step % CHECK_EVERY == 0:

@@ -29,6 +29,8 @@ class StepGuard:
     skipped_total: int = 0
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
     """By whose optimiser steps they are; and whole steps of training that had nothing to train on."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Steps taken of each model: how often its weights have changed."""
 
     def count_idle(self, idle: bool) -> int:
         """Counts a step without a response to train on, or ends their row; returns how many in a row there are now."""
@@ -39,7 +41,7 @@ class StepGuard:
         """Sums gradients over ranks, clips them and steps; leaves the weights alone where something is not finite.
 
         Args:
-            name: whose step it is, for the message.
+            name: of the model.
             optimizer: to step.
             module: holds the gradients.
             loss: of this rank's share of the mini-batch.
@@ -58,6 +60,7 @@ class StepGuard:
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total_loss))
         if finite:
             optimizer.step()
+            self.taken[name] = self.taken.get(name, 0) + 1
             self.skipped_in_a_row[name] = 0
         else:
             self.skipped_total += 1

@@ -7,42 +7,77 @@ no response is ever tokenised again. A new engine is one file here and one line 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sppo.config import EngineConfig
+from sppo.config.keys import options
+from sppo.config.parsing import build
+from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
-from sppo.rollouts.engines.engine import Engine
+from sppo.rollouts.engines.engine import Engine, EngineSetup
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
+
+BESIDE_TRAINING = 0.5
+"""Share of the device's memory for an engine that stands beside what is trained."""
+ALONE = 0.9
+"""The same for an evaluation, which has no optimisers."""
 
 
-def _hf(model: nn.Module, config: EngineConfig) -> Engine:
+@dataclass(frozen=True)
+class EngineKind:
+    """One line of the table."""
+
+    make: Callable[[PreTrainedModel, EngineSetup], Engine]
+    """Builds the engine for a policy; imports it only when called."""
+    options: type[Section] = Section
+    """Its own options."""
+
+
+def _hf(model: PreTrainedModel, setup: EngineSetup) -> Engine:
     from sppo.rollouts.engines.hf import HFEngine
 
-    return HFEngine(model, max_rows=config.max_rows)
+    return HFEngine(model, max_rows=setup.max_rows)
 
 
-ENGINES: dict[str, Callable[[nn.Module, EngineConfig], Engine]] = {"hf": _hf}
-"""Name -> factory (policy, config); each imports its engine only when called."""
+ENGINES: dict[str, EngineKind] = {"hf": EngineKind(_hf)}
 
 
-def require_engine(name: str) -> None:
-    """Refuses a name that is not in the table.
+def engine_options(config: EngineConfig) -> Section:
+    """Returns the engine's own options, as `config.options` has them.
 
     Raises:
-        ConfigError: names the near ones.
+        ConfigError: no engine of that name (names the near ones), no such option, or a value that can't be.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"engine.name is {name!r}, which is no engine.{did_you_mean(name, ENGINES)}")
+    if config.name not in ENGINES:
+        raise ConfigError(f"engine.name is {config.name!r}, which is no engine.{did_you_mean(config.name, ENGINES)}")
+    own = ENGINES[config.name].options
+    strange = next((name for name in config.options if name not in options(own)), None)
+    if strange is not None:
+        raise ConfigError(
+            f"engine.options.{strange} is no option of engine {config.name}, which has: "
+            f"{', '.join(options(own)) or 'none'}."
+        )
+    return build(own, config.options, "engine.options.")
 
 
-def build_engine(model: nn.Module, config: EngineConfig) -> Engine:
-    """Returns the engine that `config.name` asks for, sampling from `model`.
+def build_engine(model: PreTrainedModel, config: EngineConfig, *, max_tokens: int, memory_share: float) -> Engine:
+    """Returns the engine that the options ask for, with the present weights of `model`.
+
+    Args:
+        model: the policy.
+        config: of the engine.
+        max_tokens: longest sequence, prompt and response together.
+        memory_share: of the device, for weights and cache of the engine's own.
 
     Raises:
-        ConfigError: no engine has this name.
+        ConfigError: as `engine_options`.
         ModelError: the engine cannot sample from this model.
     """
-    require_engine(config.name)
-    return ENGINES[config.name](model, config)
+    from sppo.models.loading import compute_dtype
+
+    own = engine_options(config)
+    setup = EngineSetup(config.max_rows, max_tokens, compute_dtype(model.device), memory_share, own)
+    return ENGINES[config.name].make(model, setup)

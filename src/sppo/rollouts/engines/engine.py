@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from sppo.config.ranges import Section
 from sppo.errors import ConfigError
 from sppo.types import Completion, TokenIds
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """What an engine is built with beside the policy: what it has to hold, and what it may take for that."""
+
+    max_rows: int
+    """Responses decoded at one time."""
+    max_tokens: int
+    """Longest sequence, prompt and response together, in tokens."""
+    dtype: torch.dtype
+    """Precision that the policy computes in, for weights and cache of the engine's own."""
+    memory_share: float
+    """Share of the device's memory for weights and cache of the engine's own."""
+    options: Section = field(default_factory=Section)
+    """The engine's own options, of the class that the table names."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +61,19 @@ class SamplingParameters:
 
 
 class Engine(Protocol):
-    """Samples responses from a policy whose weights the trainer hands over after each step."""
+    """Samples responses from a policy whose weights the trainer hands over whenever they have changed.
+
+    An engine is built with the policy's weights. It may share the trainer's own tensors, or keep a copy, perhaps in
+    another precision, process or machine.
+    """
 
     @property
     def version(self) -> int:
         """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
+
+    def awake(self) -> AbstractContextManager[None]:
+        """A context around calls of `generate`; outside it an engine may sleep, so that an update has its memory."""
+        ...
 
     def generate(
         self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seed: int | Sequence[int]
@@ -69,7 +96,7 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, model: nn.Module, version: int) -> None:
-        """Makes `generate` sample from `model`'s present weights, and notes their version."""
+        """Makes `generate` sample from `model`'s present weights, and notes their version; awake or not."""
 
     def close(self) -> None:
         """Releases memory and processes; `generate` must not be called afterwards."""

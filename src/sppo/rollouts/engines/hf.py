@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,10 @@ class HFEngine:
         if model is not self._model:
             self._model.load_state_dict(model.state_dict())
         self._version = version
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Nothing: it has no memory of its own between calls."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Nothing to release: the model is the trainer's, and the cache lives for one call."""
