@@ -24,7 +24,7 @@ from transformers import (
 
 from sppo.algorithms.table import ALGORITHMS
 from sppo.algorithms.value_loss import squared_value_loss
-from sppo.batch import Estimates
+from sppo.batch import Estimates, Outcomes
 from sppo.commands.train import train
 from sppo.config import CriticConfig
 from sppo.config.verification import RewardModelOptions, VerificationConfig
@@ -324,7 +324,7 @@ def test_it_learns_rewards_of_any_size(policy):
     assert critic.values(batch).flatten().tolist() == pytest.approx([18.5] * 4)
     for step in range(120):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
-        credit = ALGORITHMS["sppo"].assign_credit(batch, before)
+        credit = ALGORITHMS["sppo"].assign_credit(Outcomes.of(batch, before))
         critic.learn(batch, before, credit, seed=step)
     assert critic.values(batch).flatten().tolist() == pytest.approx([-3.0, 40.0] * 2, abs=1.0)
     assert critic.prompt_values(prompts) == [None, None]  # calibration is of probabilities
@@ -333,7 +333,7 @@ def test_it_learns_rewards_of_any_size(policy):
 def test_a_kl_penalty_in_the_reward_is_part_of_what_it_learns():
     batch = collate([rollout("1=", "1")], [Verdict(2.0)])
     before = Estimates(batch.sampler_logprobs, torch.tensor([[0.5]]), kl_penalty=torch.tensor([[0.3]]))
-    credit = ALGORITHMS["sppo"].assign_credit(batch, before)
+    credit = ALGORITHMS["sppo"].assign_credit(Outcomes.of(batch, before))
     assert credit.value_targets is not None
     assert credit.value_targets.item() == pytest.approx(1.7)
     assert credit.advantages.item() == pytest.approx(1.2)
