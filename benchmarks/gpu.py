@@ -23,7 +23,8 @@ import torch
 from common import machine, parse, parser, print_machine, write_json
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from sppo.algorithms.table import get_algorithm
+from sppo.algorithms.table import settle_algorithm
+from sppo.batch import Outcomes
 from sppo.config import AlgorithmConfig, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.models import PromptCritic
 from sppo.critics.prompt import PromptModelCritic
@@ -168,7 +169,8 @@ class Bench:
         critic = PromptModelCritic(
             model, CriticConfig(minibatch_size=options.minibatch_size), TOKENIZER, rows=scale.rows
         )
-        algorithm, section = get_algorithm("sppo"), AlgorithmConfig()
+        section = AlgorithmConfig()
+        algorithm = settle_algorithm(section, 1)
         learner = PolicyLearner(
             policy, make_optimizer(policy, 1e-6, 0.01), section, algorithm.loss, options,
             SamplingConfig(max_response_tokens=scale.response), scale.rows, StepGuard(),
@@ -187,7 +189,7 @@ class Bench:
             batch = self.batch(seed)
             values = timed("values", lambda: critic.values(batch))  # noqa: B023
             before, _ = timed("estimate", lambda: learner.estimate(batch, values))  # noqa: B023
-            credit = algorithm.assign_credit(batch, before)
+            credit = algorithm.assign_credit(Outcomes.of(batch, before))
             timed("critic", lambda: critic.learn(batch, before, credit, seed=0))  # noqa: B023
             metrics = timed("policy", lambda: learner.update(batch, before, credit, seed=0))  # noqa: B023
         length = scale.prompt + scale.response

@@ -15,23 +15,20 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm, settle_algorithm
-from sppo.config import Config, ModelConfig, to_dict
+from sppo.config import Config, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
 from sppo.data.stream import PromptStream, fingerprint
-from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import ModelError, RunFolderError
+from sppo.errors import RunFolderError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
     context_length,
     load_model_config,
     load_policy,
-    load_tokenizer,
     prepare_device,
-    prepare_policy,
     require_end_token,
 )
 from sppo.models.packing import TokenRow
@@ -55,7 +52,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.runs.sinks import Sinks, require_sinks
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
-from sppo.training.given import Given, require_again, section_of_rows
+from sppo.training.given import Given, load_given_policy, load_given_tokenizer, require_again, section_of_rows
 from sppo.training.loop import Parts, Run, Schedule, WarmStart, require_reference
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
@@ -204,7 +201,7 @@ def build(
     source = config.model
     if checkpoint is not None:
         source = replace(source, path=str(checkpoint / "policy"), tokenizer=None, config=None)
-    tokenizer = _tokenizer(given, source, resumed=checkpoint is not None)
+    tokenizer = load_given_tokenizer(given, source, resumed=checkpoint is not None)
     require_end_token(tokenizer, source.tokenizer or source.path or "this model")
     architecture = load_model_config(source) if given.model is None else given.model.config
     _require_context(config, context_length(architecture), "the model")
@@ -215,25 +212,11 @@ def build(
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
-    policy = _policy(given, source, tokenizer, device, resumed=checkpoint is not None)
+    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None)
     _require_promised(config, policy)
     learner = _learner(config, algorithm, policy, guard)
-    critic: Critic = build_critic(
-        None if fine_tuning else algorithm.critic,
-        config.critic,
-        Owner(
-            policy,
-            tokenizer,
-            algorithm,
-            config.optimizer,
-            config.sampling,
-            config.data.max_prompt_tokens,
-            (*prompts.training, *prompts.held_out),
-            config.model.trust_remote_code,
-        ),
-        saved=None if checkpoint is None else checkpoint / "critic",
-        rows=config.sequences_per_step,
-        guard=guard,
+    critic = _critic(
+        config, None if fine_tuning else algorithm.critic, learner, algorithm, tokenizer, prompts, checkpoint
     )
     engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
     stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
@@ -302,40 +285,6 @@ def _require_context(config: Config, length: int | None, name: str) -> None:
     require_context(config.data.max_prompt_tokens, config.sampling.max_response_tokens, length, name)
 
 
-def _tokenizer(given: Given, source: ModelConfig, *, resumed: bool) -> Tokenizer:
-    """The tokenizer that was handed over, or the model's own; of a run that goes on, its checkpoint's."""
-    if given.tokenizer is not None and not resumed:
-        return given.tokenizer
-    loaded = load_tokenizer(source, ALPHABET)
-    if given.tokenizer is None:
-        return loaded
-    if (given.tokenizer.get_vocab(), given.tokenizer.chat_template) != (loaded.get_vocab(), loaded.chat_template):
-        raise ModelError(
-            f"The tokenizer handed over has another vocabulary or chat template than that of {source.path}, which the "
-            "run was trained with. Hand the same one over, or none: the checkpoint holds it."
-        )
-    return given.tokenizer
-
-
-def _policy(
-    given: Given, source: ModelConfig, tokenizer: Tokenizer, device: torch.device, *, resumed: bool
-) -> PreTrainedModel:
-    """The model that was handed over, which is trained in place, or the loaded one; with a checkpoint's weights."""
-    if given.model is None:
-        return load_policy(source, tokenizer, device)
-    policy = prepare_policy(given.model, tokenizer, device, source.gradient_checkpointing)
-    if resumed:
-        try:
-            policy.load_state_dict(load_policy(source, tokenizer, device).state_dict())
-        except RuntimeError as error:
-            raise ModelError(
-                f"The model handed over cannot take the weights of {source.path} "
-                f"({str(error).splitlines()[-1].strip()}). Hand over the model that the run was started with, or none: "
-                "the checkpoint holds it."
-            ) from error
-    return policy
-
-
 def _require_promised(config: Config, policy: PreTrainedModel) -> None:
     """Tries what the options promise of the policy: recomputation, packed rows."""
     if config.model.gradient_checkpointing:
@@ -356,6 +305,29 @@ def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guar
         rows=config.sequences_per_step,
         guard=guard,
     )
+
+
+def _critic(
+    config: Config,
+    kind: str | None,
+    learner: PolicyLearner,
+    algorithm: Algorithm,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    checkpoint: Path | None,
+) -> Critic:
+    owner = Owner(
+        learner.model,
+        tokenizer,
+        algorithm,
+        config.optimizer,
+        config.sampling,
+        config.data.max_prompt_tokens,
+        (*prompts.training, *prompts.held_out),
+        config.model.trust_remote_code,
+    )
+    saved = None if checkpoint is None else checkpoint / "critic"
+    return build_critic(kind, config.critic, owner, saved=saved, rows=learner.rows, guard=learner.guard)
 
 
 def _process_rewards(config: Config, tokenizer: Tokenizer, device: torch.device) -> ProcessRewards | None:

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import DataConfig
+from sppo.config import DataConfig, ModelConfig
 from sppo.config.compatibility import read_config
-from sppo.errors import ConfigError
+from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.errors import ConfigError, ModelError
+from sppo.models.loading import load_policy, load_tokenizer, prepare_policy
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.verifiers.functions import RewardFunction, function_name, name_handed_over
 
@@ -105,3 +108,37 @@ def require_data(folder: Path, data: DataConfig, held_out: DataConfig | None, *,
             f"{folder} was made from rows that a Python program handed over, and the run folder doesn't hold them. "
             f"Save them as a .jsonl file and give {' and '.join(f'--{key}.path FILE' for key in gone)}{again}."
         )
+
+
+def load_given_tokenizer(given: Given, source: ModelConfig, *, resumed: bool) -> Tokenizer:
+    """The tokenizer that was handed over, or the model's own; of a run that goes on, its checkpoint's."""
+    if given.tokenizer is not None and not resumed:
+        return given.tokenizer
+    loaded = load_tokenizer(source, ALPHABET)
+    if given.tokenizer is None:
+        return loaded
+    if (given.tokenizer.get_vocab(), given.tokenizer.chat_template) != (loaded.get_vocab(), loaded.chat_template):
+        raise ModelError(
+            f"The tokenizer handed over has another vocabulary or chat template than that of {source.path}, which the "
+            "run was trained with. Hand the same one over, or none: the checkpoint holds it."
+        )
+    return given.tokenizer
+
+
+def load_given_policy(
+    given: Given, source: ModelConfig, tokenizer: Tokenizer, device: torch.device, *, resumed: bool
+) -> PreTrainedModel:
+    """The model that was handed over, which is trained in place, or the loaded one; with a checkpoint's weights."""
+    if given.model is None:
+        return load_policy(source, tokenizer, device)
+    policy = prepare_policy(given.model, tokenizer, device, source.gradient_checkpointing)
+    if resumed:
+        try:
+            policy.load_state_dict(load_policy(source, tokenizer, device).state_dict())
+        except RuntimeError as error:
+            raise ModelError(
+                f"The model handed over cannot take the weights of {source.path} "
+                f"({str(error).splitlines()[-1].strip()}). Hand over the model that the run was started with, or none: "
+                "the checkpoint holds it."
+            ) from error
+    return policy
