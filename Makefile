@@ -28,12 +28,12 @@ check: .venv/installed-dev
 	touch $@
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "sppo needs Python 3.10 or newer, and $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sppo needs Python 3.11 or newer, and $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # torch itself pins the CUDA packages that its Linux build wants, and a CPU build wants none: neither belongs here.
-LOCK = uv pip compile pyproject.toml --universal --python-version 3.10 --no-header --no-annotate --quiet \
+LOCK = uv pip compile pyproject.toml --universal --python-version 3.11 --no-header --no-annotate --quiet \
 	--override torch.pin | grep -Ev '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==.*/torch==2.13.0/' | uniq
 
 lock:

@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -39,9 +39,6 @@ from sppo.models.loading import (
 from sppo.models.packing import TokenRow, lay_out, pad_right
 from sppo.rollouts.encode import encode_many
 from sppo.types import Prompt, TokenIds
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Model = TypeVar("Model", bound="ValueModel")
 
