@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sppo.batch import Credit, Estimates
+from sppo.errors import RewardError, TrainingError
+from sppo.runs.folder import read_metrics, read_summary
 from tests.conftest import HELD_OUT, train_on
+from tests.critics.test_critics import batch_in, token_critic
 
 EASY, HARD = "1+2=", "9-4="
 
@@ -78,3 +83,68 @@ def test_each_sample_counts_once_in_the_critics_loss_however_many_share_a_prompt
     assert metrics["reward/left_out_share"] == 3 / 8
     assert metrics["critic/value_mean"] == pytest.approx(0.8, abs=1e-5)
     assert metrics["critic/loss"] == pytest.approx(-(4 * math.log(0.8) + math.log(0.2)) / 5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "right", "wrong"), [("bce", 1.0, 0.0), ("mse", 7.0, 3.0)])
+def test_a_prompt_critic_learns_by_the_loss_that_is_asked_for(tmp_path, loss, right, wrong):
+    # V starts at the mean reward; a share p of the responses is right. The loss is the entropy of p, or the variance of
+    # the rewards.
+    (metrics,) = run(
+        tmp_path, lambda prompts, completions, **_: [right if prompt == EASY else wrong for prompt in prompts],
+        critic__loss=loss,
+    )  # fmt: skip
+    p = (metrics["reward/mean"] - wrong) / (right - wrong)
+    assert 0.2 < p < 0.8
+    entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert metrics["critic/loss"] == pytest.approx(entropy if loss == "bce" else 16 * p * (1 - p), rel=1e-5)
+
+
+def test_the_squared_loss_of_a_token_critic_is_that_of_the_value_kept_near_the_old_one():
+    # The values have moved by up to a half since they were read, more than the clip of 0.1.
+    critic, batch = token_critic("ppo"), batch_in(list(range(8)))
+    critic.value_clip = 0.1
+    now, generator = critic.values(batch), torch.Generator().manual_seed(0)
+    old = torch.where(batch.mask, now + torch.rand(now.shape, generator=generator) - 0.5, 0.0)
+    goals = batch.rewards[:, None].expand_as(old)
+    found = critic.learn(batch, Estimates(batch.sampler_logprobs, old), Credit(goals - old, goals), seed=1)
+    losses = []
+    for row, t in batch.mask.nonzero().tolist():
+        v, before, goal = now[row, t].item(), old[row, t].item(), goals[row, t].item()
+        near = min(max(v, before - 0.1), before + 0.1)
+        losses.append(0.5 * max((v - goal) ** 2, (near - goal) ** 2))
+    assert found["critic/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_a_critic_whose_steps_are_all_skipped_ends_the_run_although_the_policy_learns(tmp_path):
+    # Whitened, the advantages are harmless; the critic's squares overflow.
+    with pytest.raises(TrainingError, match=r"The critic's loss or gradient was not finite in 5 optimiser steps"):
+        run(
+            tmp_path, lambda prompts, completions, **_: [1e30, *[0.0] * (len(prompts) - 1)], steps=9,
+            algorithm__name="ppo",
+        )  # fmt: skip
+    assert [line["policy/grad_norm"] > 0 for line in read_metrics(tmp_path)[1:]] == [True] * 4
+
+
+def test_each_prompts_first_samples_are_its_own(tmp_path):
+    # Always right, or always wrong: v says so from the start, and nothing is left for the advantages.
+    (metrics,) = run(tmp_path, by_prompt, algorithm__name="spo", algorithm__options={"offline_samples": 2})
+    assert 0.2 < metrics["critic/value_mean"] == metrics["reward/mean"] < 0.8
+    assert metrics["advantage/std"] == 0.0
+
+
+def test_a_first_sample_is_held_to_the_same_range_as_the_responses(tmp_path):
+    calls = []
+
+    def twice_as_good_the_second_time(prompts, completions, **columns):
+        calls.extend([prompts] if HELD_OUT not in prompts else [])
+        return [2.0 if len(calls) == 2 else 1.0] * len(prompts)
+
+    with pytest.raises(RewardError, match=r"is 2, .*rewards must lie in \[0, 1\]"):
+        run(tmp_path, twice_as_good_the_second_time, algorithm__name="spo", algorithm__options={"offline_samples": 1})
+
+
+def test_calibration_in_training_is_that_of_all_steps_also_after_a_resume(tmp_path):
+    run(tmp_path, by_prompt, steps=2)
+    run(tmp_path, by_prompt, steps=3, resume=True)
+    bins = read_summary(tmp_path)["calibration_in_training"]
+    assert sum(row["count"] for row in bins) == 3 * 8

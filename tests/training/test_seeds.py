@@ -78,6 +78,19 @@ def test_another_seed_gives_other_responses_from_the_same_model(tmp_path):
     assert shared(*first) <= 1
 
 
+def test_another_seed_gives_the_prompts_in_another_order(tmp_path):
+    asked: list[list[str]] = []
+
+    def reward(prompts, completions, **columns):
+        asked.extend([list(prompts)] if HELD_OUT not in prompts else [])
+        return [1.0] * len(prompts)
+
+    for seed in (0, 0, 1):
+        train_on([f"{a}+{b}=" for a in range(5) for b in range(5)], tmp_path / str(len(asked)), reward, seed=seed)
+    assert asked[0] == asked[1]
+    assert shared(asked[0], asked[2]) <= 3
+
+
 def test_the_rounds_of_dynamic_sampling_give_the_same_prompt_other_responses(tmp_path):
     # One mixed group in each round, of the four that a step wants.
     reward, training, _ = listening(lambda call, count: [1.0, *[0.0] * (count - 1)])
@@ -123,6 +136,15 @@ def test_an_evaluation_of_unchanged_weights_gives_the_same_responses_whenever_it
     assert len(evaluations) == 5  # before, and after each step
     assert all(responses == evaluations[0] for responses in evaluations)
     assert len(set(evaluations[0])) == 4
+    # All are equally good: the first of them stays the best.
+    assert read_summary(tmp_path / "run")["best"]["step"] == 0
+
+
+def test_an_evaluation_has_a_temperature_of_its_own(tmp_path):
+    reward, training, evaluations = listening()
+    run(tmp_path / "run", reward, steps=1, evaluation__temperature=0.0)
+    assert all(len(set(responses)) == 1 for responses in evaluations)
+    assert len(set(training[0])) >= ROWS - 1
 
 
 # Resumption
