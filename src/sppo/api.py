@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from sppo.commands.evaluate import evaluate_on_benchmarks, evaluate_pair, evaluate_run
 from sppo.commands.train import train as run_training
 from sppo.config import Config
+from sppo.config.compatibility import written_config
 from sppo.config.evaluation import BENCHMARK_NAMES, SHORT_NAMES, benchmark_config, evaluation_config
 from sppo.config.recipes import load_recipe
 from sppo.errors import ConfigError
@@ -78,6 +79,8 @@ def train(
         overrides["model.tokenizer"] = tokenizer
     if isinstance(reward, str):
         overrides["data.reward"] = reward
+    if resume and recipe is None and model is None:
+        _name_the_model(overrides)
     config = load_recipe(recipe, overrides)
     given = Given(
         model=None if isinstance(model, (str, PathLike)) else model,
@@ -280,6 +283,13 @@ def compare_models(
 def _overrides(options: Mapping[str, Any], short: Mapping[str, str] | None = None) -> dict[str, Any]:
     names = short or {}
     return {names.get(name, name.replace("__", ".")): value for name, value in options.items()}
+
+
+def _name_the_model(overrides: dict[str, Any]) -> None:
+    """Names the model of the run that goes on, which its checkpoints hold, where nothing else names one."""
+    folder = Path(str(overrides.get("output", Config().output)))
+    if (folder / "config.yaml").is_file() and not {"model.path", "model.config"} & overrides.keys():
+        overrides["model.path"] = written_config(folder).config.model.path
 
 
 def _is_path(name: str, value: Any, attribute: str, wanted: str) -> bool:

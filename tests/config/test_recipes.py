@@ -257,3 +257,15 @@ def test_unknown_recipe() -> None:
         load_recipe("dmo")
     with pytest.raises(ConfigError, match=r"There is no recipe file missing.yaml"):
         load_recipe("missing.yaml")
+
+
+def test_a_run_folder_is_no_recipe_but_holds_one(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(ConfigError, match=r"is a run folder\. To go on with it, .*--resume"):
+        load_recipe(str(tmp_path))
+
+
+def test_an_old_option_that_changed_no_result_is_no_reason_to_refuse_a_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: demo\noptimizer: {logprob_chunk_tokens: 1024}\n")
+    assert load_recipe(path) == load_recipe("demo")

@@ -22,12 +22,14 @@ from sppo.config.compatibility import read_config
 from sppo.config.evaluation import evaluation_config
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import ConfigError, ModelError, RunFolderError
+from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.progress import NoProgress
 from sppo.training.given import Given
 from sppo.verifiers.functions import function_name
 from tests.conftest import tiny_config, tiny_qwen2
+from tests.training import test_loop
+from tests.training.test_loop import likes_threes, train_on_rows
 
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(6) for b in range(6)]
 OTHER_ROWS = [{"prompt": f"{a}-{b}=", "answer": str((a - b) % 10)} for a in range(6) for b in range(6)]
@@ -248,3 +250,27 @@ def test_rows_to_measure_on_beside_a_task_are_not_forgotten(tmp_path):
         sppo.evaluate(tmp_path / "run")
     with pytest.raises(ConfigError, match="made from held_out_rows that a Python program handed over"):
         train(of(tmp_path / "run"), resume=True)
+
+
+def test_a_run_of_a_model_object_goes_on_without_it_as_its_checkpoints_hold_it(tmp_path):
+    train_on_rows(tmp_path / "run", steps=1)
+    summary = sppo.train(
+        rows=test_loop.ROWS, reward=likes_threes, output=str(tmp_path / "run"), resume=True, steps=2,
+        prompts_per_step=32,
+        optimizer__minibatch_size=16, critic__minibatch_size=16, sampling__max_response_tokens=6,
+        data__max_prompt_tokens=8, evaluation__prompts=10, evaluation__final_samples_per_prompt=2, threads=1,
+        device="cpu", optimizer__tokens_per_microbatch=4096,
+    )  # fmt: skip
+    assert summary["steps"] == 2
+
+
+def test_a_model_without_weights_to_train_is_refused(tmp_path):
+    frozen = tiny_qwen2().requires_grad_(False)
+    with pytest.raises(ModelError, match="The model has no weights to train"):
+        train(tiny_config(tmp_path / "run"), Given(model=frozen, tokenizer=character_tokenizer(ALPHABET)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_list_of_rows_to_measure_on_is_named(tmp_path):
+    with pytest.raises(DataError, match="no rows to measure on"):
+        train_on_rows(tmp_path / "run", held_out_rows=[])

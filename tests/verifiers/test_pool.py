@@ -129,6 +129,14 @@ def test_verify_works_in_a_thread_and_in_the_main_one():
     assert seen[0].reward == 1.0
 
 
+def test_verify_takes_numbers_for_golds_and_refuses_what_is_no_text():
+    assert verify(r"so \boxed{73}", 73).reward == 1.0
+    with pytest.raises(ConfigError, match="response is a NoneType, but must be text"):
+        verify(None, "1")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="gold is a list"):
+        verify("1", ["1"])  # type: ignore[arg-type]
+
+
 def test_verify_takes_the_other_verifiers():
     assert verify("+18-35+27#10", "10", "final_answer").reward == 1.0
     assert verify("+18-35+27#10", "10", "final_answer", finished=False).reward == 0.0

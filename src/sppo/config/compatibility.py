@@ -108,7 +108,7 @@ def without_notes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_idle(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe's values without options that are no more and say what holds all the same.
+    """Returns a recipe's values without options that are no more and say what holds, or change no result.
 
     A recipe that an earlier version printed has every option of that version in it.
     """
@@ -117,7 +117,7 @@ def drop_idle(values: Mapping[str, Any]) -> dict[str, Any]:
     said = flatten(kept)
     for key, value in left_out.items():
         went = gone(key)
-        if went is None or value != said.get(_followed(key, went), went.was):
+        if went is None or (went.changes_training and value != said.get(_followed(key, went), went.was)):
             set_value(kept, key, value)
     return kept
 

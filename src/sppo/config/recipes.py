@@ -93,6 +93,11 @@ def _read(name_or_path: str) -> tuple[str, str]:
         if not path.is_file():
             raise ConfigError(f"There is no recipe file {name_or_path} (looked from {Path.cwd()}).")
         return path.read_text(encoding="utf-8"), name_or_path
+    if (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"{name_or_path} is a run folder. To go on with it, give its recipe with --output {name_or_path} "
+            f"--resume; to start another run like it, give {path / 'config.yaml'} with another --output."
+        )
     if name_or_path not in list_recipes():
         raise ConfigError(
             f"{name_or_path!r} is not a built-in recipe.{did_you_mean(name_or_path, list_recipes())} "

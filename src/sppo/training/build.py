@@ -21,7 +21,7 @@ from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
 from sppo.data.stream import PromptStream, fingerprint
-from sppo.errors import RunFolderError
+from sppo.errors import ModelError, RunFolderError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
@@ -30,6 +30,7 @@ from sppo.models.loading import (
     load_policy,
     prepare_device,
     require_end_token,
+    trainable_parameters,
 )
 from sppo.models.packing import TokenRow
 from sppo.models.process_rewards import ProcessRewards, load_process_rewards
@@ -286,7 +287,12 @@ def _require_context(config: Config, length: int | None, name: str) -> None:
 
 
 def _require_promised(config: Config, policy: PreTrainedModel) -> None:
-    """Tries what the options promise of the policy: recomputation, packed rows."""
+    """Refuses a policy without weights to train, and tries what the options promise: recomputation, packed rows."""
+    if next(trainable_parameters(policy), None) is None:
+        raise ModelError(
+            "The model has no weights to train: requires_grad is False for all of them. Call "
+            "model.requires_grad_(True), or do so for those that are to learn."
+        )
     if config.model.gradient_checkpointing:
         require_recomputation(policy, causal_outputs(policy), "model.gradient_checkpointing")
     if config.optimizer.layout == "packed":

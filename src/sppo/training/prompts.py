@@ -108,6 +108,10 @@ def _load_given(
     data: DataConfig, evaluation: EvaluationConfig, seed: int, tools: Tools, require_gold: bool, rows: Rows | None
 ) -> tuple[DataConfig, tuple[Prompt, ...], tuple[str, ...]]:
     """Where the prompts to measure on come from, all of them, and notes."""
+    if rows is not None:
+        rows = list(rows)
+        if not rows:
+            raise DataError("There are no rows to measure on: the list that was handed over is empty. Leave it out.")
     own = evaluation.data
     if own is None or rows is not None:
         own = section_of_rows(data)
