@@ -145,7 +145,7 @@ class Bench:
             prompts = [as_token_ids(torch.randint(3, self.scale.vocabulary, (length,)).numpy())] * rows
 
             def run(tokens: int, prompts: list[TokenIds] = prompts, rows: int = rows) -> None:
-                engine.generate(prompts, SamplingParameters(max_tokens=tokens), seed=0)
+                engine.generate(prompts, SamplingParameters(max_tokens=tokens), seeds=range(len(prompts)))
 
             run(1)
             first = self.clock(lambda: run(1))

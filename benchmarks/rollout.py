@@ -22,6 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
+from sppo.runs.seeds import row_seeds
 from sppo.types import TokenIds, as_token_ids
 
 STOP, PAD, VOCABULARY = 1, 0, 40
@@ -75,7 +76,10 @@ def make_model(setting: Setting, device: str) -> Qwen2ForCausalLM:
 
 def sample_ours(engine: HFEngine, prompts: list[TokenIds], setting: Setting, seed: int) -> list[int]:
     sampling = SamplingParameters(max_tokens=setting.max_tokens, stop_token_ids=frozenset({STOP}))
-    return [len(completion) for completion in engine.generate(prompts, sampling, seed=seed)]
+    return [
+        len(completion)
+        for completion in engine.generate(prompts, sampling, seeds=row_seeds(seed, "sampling", range(len(prompts))))
+    ]
 
 
 def sample_generate(model: Qwen2ForCausalLM, prompts: list[TokenIds], setting: Setting, seed: int) -> list[int]:

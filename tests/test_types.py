@@ -67,7 +67,7 @@ def test_the_same_response_twice_is_two_rollouts():
 def test_samples_of_one_prompt_share_its_ids(policy, tokenizer):
     prompts = [Prompt("a", "1+1="), Prompt("b", "2+2=")]
     rollouts = sample(
-        HFEngine(policy), prompts, tokenizer, SamplingParameters(4), samples_per_prompt=3, seed=0, version=0
+        HFEngine(policy), prompts, tokenizer, SamplingParameters(4), samples_per_prompt=3, seeds=range(6), version=0
     )  # fmt: skip
     assert [rollout.prompt.id for rollout in rollouts] == ["a"] * 3 + ["b"] * 3
     assert all(rollout.prompt_token_ids is rollouts[0].prompt_token_ids for rollout in rollouts[:3])

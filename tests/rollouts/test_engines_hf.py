@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
+from sppo.runs.seeds import row_seeds
 from sppo.types import Completion, TokenIds, as_token_ids
 
 VOCABULARY = 24
@@ -65,6 +66,10 @@ def full_logits(model: nn.Module, prompt: TokenIds, completion: Completion) -> t
         return model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
 
 
+def sampled(engine: HFEngine, prompts: list[TokenIds], how: SamplingParameters, seed: int) -> list[Completion]:
+    return engine.generate(prompts, how, seeds=row_seeds(seed, "test", range(len(prompts))))
+
+
 def ids_of(completions: list[Completion]) -> list[tuple[int, ...]]:
     return [tuple(completion.token_ids.tolist()) for completion in completions]
 
@@ -72,10 +77,10 @@ def ids_of(completions: list[Completion]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logprobs_are_those_of_the_full_forward(name: str) -> None:
     model = tiny(name)
-    completions = HFEngine(model).generate(PROMPTS, sampling(temperature=2.5), seed=1)
+    completions = sampled(HFEngine(model), PROMPTS * 4, sampling(temperature=2.5), 1)
     assert len({len(completion.token_ids) for completion in completions}) > 2, "rows should finish at different times"
     assert max(len(completion.token_ids) for completion in completions) > 8, "and run past the sliding window"
-    for prompt, completion in zip(PROMPTS, completions, strict=True):
+    for prompt, completion in zip(PROMPTS * 4, completions, strict=True):
         expected = (full_logits(model, prompt, completion) / 2.5).log_softmax(-1)
         expected = expected.gather(1, torch.tensor(completion.token_ids).long()[:, None]).squeeze(1)
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
@@ -84,7 +89,7 @@ def test_logprobs_are_those_of_the_full_forward(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_equals_generate(name: str) -> None:
     model = tiny(name)
-    completions = HFEngine(model).generate(PROMPTS, sampling(temperature=0, stop_token_ids=frozenset({2})), seed=0)
+    completions = sampled(HFEngine(model), PROMPTS, sampling(temperature=0, stop_token_ids=frozenset({2})), 0)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         ids = torch.tensor(prompt)[None]
         expected = model.generate(
@@ -95,7 +100,7 @@ def test_greedy_equals_generate(name: str) -> None:
 
 def test_greedy_logprob_is_that_of_the_plain_softmax() -> None:
     model = tiny()
-    (completion,) = HFEngine(model).generate(rows([3, 4]), sampling(temperature=0), seed=0)
+    (completion,) = sampled(HFEngine(model), rows([3, 4]), sampling(temperature=0), 0)
     expected = full_logits(model, [3, 4], completion).log_softmax(-1).max(-1).values
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
@@ -103,7 +108,7 @@ def test_greedy_logprob_is_that_of_the_plain_softmax() -> None:
 def test_top_k_and_top_p_renormalise_and_keep_to_their_support() -> None:
     model = tiny()
     options = sampling(temperature=2.0, top_k=8, top_p=0.7, stop_token_ids=frozenset())
-    completions = HFEngine(model).generate(PROMPTS * 4, options, seed=2)
+    completions = sampled(HFEngine(model), PROMPTS * 4, options, 2)
     for prompt, completion in zip(PROMPTS * 4, completions, strict=True):
         for logits, token, logprob in zip(
             full_logits(model, prompt, completion), completion.token_ids, completion.logprobs, strict=True
@@ -120,9 +125,7 @@ def test_top_k_and_top_p_renormalise_and_keep_to_their_support() -> None:
 def test_frequencies_match_the_softmax() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -torch.inf], dtype=torch.float64)
     draws = 20000
-    chosen, _ = draw(
-        logits.expand(draws, -1), row_uniforms(7, torch.arange(draws), 1)[0], SamplingParameters(1, temperature=0.8)
-    )
+    chosen, _ = draw(logits.expand(draws, -1), uniforms(range(draws), 1)[0], SamplingParameters(1, temperature=0.8))
     observed = torch.bincount(chosen, minlength=6)
     expected = (logits / 0.8).softmax(-1) * draws
     assert observed[5] == 0
@@ -154,41 +157,45 @@ def test_a_token_without_probability_is_never_drawn(edge: float) -> None:
 
 def test_one_seed_a_row_frees_a_response_of_the_rows_beside_it() -> None:
     engine, seeds = HFEngine(tiny(), max_rows=3), [11 * row for row in range(len(PROMPTS))]
-    together = ids_of(engine.generate(PROMPTS, sampling(temperature=2.0), seed=seeds))
-    turned = ids_of(engine.generate(PROMPTS[::-1], sampling(temperature=2.0), seed=seeds[::-1]))
+    together = ids_of(engine.generate(PROMPTS, sampling(temperature=2.0), seeds=seeds))
+    turned = ids_of(engine.generate(PROMPTS[::-1], sampling(temperature=2.0), seeds=seeds[::-1]))
     assert turned[::-1] == together
-    assert ids_of(engine.generate(PROMPTS[2:3], sampling(temperature=2.0), seed=seeds[2:3])) == together[2:3]
-    again = ids_of(engine.generate([PROMPTS[0]] * 3, sampling(temperature=2.0), seed=[5, 6, 5]))
+    assert ids_of(engine.generate(PROMPTS[2:3], sampling(temperature=2.0), seeds=seeds[2:3])) == together[2:3]
+    again = ids_of(engine.generate([PROMPTS[0]] * 3, sampling(temperature=2.0), seeds=[5, 6, 5]))
     assert again[0] == again[2] != again[1]
 
 
-def test_row_uniforms_depend_on_seed_row_and_position_alone() -> None:
-    table = row_uniforms(3, torch.arange(100), 50)
-    assert torch.equal(row_uniforms(3, torch.tensor([70, 4]), 20), table[:20, [70, 4]])
-    assert not torch.equal(row_uniforms(4, torch.arange(100), 50), table)
+def uniforms(seeds: Iterable[int], positions: int) -> torch.Tensor:
+    return row_uniforms(list(seeds), positions, torch.device("cpu"))
+
+
+def test_row_uniforms_depend_on_seed_and_position_alone() -> None:
+    table = uniforms(range(100), 50)
+    assert torch.equal(uniforms([70, 4], 20), table[:20, [70, 4]])
+    assert len(table[0].unique()) == 100
     assert ((table >= 0) & (table < 1)).all()
-    assert row_uniforms(-1, torch.arange(1), 1).item() == row_uniforms(2**64 - 1, torch.arange(1), 1).item()
+    assert uniforms([-1], 1).item() == uniforms([2**64 - 1], 1).item()
 
 
 def test_row_uniforms_are_uniform_and_uncorrelated() -> None:
-    table = row_uniforms(0, torch.arange(300), 300)
+    table = uniforms(range(300), 300)
     counts = torch.histc(table, bins=100, min=0, max=1)
     assert stats.chisquare(counts.numpy()).pvalue > 0.01
-    for other in (row_uniforms(1, torch.arange(300), 300), table.roll(1, 0), table.roll(1, 1), table.T):
+    for other in (uniforms(range(300, 600), 300), table.roll(1, 0), table.roll(1, 1), table.T):
         correlation = torch.corrcoef(torch.stack([table[1:, 1:].flatten(), other[1:, 1:].flatten()]))[0, 1]
         assert abs(correlation) < 0.015, "4.5 standard errors of 90,000 pairs"
 
 
 def test_first_value_of_the_stream_is_splitmix64() -> None:
-    # Seeded with 0 the reference generator starts with 0xE220A8397B1DCDAF; row 0 of seed 0 hashes to that start, 0.
-    assert row_uniforms(0, torch.tensor([0]), 1).item() == (0xE220A8397B1DCDAF >> 40) / 2**24
+    # Seeded with 0 the reference generator starts with 0xE220A8397B1DCDAF; seed 0 is mixed to that start, 0.
+    assert uniforms([0], 1).item() == (0xE220A8397B1DCDAF >> 40) / 2**24
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
 def test_responses_do_not_depend_on_max_rows(name: str) -> None:
     model = tiny(name).double()  # so that rounding, which depends on the batch, is far below the tolerance
     prompts = [PROMPTS[i % 5][: 1 + i % 7] for i in range(40)]
-    many, few = (HFEngine(model, max_rows=rows).generate(prompts, sampling(), seed=5) for rows in (64, 4))
+    many, few = (sampled(HFEngine(model, max_rows=rows), prompts, sampling(), 5) for rows in (64, 4))
     assert ids_of(many) == ids_of(few)
     for one, other in zip(many, few, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
@@ -196,24 +203,24 @@ def test_responses_do_not_depend_on_max_rows(name: str) -> None:
 
 def test_seeds_reproduce_and_differ() -> None:
     engine = HFEngine(tiny())
-    assert engine.generate(PROMPTS, sampling(), seed=1) == engine.generate(PROMPTS, sampling(), seed=1)
-    assert ids_of(engine.generate(PROMPTS, sampling(), seed=1)) != ids_of(engine.generate(PROMPTS, sampling(), seed=2))
+    assert sampled(engine, PROMPTS, sampling(), 1) == sampled(engine, PROMPTS, sampling(), 1)
+    assert ids_of(sampled(engine, PROMPTS, sampling(), 1)) != ids_of(sampled(engine, PROMPTS, sampling(), 2))
 
 
 def test_equal_prompts_get_independent_responses() -> None:
-    completions = HFEngine(tiny()).generate(rows([3, 4, 5]) * 16, sampling(temperature=3.0), seed=0)
+    completions = sampled(HFEngine(tiny()), rows([3, 4, 5]) * 16, sampling(temperature=3.0), 0)
     assert len(set(ids_of(completions))) > 12
 
 
 def test_global_random_state_is_left_alone() -> None:
     engine = HFEngine(tiny())
     before = torch.get_rng_state()
-    engine.generate(PROMPTS, sampling(), seed=1)
+    sampled(engine, PROMPTS, sampling(), 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_stop_token_is_included_and_ends_the_response() -> None:
-    completions = HFEngine(tiny()).generate(PROMPTS * 8, sampling(12, temperature=3.0), seed=3)
+    completions = sampled(HFEngine(tiny()), PROMPTS * 8, sampling(12, temperature=3.0), 3)
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     for completion in completions:
         assert len(completion.token_ids) == len(completion.logprobs)
@@ -227,22 +234,22 @@ def test_stop_token_is_included_and_ends_the_response() -> None:
 
 def test_a_shorter_limit_gives_prefixes() -> None:
     engine = HFEngine(tiny())
-    long, short = (engine.generate(PROMPTS, sampling(limit), seed=1) for limit in (20, 6))
+    long, short = (sampled(engine, PROMPTS, sampling(limit), 1) for limit in (20, 6))
     assert [ids[:6] for ids in ids_of(long)] == ids_of(short)
 
 
 def test_no_stop_ids_one_token_and_no_prompts() -> None:
     engine = HFEngine(tiny())
-    (one,) = engine.generate(rows([5]), sampling(1, stop_token_ids=frozenset()), seed=0)
+    (one,) = sampled(engine, rows([5]), sampling(1, stop_token_ids=frozenset()), 0)
     assert (len(one.token_ids), one.finish_reason) == (1, "length")
-    assert engine.generate([], sampling(), seed=0) == []
+    assert sampled(engine, [], sampling(), 0) == []
     # Ids past the vocabulary, which tokenizers with added tokens have, can never be sampled.
-    assert len(engine.generate(rows([5]), sampling(4, stop_token_ids=frozenset({999})), seed=0)[0].token_ids) == 4
+    assert len(sampled(engine, rows([5]), sampling(4, stop_token_ids=frozenset({999})), 0)[0].token_ids) == 4
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
 def test_use_cache_false_in_the_config_and_gradient_checkpointing_change_nothing() -> None:
-    expected = HFEngine(tiny()).generate(PROMPTS, sampling(), seed=1)
+    expected = sampled(HFEngine(tiny()), PROMPTS, sampling(), 1)
     model = tiny(use_cache=False, attention_dropout=0.5)
     model.gradient_checkpointing_enable()
     model.train()
@@ -252,7 +259,7 @@ def test_use_cache_false_in_the_config_and_gradient_checkpointing_change_nothing
     model.register_forward_pre_hook(
         lambda _, __, kwargs: columns.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    assert engine.generate(PROMPTS, sampling(), seed=1) == expected
+    assert sampled(engine, PROMPTS, sampling(), 1) == expected
     assert set(columns[1:]) == {1}, "after the prompt one column a step: the cache was used"
     assert model.training
     assert model.model.layers[0].training
@@ -266,7 +273,7 @@ def test_training_goes_on_after_sampling(rope: str) -> None:
     if rope == "longrope":
         scaling |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 16}
     model = tiny("llama", rope_parameters=scaling, max_position_embeddings=96 if rope == "default" else 40)
-    HFEngine(model).generate(PROMPTS, sampling(25, stop_token_ids=frozenset()), seed=1)
+    sampled(HFEngine(model), PROMPTS, sampling(25, stop_token_ids=frozenset()), 1)
     model.train()
     ids = torch.arange(20)[None]
     model(input_ids=ids, labels=ids).loss.backward()
@@ -281,7 +288,7 @@ def test_finished_rows_leave_the_batch_and_equal_prompts_are_read_once() -> None
     model.register_forward_pre_hook(
         lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    completions = engine.generate(rows([3, 4, 5]) * 32, sampling(60, temperature=3.0), seed=0)
+    completions = sampled(engine, rows([3, 4, 5]) * 32, sampling(60, temperature=3.0), 0)
     lengths = [len(completion.token_ids) for completion in completions]
     assert shapes[0] == (1, 3)
     assert shapes[1][0] > 20
@@ -295,10 +302,10 @@ def test_no_mask_where_no_row_has_padding() -> None:
     engine = HFEngine(model)
     masks: list[Any] = []
     model.register_forward_pre_hook(lambda _, __, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
-    engine.generate(rows([3, 4], [5, 6]), sampling(), seed=0)
+    sampled(engine, rows([3, 4], [5, 6]), sampling(), 0)
     assert all(mask is None for mask in masks)
     masks.clear()
-    engine.generate(rows([3, 4], [5]), sampling(), seed=0)
+    sampled(engine, rows([3, 4], [5]), sampling(), 0)
     assert masks[0].tolist() == [[True, True], [False, True]]
 
 
@@ -337,9 +344,7 @@ def test_load_weights_shares_or_copies() -> None:
     assert engine.version == 3
     engine.load_weights(other, version=4)
     assert engine.version == 4
-    assert ids_of(engine.generate(PROMPTS, sampling(), seed=1)) == ids_of(
-        HFEngine(other).generate(PROMPTS, sampling(), seed=1)
-    )
+    assert ids_of(sampled(engine, PROMPTS, sampling(), 1)) == ids_of(sampled(HFEngine(other), PROMPTS, sampling(), 1))
 
 
 def test_context_is_checked_before_sampling() -> None:
@@ -348,14 +353,14 @@ def test_context_is_checked_before_sampling() -> None:
     calls: list[int] = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(ConfigError, match=r"11 tokens .* is 20: together 31, more than .* 30 tokens .* at most 19"):
-        engine.generate(PROMPTS, sampling(20), seed=0)
+        sampled(engine, PROMPTS, sampling(20), 0)
     assert not calls
-    engine.generate(PROMPTS, sampling(19), seed=0)
+    sampled(engine, PROMPTS, sampling(19), 0)
 
 
 def test_errors_name_the_trouble() -> None:
     with pytest.raises(ModelError, match=r"prompt 1 of 2 has no tokens"):
-        HFEngine(tiny()).generate(rows([3], []), sampling(), seed=0)
+        sampled(HFEngine(tiny()), rows([3], []), sampling(), 0)
     with pytest.raises(ModelError, match="Linear is no causal language model"):
         HFEngine(nn.Linear(2, 2))
     model = tiny()
@@ -363,7 +368,7 @@ def test_errors_name_the_trouble() -> None:
         model.lm_head.weight[4] = torch.nan
     for temperature in (0.0, 1.0):
         with pytest.raises(ModelError, match="not finite"):
-            HFEngine(model).generate(rows([3]), sampling(temperature=temperature), seed=0)
+            sampled(HFEngine(model), rows([3]), sampling(temperature=temperature), 0)
     assert isinstance(build_engine(tiny(), EngineConfig(max_rows=7), max_tokens=30, memory_share=0.5), HFEngine)
 
 
@@ -381,7 +386,7 @@ def test_sampling_parameters_are_checked(wrong: dict[str, Any]) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_on_a_gpu_in_bfloat16() -> None:
     model = tiny().cuda()
-    completions = HFEngine(model).generate(PROMPTS * 8, sampling(temperature=2.5), seed=1)
+    completions = sampled(HFEngine(model), PROMPTS * 8, sampling(temperature=2.5), 1)
     for prompt, completion in zip(PROMPTS * 8, completions, strict=True):
         ids = torch.tensor([[*prompt, *completion.token_ids]], device="cuda")
         with torch.no_grad():

@@ -14,7 +14,7 @@ from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.types import Completion, TokenIds
 from tests.models.zoo import SETTINGS, tiny_model
-from tests.rollouts.test_engines_hf import PROMPTS, full_logits, ids_of, rows, sampling, tiny
+from tests.rollouts.test_engines_hf import PROMPTS, full_logits, ids_of, rows, sampled, sampling, tiny
 
 
 def logprob_error(model: Any, prompts: list[TokenIds], completions: list[Completion], temperature: float) -> float:
@@ -59,13 +59,13 @@ class BlindToPadding(Renamed):
 
 @pytest.mark.parametrize("kind", [WithCache, WithPastKeyValues])
 def test_a_forward_may_call_its_cache_by_either_name(kind: type[Renamed]) -> None:
-    expected = HFEngine(tiny()).generate(PROMPTS, sampling(), seed=1)
-    assert ids_of(HFEngine(kind(tiny())).generate(PROMPTS, sampling(), seed=1)) == ids_of(expected)
+    expected = sampled(HFEngine(tiny()), PROMPTS, sampling(), 1)
+    assert ids_of(sampled(HFEngine(kind(tiny())), PROMPTS, sampling(), 1)) == ids_of(expected)
 
 
 def test_prompts_of_unequal_length_are_kept_apart_where_padding_is_seen() -> None:
     model = BlindToPadding(tiny())
-    completions = HFEngine(model).generate(PROMPTS, sampling(temperature=2.5), seed=1)
+    completions = sampled(HFEngine(model), PROMPTS, sampling(temperature=2.5), 1)
     assert logprob_error(model.model, PROMPTS, completions, 2.5) < 1e-5
 
 
@@ -87,7 +87,7 @@ def test_a_model_is_sampled_from_rightly_or_refused_when_the_engine_is_built(mod
         assert message.endswith("such as Qwen2, Llama, Mistral, Gemma or GPT-2.")
         return
     prompts = rows(*(prompt + 7 for prompt in PROMPTS))
-    completions = engine.generate(prompts, sampling(12, stop_token_ids=frozenset(range(2, 9))), seed=1)
+    completions = sampled(engine, prompts, sampling(12, stop_token_ids=frozenset(range(2, 9))), 1)
     assert logprob_error(model, prompts, completions, 1.0) < 1e-3
 
 

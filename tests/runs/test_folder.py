@@ -13,7 +13,6 @@ from sppo.errors import ConfigError, RunFolderError
 from sppo.runs.folder import RunFolder, read_metrics, read_summary, require_new, require_resumable
 from sppo.runs.progress import NoProgress, StopRequest
 from sppo.runs.records import read_records
-from sppo.runs.seeds import derive_seed
 from tests.conftest import begun, files_of
 
 OPTIONS = to_dict(Config(model=ModelConfig(path="some/model")))
@@ -191,13 +190,6 @@ def test_a_full_disk_is_seen_before_training(tmp_path):
     folder = begun(tmp_path / "run", OPTIONS)
     with pytest.raises(RunFolderError, match=r"GB free, but the checkpoints to keep need about 1000000.0 GB"):
         folder.require_space(10**15)
-
-
-def test_seeds_differ_by_purpose_step_and_seed():
-    seeds = {derive_seed(s, p, n) for s in (0, 1) for p in ("data", "sampling") for n in (0, 1)}
-    assert len(seeds) == 8
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(0, "data", 1) == derive_seed(0, "data", 1)
 
 
 def test_the_first_interrupt_asks_and_the_second_stops():

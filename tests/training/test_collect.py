@@ -31,8 +31,8 @@ class CountingEngine:
     def awake(self):
         return self.engine.awake()
 
-    def generate(self, prompts, sampling, *, seed):
-        completions = self.engine.generate(prompts, sampling, seed=seed)
+    def generate(self, prompts, sampling, *, seeds):
+        completions = self.engine.generate(prompts, sampling, seeds=seeds)
         self.calls.append((list(prompts), sampling, completions))
         return completions
 
@@ -95,7 +95,7 @@ def test_remax_gets_one_greedy_response_a_prompt_which_counts():
     assert all(map(np.array_equal, prompts, [rollout.prompt_token_ids for rollout in collected.rollouts[::2]]))
     assert collected.extra_responses == 8
     assert sampled(collected) == (engine.responses, engine.tokens) == (24, engine.tokens)
-    again = parts.engine.generate(prompts, greedy, seed=99)
+    again = parts.engine.generate(prompts, greedy, seeds=range(len(prompts)))
     assert all(map(np.array_equal, [one.token_ids for one in again], [one.token_ids for one in completions]))
 
 

@@ -108,7 +108,7 @@ def test_a_policy_that_rests_stays_the_version_that_it_is(tmp_path):
 def test_an_engine_with_another_version_of_the_policy_is_refused(tokenizer):
     model = tiny_qwen2()
     engine = build_engine(model, EngineConfig(name="copying"), max_tokens=8, memory_share=0.5)
-    options = {"samples_per_prompt": 1, "seed": 0}
+    options = {"samples_per_prompt": 1, "seeds": [0]}
     with engine.awake():
         assert sample(engine, [Prompt("a", "1=")], tokenizer, SamplingParameters(4), **options, version=0)
     engine.load_weights(model, 3)

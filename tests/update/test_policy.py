@@ -380,7 +380,9 @@ def test_sampler_and_trainer_are_compared_only_where_they_have_one_distribution(
     prompts = [Prompt(str(row), f"{row}+1=", gold="2") for row in range(16)]
     tokenizer = character_tokenizer(ALPHABET)
     parameters = sampling_parameters(sampling, tokenizer, model)
-    rollouts = sample(HFEngine(model), prompts, tokenizer, parameters, samples_per_prompt=1, seed=0, version=0)
+    rollouts = sample(
+        HFEngine(model), prompts, tokenizer, parameters, samples_per_prompt=1, seeds=range(len(prompts)), version=0
+    )
     batch = collate(rollouts, [Verdict(1.0)] * 16)
     algorithm = AlgorithmConfig(importance_cap=cap)
     before, metrics = estimate(batch, model, None, None, algorithm, OPTIMIZER, sampling)

@@ -37,7 +37,7 @@ from sppo.runs.files import read_json, write_json
 from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.records import JsonLines
-from sppo.runs.seeds import derive_seed
+from sppo.runs.seeds import row_seeds
 from sppo.training.build import Parts, build
 from sppo.training.given import Given, require_data
 from sppo.types import Prompt
@@ -230,14 +230,15 @@ def _sample(
 
 def _records(config: Config, parts: Parts, pairs: Sequence[tuple[Prompt, float]], samples: int) -> list[dict[str, Any]]:
     prompts = [prompt for prompt, _ in pairs]
-    seeds = [derive_seed(config.seed, f"calibration {prompt.id}", n) for prompt in prompts for n in range(samples)]
+    # By id, so that a call for more prompts, or one that goes on, gives each prompt the same responses.
+    each = [row_seeds(config.seed, f"calibration {prompt.id}", range(samples)) for prompt in prompts]
     rollouts = sample(
         parts.engine,
         prompts,
         parts.tokenizer,
         parts.collector.sampling,
         samples_per_prompt=samples,
-        seed=seeds,
+        seeds=[seed for seeds in each for seed in seeds],
         version=parts.policy.version,
     )
     verdicts = parts.grader.grade(rollouts)

@@ -30,7 +30,6 @@ from sppo.rollouts.encode import opens_thinking
 from sppo.rollouts.engines import ALONE, build_engine, engine_options
 from sppo.rollouts.sample import longest_sequence, sampling_parameters
 from sppo.runs.progress import NoProgress, Progress
-from sppo.runs.seeds import derive_seed
 from sppo.training.build import load_prompts
 from sppo.training.given import Given, require_data
 from sppo.training.prompts import load_held_out
@@ -337,8 +336,7 @@ def _measure(
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:
         sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
-        seed = derive_seed(config.seed, "evaluation")
-        held_out = HeldOut(prompts, engine, tokenizer, grader, sampling, seed, critic)
+        held_out = HeldOut(prompts, engine, tokenizer, grader, sampling, config.seed, critic)
         return held_out.evaluate(samples_per_prompt, engine.version)
     finally:
         engine.close()

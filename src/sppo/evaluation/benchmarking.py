@@ -32,7 +32,7 @@ from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import longest_sequence, sample, sampling_parameters
 from sppo.runs.checkpoint import require_checkpoint
 from sppo.runs.progress import NoProgress, Progress
-from sppo.runs.seeds import derive_seed
+from sppo.runs.seeds import row_seeds
 from sppo.runs.versions import versions
 from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.functions import RewardFunction
@@ -250,10 +250,14 @@ class _Session:
         parameters: SamplingParameters,
         groups: Mapping[str, list[Response]],
     ) -> None:
-        seeds = [derive_seed(self.conditions.seed, f"{benchmark}/{item.prompt.id}", item.sample) for item in batch]
+        seeds = [
+            own
+            for item in batch
+            for own in row_seeds(self.conditions.seed, f"{benchmark}/{item.prompt.id}", [item.sample])
+        ]
         prompts = [item.prompt for item in batch]
         rollouts = sample(
-            engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seed=seeds, version=engine.version
+            engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seeds=seeds, version=engine.version
         )
         verdicts = self.graders[benchmark].grade(rollouts)
         _require_shares(rollouts, verdicts)

@@ -16,6 +16,7 @@ from sppo.evaluation.scores import natural
 from sppo.evaluation.statistics import total_spread
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import sample
+from sppo.runs.seeds import row_seeds
 from sppo.types import EvaluationRecord, Prompt
 from sppo.verifiers.grading import Grader
 
@@ -120,6 +121,7 @@ class HeldOut:
     grader: Grader
     sampling: SamplingParameters
     seed: int
+    """Of the run; every evaluation samples with the same seeds."""
     critic: Critic | None = None
     """Its V is held against solve rates."""
 
@@ -136,7 +138,7 @@ class HeldOut:
                 self.tokenizer,
                 self.sampling,
                 samples_per_prompt=samples_per_prompt,
-                seed=self.seed,
+                seeds=row_seeds(self.seed, "evaluation", range(len(self.prompts) * samples_per_prompt)),
                 version=version,
             )
         verdicts = self.grader.grade(rollouts)

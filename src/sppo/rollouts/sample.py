@@ -45,7 +45,7 @@ def sample(
     parameters: SamplingParameters,
     *,
     samples_per_prompt: int,
-    seed: int | Sequence[int],
+    seeds: Sequence[int],
     version: int,
 ) -> list[Rollout]:
     """Samples G responses to each of P prompts, of an engine that is awake.
@@ -56,7 +56,7 @@ def sample(
         tokenizer: of the policy.
         parameters: length, distribution and stop ids.
         samples_per_prompt: G.
-        seed: as the engine takes it, one for all or one a response.
+        seeds: P * G, one a response.
         version: of the policy to sample from; responses of an engine with other weights would be another policy's.
 
     Returns:
@@ -65,7 +65,7 @@ def sample(
     assert engine.version == version, f"the engine has version {engine.version} of the policy, asked for {version}"
     repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
-    completions = engine.generate(encoded, parameters, seed=seed)
+    completions = engine.generate(encoded, parameters, seeds=seeds)
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
     texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)
     return [

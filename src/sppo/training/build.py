@@ -231,9 +231,7 @@ def build(
         engine=engine,
         grader=grader,
         collector=_collector(config, algorithm, learner, critic, engine, tokenizer, grader, process, stream),
-        held_out=HeldOut(
-            prompts.held_out, engine, tokenizer, grader, sampling, derive_seed(config.seed, "evaluation"), critic
-        ),
+        held_out=HeldOut(prompts.held_out, engine, tokenizer, grader, sampling, config.seed, critic),
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
         notes=prompts.notes,

@@ -22,7 +22,7 @@ from sppo.errors import RewardError
 from sppo.models.process_rewards import ProcessRewards
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import sample
-from sppo.runs.seeds import derive_seed
+from sppo.runs.seeds import row_seeds
 from sppo.training.collate import LengthRules, collate, why_nothing
 from sppo.types import Prompt, Rollout, Verdict
 from sppo.verifiers.grading import Grader
@@ -170,14 +170,14 @@ class Collector:
         purpose: str,
         now: _Collecting,
     ) -> tuple[list[Rollout], list[Verdict]]:
-        seed = derive_seed(self.seed, purpose, now.step)
+        places = range(len(prompts) * samples_per_prompt)
         rollouts = sample(
             self.engine,
             prompts,
             self.tokenizer,
             sampling,
             samples_per_prompt=samples_per_prompt,
-            seed=seed,
+            seeds=row_seeds(self.seed, purpose, places, now.step),
             version=now.version,
         )
         with now.grading():

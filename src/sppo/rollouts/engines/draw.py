@@ -55,23 +55,22 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: SamplingParameters) -> tupl
     return chosen.squeeze(1), logprobs
 
 
-def row_uniforms(seed: int | Sequence[int], rows: Tensor, positions: int) -> Tensor:
-    """Uniform numbers in [0, 1) that are a function of (seed, row, position) alone, the same on every device.
+def row_uniforms(seeds: Sequence[int], positions: int, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) that are a function of (a row's seed, position) alone, the same on every device.
 
     Each row is a SplitMix64 stream (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")
-    whose start is a hash of the seed and the row.
+    whose start is a mix of the seed, so that seeds in a row give streams that have nothing in common.
 
     Args:
-        seed: any integer, or one a row.
-        rows: [N] int64 row indices.
+        seeds: [N] any integers.
         positions: how many numbers each row gets.
+        device: to make them on.
 
     Returns:
         [positions, N] float32, multiples of 2^-24.
     """
-    signed = _signed(seed) if isinstance(seed, int) else [_signed(own) for own in seed]
-    start = _mix(_mix(torch.tensor(signed, device=rows.device)) + rows)
-    steps = torch.arange(1, positions + 1, device=rows.device)[:, None]
+    start = _mix(torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device))
+    steps = torch.arange(1, positions + 1, device=device)[:, None]
     return (_shift(_mix(start + steps * _signed(0x9E3779B97F4A7C15)), 40)).float() * 2.0**-24
 
 

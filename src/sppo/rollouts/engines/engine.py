@@ -76,15 +76,15 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seed: int | Sequence[int]
+        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seeds: Sequence[int]
     ) -> list[Completion]:
         """Samples one response to each row.
 
         Args:
-            prompts: rows of token ids, none empty; a row that stands twice gets two independent responses.
+            prompts: rows of token ids, none empty.
             sampling: length, distribution and stop ids, the same for all rows.
-            seed: the same seed, rows, sampling and weights give the same responses. One seed a row makes each response
-                independent of which other rows it is sampled with.
+            seeds: one a row, in [0, 2^63). Row, seed, sampling and weights make the response, but for rounding; the
+                other rows, and how they are batched, don't.
 
         Returns:
             One completion a row, in the rows' order.

@@ -40,8 +40,8 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 class HFEngine:
     """Batched sampling with a key-value cache from any Hugging Face causal language model.
 
-    A row's randomness is a function of (seed, its index, token position) alone, so the responses don't depend on
-    `max_rows` but for rounding inside the model.
+    A row's randomness is a function of (its seed, token position) alone, so the responses don't depend on `max_rows`
+    but for rounding inside the model.
     """
 
     def __init__(self, model: nn.Module, max_rows: int = 512) -> None:
@@ -101,7 +101,7 @@ class HFEngine:
         """Nothing to release: the model is the trainer's, and the cache lives for one call."""
 
     def generate(
-        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seed: int | Sequence[int]
+        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seeds: Sequence[int]
     ) -> list[Completion]:
         """Samples one response to each row of token ids.
 
@@ -111,8 +111,7 @@ class HFEngine:
         Args:
             prompts: rows of token ids, none empty.
             sampling: length, distribution and stop ids.
-            seed: any integer; with the row's index and the position it fixes each draw. Or one a row, which with the
-                position alone fixes the row's draws.
+            seeds: one a row, any integers; with the position it fixes each of the row's draws.
 
         Returns:
             One completion a row, in the rows' order.
@@ -121,6 +120,7 @@ class HFEngine:
             ConfigError: the longest prompt and max_tokens together exceed the model's context.
             ModelError: an empty prompt, or logits that are not finite.
         """
+        assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} rows"
         self._check(prompts, sampling)
         # Neighbours of equal length need no padding, equal neighbours are read once; the largest chunk comes first, so
         # that a lack of memory shows at once.
@@ -129,7 +129,8 @@ class HFEngine:
         # One context around the whole call, so that the bfloat16 copies of the weights are made once.
         with torch.no_grad(), _eval_mode(self._model), arithmetic(self._device):
             for rows in self._chunks(order, prompts):
-                sampled = self._sample_chunk([prompts[row] for row in rows], rows, sampling, seed)
+                own = [seeds[row] for row in rows]
+                sampled = self._sample_chunk([prompts[row] for row in rows], sampling, own)
                 completions.update(zip(rows, sampled, strict=True))
         return [completions[row] for row in range(len(prompts))]
 
@@ -200,15 +201,11 @@ class HFEngine:
         return None
 
     def _sample_chunk(
-        self, prompts: list[TokenIds], rows: list[int], sampling: SamplingParameters, seed: int | Sequence[int]
+        self, prompts: list[TokenIds], sampling: SamplingParameters, seeds: list[int]
     ) -> list[Completion]:
-        device, count = self._device, len(rows)
+        device, count = self._device, len(prompts)
         logits, batch = self._prefill(prompts, sampling.max_tokens)
-        if isinstance(seed, int):
-            uniforms = row_uniforms(seed, torch.tensor(rows, device=device), sampling.max_tokens)  # [max_tokens, count]
-        else:
-            own = [seed[row] for row in rows]
-            uniforms = row_uniforms(own, torch.zeros(count, dtype=torch.long, device=device), sampling.max_tokens)
+        uniforms = row_uniforms(seeds, sampling.max_tokens, device)  # [max_tokens, count]
         token_ids = torch.zeros(sampling.max_tokens, count, dtype=torch.long, device=device)
         logprobs = torch.zeros(sampling.max_tokens, count, device=device)
         is_stop = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)  # [V]

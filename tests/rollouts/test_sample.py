@@ -1,0 +1,90 @@
+"""Responses depend on the policy and on a row's place in the step: not on the engine, its batches, or ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from sppo.config.recipes import load_recipe
+from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.models.tokenizers import character_tokenizer
+from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.rollouts.engines.hf import HFEngine
+from sppo.rollouts.sample import sample
+from sppo.runs.seeds import row_seeds
+from sppo.training.build import Given, build, check
+from sppo.types import Completion, Prompt, TokenIds
+from tests.conftest import tiny_qwen2
+
+TOKENIZER = character_tokenizer(ALPHABET)
+PROMPTS = [Prompt(str(number), f"{number}+{number * number}=") for number in range(24)]
+HOW = SamplingParameters(8, stop_token_ids=frozenset({1}))
+
+
+def responses(engine, prompts: Sequence[Prompt], places: Sequence[int], samples: int = 1) -> list[list[int]]:
+    seeds = row_seeds(5, "sampling 0", places, 3)
+    rollouts = sample(engine, prompts, TOKENIZER, HOW, samples_per_prompt=samples, seeds=seeds, version=0)
+    return [rollout.completion.token_ids.tolist() for rollout in rollouts]
+
+
+def test_half_of_the_rows_alone_get_the_responses_that_they_get_among_all():
+    engine = HFEngine(tiny_qwen2(initializer_range=0.05))
+    whole = responses(engine, PROMPTS, range(24))
+    assert len({tuple(ids) for ids in whole}) > 20
+    assert responses(engine, PROMPTS[::2], range(0, 24, 2)) == whole[::2]
+    assert responses(engine, PROMPTS[12:], range(12, 24)) == whole[12:]
+    assert responses(engine, PROMPTS[::-1], range(23, -1, -1)) == whole[::-1]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 24])
+def test_how_many_rows_are_decoded_at_one_time_changes_no_response(rows):
+    model = tiny_qwen2(initializer_range=0.05)
+    expected = responses(HFEngine(model), PROMPTS[:6], range(24), samples=4)
+    assert responses(HFEngine(model, max_rows=rows), PROMPTS[:6], range(24), samples=4) == expected
+
+
+class Ranks:
+    """Deals rows to three engines in turn, as to ranks."""
+
+    def __init__(self, engine: HFEngine) -> None:
+        self.version, self.awake = engine.version, engine.awake
+        self.engines = [HFEngine(engine._model, max_rows=rows) for rows in (2, 3, 512)]
+
+    def generate(
+        self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seeds: Sequence[int]
+    ) -> list[Completion]:
+        made: dict[int, Completion] = {}
+        for rank, engine in enumerate(self.engines):
+            rows = range(rank, len(prompts), 3)
+            own = engine.generate([prompts[row] for row in rows], sampling, seeds=[seeds[row] for row in rows])
+            made.update(zip(rows, own, strict=True))
+        return [made[row] for row in range(len(prompts))]
+
+
+@pytest.mark.parametrize("name", ["sppo", "remax", "spo", "dapo"])
+def test_a_step_sampled_by_several_is_the_step_sampled_by_one(name):
+    settings = {
+        "model.path": "tiny", "prompts_per_step": 8, "optimizer.minibatch_size": 8, "critic.minibatch_size": 8,
+        "sampling.max_response_tokens": 6, "data.max_prompt_tokens": 8, "evaluation.prompts": 4, "device": "cpu",
+        "algorithm.name": name, "sampling.samples_per_prompt": 2 if name == "dapo" else 1,
+    }  # fmt: skip
+    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
+
+    def shown(prompts, completions, **columns):
+        heard.append(list(completions))
+        return [float(index % 2) for index in range(len(completions))]
+
+    given = Given(tiny_qwen2(initializer_range=0.05), TOKENIZER, rows, reward_function=shown)
+    config = check(load_recipe(None, settings), given)
+    found = []
+    for engine in (lambda one: one, Ranks):
+        heard: list[list[str]] = []
+        parts = build(config, given)
+        made = engine(parts.engine)
+        replace(parts.collector, engine=made).collect(1, version=0)
+        replace(parts.held_out, engine=made).evaluate(2, version=0)
+        found.append(heard)
+    assert found[0] == found[1]
+    assert len(found[0]) == {"sppo": 2, "dapo": 2}.get(name, 3)
