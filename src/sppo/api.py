@@ -152,7 +152,7 @@ def evaluate(
         reward: as for `train`; default: that of the recipe, else the verifier. Of a run whose reward function was
             handed over, hand it over again.
         samples_per_prompt: responses to each prompt; default: the recipe's evaluation.final_samples_per_prompt, and 4
-            on benchmarks.
+            on benchmarks. At temperature 0 there is one, as all would be the same; benchmarks refuse more.
         limit: only the first so many problems of each benchmark.
         output: folder for the responses and scores of benchmarks, and to go on with after a stop; default:
             evaluations/CHECKPOINT in a run's folder, evals/MODEL for a model.

@@ -150,3 +150,19 @@ def test_a_path_and_a_named_reward_do_as_output_and_reward(tmp_path, monkeypatch
 def test_the_package_offers_what_it_lists():
     for name in sppo.__all__:
         assert callable(getattr(sppo, name)), name
+
+
+def test_at_temperature_0_a_prompt_is_answered_once_whatever_was_asked_for(run_folder):
+    heard: list[str] = []
+
+    def odd(prompts, completions, **columns):
+        heard.extend(prompts)
+        return [float(index % 2) for index in range(len(completions))]
+
+    result = sppo.evaluate(
+        str(run_folder), reward=odd, samples_per_prompt=3, evaluation__prompts=8, evaluation__temperature=0.0
+    )
+    assert len(set(heard)) == len(heard) == result["prompts"] == 8
+    assert result["samples_per_prompt"] == 1
+    assert result["accuracy"] == 0.5
+    assert result["accuracy_stderr"] == pytest.approx((0.25 / 7) ** 0.5)  # of eight independent prompts

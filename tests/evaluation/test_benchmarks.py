@@ -114,6 +114,11 @@ def test_scores_records_and_files(place, tmp_path):
     assert prompt["prompt"].startswith("what ?\nPlease reason step by step")
 
 
+def test_at_temperature_0_a_problem_is_answered_once_unless_more_are_asked_for(place, tmp_path):
+    assert evaluate(place, tmp_path / "e", samples=None, temperature=0).samples == 1
+    assert len(records(tmp_path / "e")) == 6
+
+
 def test_killed_at_any_batch_it_goes_on_to_the_same_responses(place, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarking, "_CPU_ROWS", 5)
     evaluate(place, tmp_path / "whole")

@@ -209,3 +209,10 @@ def test_a_step_that_is_taken_ends_the_row_of_skipped_ones_also_across_a_resume(
     run(tmp_path / "run", overflowing({1, 2}), steps=3, **GROUPS)
     steps = run(tmp_path / "run", overflowing({1, 2}), steps=6, resume=True, **GROUPS)
     assert skipped(steps) == [1, 2, 2, 3, 4, 4]
+
+
+def test_at_temperature_0_a_held_out_prompt_is_answered_once(tmp_path):
+    reward, _, evaluations = listening()
+    run(tmp_path / "run", reward, evaluation__temperature=0.0)
+    assert [len(set(responses)) for responses in evaluations] == [1, 1, 1]
+    assert [len(responses) for responses in evaluations] == [1, 1, 1]

@@ -157,7 +157,7 @@ def compare(
         "seeds": list(seeds),
         "targets": list(targets),
         "held_out_prompts": base.evaluation.prompts,
-        "final_samples_per_prompt": base.evaluation.final_samples_per_prompt,
+        "final_samples_per_prompt": base.evaluation_samples(base.evaluation.final_samples_per_prompt),
     }
     return write_comparison(setting.folder, settings, runs)
 

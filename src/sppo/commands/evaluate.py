@@ -55,7 +55,7 @@ def evaluate_run(
         path: a run folder, or a model's folder or hub name.
         config: data and sampling; default: the run's own. See `sppo.config.evaluation.evaluation_config`.
         checkpoint: "best", "last" or "step_N" of a run.
-        samples_per_prompt: default: the config's final_samples_per_prompt.
+        samples_per_prompt: default: the config's final_samples_per_prompt; always 1 at temperature 0.
         rows: dicts of columns to measure on, all of them, instead of the config's held-out prompts.
         reward_function: grades instead of the config's verifier or reward function.
         progress: told what it does.
@@ -84,7 +84,7 @@ def evaluate_run(
     model = resolve(path, config.model, checkpoint).model
     critic = _critic_beside(model, config, device) if is_run else None
     tokenizer = load_tokenizer(model, ALPHABET)
-    count = samples_per_prompt or config.evaluation.final_samples_per_prompt
+    count = config.evaluation_samples(samples_per_prompt or config.evaluation.final_samples_per_prompt)
     prompts, left_out = _prompts(config, tokenizer, rows, has_reward_function=reward_function is not None)
     for note in left_out:
         progress.message(note)
@@ -160,7 +160,7 @@ def evaluate_on_benchmarks(
         subject,
         conditions_of(config),
         loaded,
-        samples=samples_per_prompt or config.evaluation.final_samples_per_prompt,
+        samples=samples_per_prompt or config.evaluation_samples(config.evaluation.final_samples_per_prompt),
         limit=limit,
         output=output,
         progress=progress,
@@ -223,10 +223,9 @@ def evaluate_pair(
 
 def conditions_of(config: Config) -> Conditions:
     """What an evaluation with this config depends on beside model and problems; sets torch up."""
-    temperature = config.evaluation.temperature
     return Conditions(
         sampling=config.sampling,
-        temperature=config.sampling.temperature if temperature is None else temperature,
+        temperature=config.evaluation_temperature,
         engine=config.engine,
         verification=config.verification,
         tokens_per_microbatch=config.optimizer.tokens_per_microbatch,
@@ -300,7 +299,8 @@ def _held_out_pair(
     folders = []
     for place, (subject, config, problems, reward_function) in zip(("a", "b"), planned, strict=True):
         own = subject.output.with_name(f"held_out-{subject.output.name}") if output is None else output / place
-        samples = options["samples_per_prompt"] or config.evaluation.final_samples_per_prompt
+        usual = config.evaluation_samples(config.evaluation.final_samples_per_prompt)
+        samples = options["samples_per_prompt"] or usual
         result = run_benchmarks(
             subject,
             conditions_of(config),
@@ -335,7 +335,7 @@ def _measure(
     engine = build_engine(policy, config.engine, max_tokens=longest, memory_share=ALONE)
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:
-        sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
+        sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
         held_out = HeldOut(prompts, engine, tokenizer, grader, sampling, config.seed, critic)
         return held_out.evaluate(samples_per_prompt, engine.version)
     finally:

@@ -117,8 +117,8 @@ def _samplings(config: Config, algorithm: Algorithm, held_out: int) -> list[_Sam
     planned = [
         ("training", prompts, config.sampling.samples_per_prompt, data.max_prompt_tokens),
         ("first counts of prompts", prompts, offline, data.max_prompt_tokens),
-        ("evaluation", held_out, evaluation.samples_per_prompt, longest),
-        ("evaluation", held_out, evaluation.final_samples_per_prompt, longest),
+        ("evaluation", held_out, config.evaluation_samples(evaluation.samples_per_prompt), longest),
+        ("evaluation", held_out, config.evaluation_samples(evaluation.final_samples_per_prompt), longest),
     ]
     return [at_once(*one) for one in planned if one[2]]
 

@@ -209,7 +209,8 @@ class EvaluationConfig(Section):
     every: Count = 10
     """Steps between evaluations; 0: only at checkpoints, which are always measured."""
     temperature: NotNegative | None = None
-    """Temperature of evaluation, 0 taking the most likely token; default: that of training."""
+    """Temperature of evaluation; 0 takes the most likely token, and one response to each prompt, as all would be the
+    same; default: that of training."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,16 @@ class Config(Section):
     def sequences_per_step(self) -> int:
         """B = P * G."""
         return self.prompts_per_step * self.sampling.samples_per_prompt
+
+    @property
+    def evaluation_temperature(self) -> float:
+        """Temperature of evaluations."""
+        own = self.evaluation.temperature
+        return self.sampling.temperature if own is None else own
+
+    def evaluation_samples(self, wanted: int) -> int:
+        """Responses to each prompt of an evaluation: one at temperature 0, where all would be the same."""
+        return wanted if self.evaluation_temperature > 0 else 1
 
 
 def to_dict(section: Section) -> dict[str, Any]:

@@ -170,8 +170,8 @@ def _schedule(config: Config, parts: Parts) -> Schedule:
         keep=config.checkpoint.keep,
         record_every=config.logging.rollouts_every,
         critic_alone=0 if parts.algorithm.critic is None else config.critic.warmup_steps,
-        samples=config.evaluation.samples_per_prompt,
-        final_samples=config.evaluation.final_samples_per_prompt,
+        samples=config.evaluation_samples(config.evaluation.samples_per_prompt),
+        final_samples=config.evaluation_samples(config.evaluation.final_samples_per_prompt),
     )
 
 
@@ -221,7 +221,7 @@ def build(
     )
     engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
     stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
-    sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation.temperature)
+    sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
     return Parts(
         algorithm=algorithm,
         tokenizer=tokenizer,
