@@ -12,8 +12,11 @@ from sppo.commands.train import train
 from sppo.models.checks import readable_tokens, trunk_outputs
 from sppo.models.logprobs import response_logprobs
 from sppo.models.packing import TokenRow
+from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.rollouts.engines.hf import HFEngine
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
+from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
 
 pytestmark = [
@@ -60,3 +63,19 @@ def test_a_whole_run_on_the_gpu_resumes(tmp_path):
         json.loads((tmp_path / "run" / "summary.json").read_text())["versions"]["device"]
         == torch.cuda.get_device_name()
     )
+
+
+def test_sampling_takes_no_attention_that_makes_a_plan_for_each_length(monkeypatch):
+    engine = HFEngine(tiny_qwen2().to("cuda"))
+    seen = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def listening(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", listening)
+    engine.generate([as_token_ids([3, 4, 5])], SamplingParameters(max_tokens=4), seeds=[1])
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
