@@ -137,7 +137,7 @@ def test_a_first_sample_is_held_to_the_same_range_as_the_responses(tmp_path):
 
     def twice_as_good_the_second_time(prompts, completions, **columns):
         calls.extend([prompts] if HELD_OUT not in prompts else [])
-        return [2.0 if len(calls) == 2 else 1.0] * len(prompts)
+        return [2.0 if prompt != HELD_OUT and len(calls) == 2 else 1.0 for prompt in prompts]
 
     with pytest.raises(RewardError, match=r"is 2, .*rewards must lie in \[0, 1\]"):
         run(tmp_path, twice_as_good_the_second_time, algorithm__name="spo", algorithm__options={"offline_samples": 1})
