@@ -7,6 +7,7 @@ Python tuples they took 68 bytes a token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -189,6 +190,37 @@ class EvaluationRecord:
         """Mean reward over the samples that have one; None where every verdict is an error."""
         rewards = [verdict.reward for verdict in self.verdicts if verdict.reward is not None]
         return sum(rewards) / len(rewards) if rewards else None
+
+
+@dataclass(frozen=True, eq=False)
+class Beliefs:
+    """How solvable prompts are, as far as is known: p ~ Beta(mean * worth, (1 - mean) * worth)."""
+
+    mean: npt.NDArray[np.float64]
+    """[N] solve rate in [0, 1]; nan where unknown."""
+    worth: npt.NDArray[np.float64]
+    """[N] what the mean is worth in samples."""
+
+    def __post_init__(self) -> None:
+        assert self.mean.ndim == 1, f"mean has shape {self.mean.shape}, not [N]"
+        assert self.mean.shape == self.worth.shape, f"mean {self.mean.shape}, worth {self.worth.shape}"
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def spread(self) -> npt.NDArray[np.float64]:
+        """[N] E[p (1 - p)] = mean (1 - mean) worth / (worth + 1): the expected square of the advantage of a response
+        against the prompt's true solve rate."""
+        return self.mean * (1 - self.mean) / (1 + 1 / np.maximum(self.worth, 1e-12))
+
+    def __getitem__(self, places: slice | npt.NDArray[np.int64]) -> Beliefs:
+        return Beliefs(self.mean[places], self.worth[places])
+
+    @property
+    def values(self) -> list[float | None]:
+        """[N] the means; None where unknown."""
+        return [mean if math.isfinite(mean) else None for mean in self.mean.tolist()]
 
 
 def as_token_ids(ids: npt.ArrayLike) -> TokenIds:

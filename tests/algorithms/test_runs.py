@@ -69,7 +69,7 @@ def has_a_three(prompts, completions, **columns):
 
 
 RESUMED = {
-    "ppo": {"algorithm__name": "ppo", "critic__warmup_steps": 1},
+    "ppo": {"algorithm__name": "ppo", "critic__prefit__samples": 8},
     "spo": {"algorithm__name": "spo", "algorithm__options": {"offline_samples": 2}, "evaluation__prompts": 92},
     "remax": {"algorithm__name": "remax"},
     # Two samples of a 0/1 reward are often alike, so that steps take several rounds from the stream.

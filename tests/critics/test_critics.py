@@ -87,7 +87,7 @@ def test_the_prior_is_the_value_of_every_state_of_a_new_critic(name):
     critic.model.started = False
     values = critic.values(batch)
     assert values[batch.mask].tolist() == pytest.approx([0.3] * int(batch.mask.sum()))
-    assert critic.prompt_values(batch.prompts) == [None, None]
+    assert critic.beliefs(batch.prompts) is None
 
 
 def gradients(name: str, budget: int, order: list[int]) -> tuple[list[Tensor], dict[str, float]]:
@@ -184,7 +184,9 @@ def test_values_are_read_before_their_update_and_unseen_prompts_lack_offline_sam
     assert critic.tracker.counts["p0"] == SolveCounts(pytest.approx(1.96), pytest.approx(2.88))
     assert critic.tracker.counts["p2"] == SolveCounts(pytest.approx(1.46), pytest.approx(3.38))
     unknown = replace(rollouts[0].prompt, id="other")
-    assert critic.prompt_values([unknown, rollouts[0].prompt]) == [None, pytest.approx(1.96 / 4.84)]
+    beliefs = critic.beliefs([unknown, rollouts[0].prompt])
+    assert beliefs.values == [None, pytest.approx(1.96 / 4.84)]
+    assert beliefs.worth.tolist() == [0, pytest.approx(4.84)]
 
 
 def test_the_drift_is_the_mean_move_of_the_log_probabilities_of_the_last_response():

@@ -98,7 +98,7 @@ def test_evaluation_and_calibration_take_any_engine(tmp_path):
 
 
 def test_a_policy_that_rests_stays_the_version_that_it_is(tmp_path):
-    config = tiny_config(tmp_path / "run", engine__name="copying", critic__warmup_steps=2)
+    config = tiny_config(tmp_path / "run", engine__name="copying", critic__prefit__samples=32)
     train(config)
     assert CopyingEngine.made[0].loaded == [2]
     state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())

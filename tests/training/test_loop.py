@@ -106,7 +106,7 @@ def test_the_reward_rises_with_ones_own_function_rows_model_and_tokenizer(tmp_pa
 
 def test_the_policy_rests_while_the_critic_warms_up(tmp_path):
     folder = tmp_path / "run"
-    train(tiny_config(folder, critic__warmup_steps=2, checkpoint__keep=9))
+    train(tiny_config(folder, critic__prefit__samples=32, checkpoint__keep=9))
 
     def weights(step: int, part: str) -> torch.Tensor:
         kind = AutoModelForCausalLM if part == "policy" else AutoModel

@@ -34,8 +34,11 @@ class Algorithm:
     summary: str
     credit: Callable[[Outcomes, Any], Credit]
     """Advantages, and what the critic learns, from rewards and estimates; last come the algorithm's own options."""
-    critic: Literal["prompt", "token", "tracker"] | None = None
-    """V of the prompt by a model, V before each token by a model, V of the prompt by counting, or none."""
+    critic: Literal["prompt", "token", "tracker", "history"] | None = None
+    """V of the prompt by a model, V before each token by a model, V of the prompt by counting, by its past outcomes
+    alone, or none. One that `credit` doesn't look at serves the choice of prompts."""
+    selection: str = "uniform"
+    """How prompts are chosen, where the run doesn't say."""
     value_loss: Literal["bce", "squared"] = "bce"
     """How the critic learns; "bce" makes V a probability, and rewards outside [0, 1] are refused."""
     min_samples: int = 1
@@ -56,7 +59,7 @@ class Algorithm:
     @property
     def values_the_prompt(self) -> bool:
         """Whether V is one number a prompt, which leaves no place for rewards at single tokens."""
-        return self.critic in ("prompt", "tracker")
+        return self.critic in ("prompt", "tracker", "history")
 
     @property
     def needs_unit_rewards(self) -> bool:
@@ -76,7 +79,10 @@ _GRPO = LossOptions(aggregation="sequence_mean")
 ALGORITHMS = {
     algorithm.name: replace(algorithm, options=ALGORITHM_OPTIONS[algorithm.name]())
     for algorithm in (
-        Algorithm("sppo", "A = R - V(prompt), one sample a prompt (2604.08865)", sppo_credit, critic="prompt"),
+        Algorithm(
+            "sppo", "A = R - V(prompt), one sample a prompt (2604.08865)", sppo_credit, critic="prompt",
+            selection="auto",
+        ),
         Algorithm(
             "ppo", "GAE from a token critic, squared error (1707.06347)", ppo_credit, critic="token",
             value_loss="squared", loss=LossOptions(whitening="token"), places_token_rewards=True,
@@ -133,6 +139,8 @@ def settle_algorithm(
     *,
     critic_loss: Literal["bce", "mse"] = "bce",
     process_rewards: bool = False,
+    selection: str | None = None,
+    adaptive_share: float = 0.0,
 ) -> Algorithm:
     """Returns the algorithm as a run uses it: the table's line with all that the run's options say in it.
 
@@ -141,6 +149,8 @@ def settle_algorithm(
         samples_per_prompt: G.
         critic_loss: how a prompt critic learns.
         process_rewards: whether single steps are rewarded, too.
+        selection: how prompts are chosen; None: as the algorithm does.
+        adaptive_share: of a step's responses that are second and third ones.
 
     Raises:
         ConfigError: no such algorithm or option, or a combination that cannot mean what it says; gives the reason and
@@ -159,6 +169,9 @@ def settle_algorithm(
         dynamic_sampling=dynamic,
         needs_reference=config.kl_coefficient > 0 or loss.ratio == "joint",
     )
+    settled = _with_selection(settled, selection)
+    if adaptive_share:
+        _check_adaptive(settled, adaptive_share)
     _check_samples(settled, samples_per_prompt)
     _check_rewards(settled, config)
     _check_loss(settled.loss)
@@ -176,6 +189,42 @@ def _with_squared_critic(algorithm: Algorithm) -> Algorithm:
             f"critic.loss is mse, but that is for prompt critics, and {algorithm.name} has {has}. Leave it out."
         )
     return replace(algorithm, value_loss="squared")
+
+
+def _with_selection(algorithm: Algorithm, selection: str | None) -> Algorithm:
+    """The algorithm with its choice of prompts, and a critic for it where it has none of its own."""
+    believes = algorithm.values_the_prompt and algorithm.needs_unit_rewards
+    if selection is None:
+        return algorithm if believes else replace(algorithm, selection="uniform")
+    if selection == "uniform":
+        return replace(algorithm, selection="uniform")
+    start = f"selection.name is {selection}, which chooses prompts by how solvable they are believed to be, but "
+    if algorithm.dynamic_sampling:
+        raise ConfigError(
+            f"{start}dynamic sampling throws away the groups that would tell which prompts are never or always solved. "
+            "Set algorithm.dynamic_sampling to false, or selection.name to uniform."
+        )
+    if algorithm.critic is None:
+        return replace(algorithm, selection=selection, critic="history" if selection == "history" else "prompt")
+    if selection == "history":
+        raise ConfigError(
+            f"selection.name is history, which is for algorithms without a critic, but {algorithm.name} has one. Set "
+            "selection.name to auto or top, and critic.history to true where the critic is a model of the prompt."
+        )
+    if not believes:
+        said = "values tokens" if algorithm.critic == "token" else "predicts rewards of any size (critic.loss mse)"
+        raise ConfigError(f"{start}{algorithm.name}'s critic {said}. Set selection.name to uniform.")
+    return replace(algorithm, selection=selection)
+
+
+def _check_adaptive(algorithm: Algorithm, share: float) -> None:
+    if not (algorithm.values_the_prompt and algorithm.needs_unit_rewards):
+        has = "no critic" if algorithm.critic is None else "one that can't tell"
+        raise ConfigError(
+            f"sampling.adaptive_share is {share:g}, which gives second responses to the prompts whose solve rate is "
+            f"believed to be near one half, but {algorithm.name} needs a critic of prompts for that, and has {has}. "
+            "Set it to 0, or use sppo."
+        )
 
 
 def _loss(published: LossOptions, config: AlgorithmConfig, joint_band: float) -> LossOptions:

@@ -133,7 +133,7 @@ def _with_prompts(config: Config, count: int) -> Config:
 
 def _prompts(parts: Parts, count: int) -> tuple[list[Prompt], list[float], list[str]]:
     """The prompts to sample, V of each, and notes: held-out ones, or, of a critic that counts, ones it has seen."""
-    notes, stream = list(parts.notes), parts.collector.stream
+    notes, stream = list(parts.notes), parts.collector.selection.stream
     known = _valued(parts, parts.held_out.prompts)
     if not known:
         # One epoch: every training prompt once.
@@ -158,8 +158,10 @@ def _prompts(parts: Parts, count: int) -> tuple[list[Prompt], list[float], list[
 
 
 def _valued(parts: Parts, prompts: Sequence[Prompt]) -> list[tuple[Prompt, float]]:
-    values = parts.critic.prompt_values(prompts) if prompts else []
-    return [(prompt, value) for prompt, value in zip(prompts, values, strict=True) if value is not None]
+    beliefs = parts.critic.beliefs(prompts) if prompts else None
+    if beliefs is None:
+        return []
+    return [(prompt, value) for prompt, value in zip(prompts, beliefs.values, strict=True) if value is not None]
 
 
 def _settings(config: Config, parts: Parts, saved: Path, samples_per_prompt: int) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _settings(config: Config, parts: Parts, saved: Path, samples_per_prompt: int
         "samples_per_prompt": samples_per_prompt,
         "seed": config.seed,
         "sampling": sampling,
-        **parts.grader.describe((parts.held_out.prompts or parts.collector.stream.take(1))[0]),
+        **parts.grader.describe((parts.held_out.prompts or parts.collector.selection.stream.take(1))[0]),
     }
 
 

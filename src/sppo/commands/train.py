@@ -11,7 +11,7 @@ import torch
 from sppo.config import Config
 from sppo.errors import TrainingError
 from sppo.runs.progress import NoProgress, Progress
-from sppo.training import loop
+from sppo.training import loop, start
 from sppo.training.build import open_run
 from sppo.training.given import Given
 
@@ -54,7 +54,7 @@ def _run(
         config, given or Given(), resume=resume, progress=progress or NoProgress(), fine_tuning=fine_tuning
     )
     with enough_memory(), opened as (run, parts, recorder):
-        loop.begin(run, parts, recorder)
+        start.begin(run, parts, recorder)
         if not fine_tuning:
             if not run.remaining_steps():
                 recorder.message(

@@ -12,6 +12,7 @@ from sppo.config.options import (
     ModelConfig,
     OptimizerConfig,
     SamplingConfig,
+    SelectionConfig,
     SftConfig,
     SftPhase,
     flatten,
@@ -20,5 +21,6 @@ from sppo.config.options import (
 
 __all__ = [
     "AlgorithmConfig", "CheckpointConfig", "Config", "CriticConfig", "DataConfig", "EngineConfig", "EvaluationConfig",
-    "LoggingConfig", "ModelConfig", "OptimizerConfig", "SamplingConfig", "SftConfig", "SftPhase", "flatten", "to_dict",
+    "LoggingConfig", "ModelConfig", "OptimizerConfig", "SamplingConfig", "SelectionConfig", "SftConfig", "SftPhase",
+    "flatten", "to_dict",
 ]  # fmt: skip

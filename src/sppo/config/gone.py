@@ -29,6 +29,9 @@ GONE = {
     "critic.max_grad_norm": Gone(
         1.0, "optimizer.max_grad_norm is for policy and critic alike.", follows="optimizer.max_grad_norm"
     ),
+    "critic.warmup_steps": Gone(
+        0, "Set critic.prefit.samples to the responses that the critic learns from before the policy moves."
+    ),
     "data.overlong_prompts": Gone(
         "filter", "data.bad_rows is for prompts that are too long, too.", follows="data.bad_rows"
     ),

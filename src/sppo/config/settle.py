@@ -71,6 +71,11 @@ def _check_start(config: Config) -> None:
     """Refuses a critic and a ratio that could not start where they have to."""
     if config.critic.loss == "bce" and config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
+    if config.critic.prefit.samples and config.critic.prefit.path is not None:
+        raise ConfigError(
+            f"critic.prefit.samples is {config.critic.prefit.samples}, but critic.prefit.path names a critic that has "
+            "learned before: set one of them alone."
+        )
     truncated = config.sampling.top_p < 1 or config.sampling.top_k > 0
     if config.algorithm.old_logprobs == "sampler" and truncated:
         raise ConfigError(
@@ -99,6 +104,12 @@ def require_divisor(config: Config, key: str, size: int) -> None:
 
 def _check_batches(config: Config) -> None:
     require_divisor(config, "optimizer.minibatch_size", config.optimizer.minibatch_size)
+    share, samples = config.sampling.adaptive_share, config.sampling.samples_per_prompt
+    if share and samples > 1:
+        raise ConfigError(
+            f"sampling.adaptive_share is {share:g}, which gives some prompts a second and a third response, but "
+            f"sampling.samples_per_prompt is {samples}. Set one of them to its default, 0 or 1."
+        )
     longest = config.data.max_prompt_tokens + config.sampling.max_response_tokens
     if config.optimizer.tokens_per_microbatch < longest:
         raise ConfigError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sppo.batch import Batch, Credit, Estimates
+from sppo.critics.belief import Beliefs
 from sppo.types import Prompt
 
 Metrics = dict[str, float]
@@ -28,8 +29,8 @@ class Critic(Protocol):
     def values(self, batch: Batch) -> Tensor | None:
         """V [B, 1] or [B, T] before this step's learning, no gradient, on the CPU; None of no critic."""
 
-    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
-        """V of each prompt, for calibration; None where this critic can't tell."""
+    def beliefs(self, prompts: Sequence[Prompt]) -> Beliefs | None:
+        """How solvable each prompt is; None where V is no probability of solving a prompt, or there is no V."""
 
     def lacking(self, prompts: Sequence[Prompt]) -> Sequence[int]:
         """How many outcomes of each prompt the critic wants before it can value it; they are sampled for it."""
@@ -52,9 +53,8 @@ class NoCritic:
     def values(self, batch: Batch) -> None:
         """No V."""
 
-    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
+    def beliefs(self, prompts: Sequence[Prompt]) -> None:
         """No V of any prompt."""
-        return [None] * len(prompts)
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """Nothing."""

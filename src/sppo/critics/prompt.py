@@ -5,9 +5,9 @@ Shapes: B sequences, U distinct prompts among them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.algorithms.value_loss import bce_value_loss, squared_value_loss
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import CriticConfig
+from sppo.critics.belief import PRIOR_WORTH, Beliefs
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import PromptCritic, distinct
@@ -50,17 +51,16 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
             return [rollout.prompt_token_ids for rollout in batch.rollouts]
         return encode_many(batch.prompts, self.model.tokenizer)
 
-    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
-        """V of each prompt where it is a probability; None of a critic that learns by squares, or that is damaged."""
+    def beliefs(self, prompts: Sequence[Prompt]) -> Beliefs | None:
+        """V of each prompt, unknown of a critic that is damaged; None of one that learns by squares."""
         if not self.model.probability:
-            return [None] * len(prompts)
-        values: list[float] = self.model.values(prompts).flatten().tolist()
-        return [value if math.isfinite(value) else None for value in values]
+            return None
+        mean = self.model.values(prompts).flatten().double().numpy()
+        return Beliefs(np.where(np.isfinite(mean), mean, np.nan), np.full(len(mean), PRIOR_WORTH))
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
-        assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
-        goals = credit.value_targets
+        goals = batch.rewards[:, None] if credit.value_targets is None else credit.value_targets
         loss = bce_value_loss if self.model.probability else squared_value_loss
         prompts, inverse = distinct(self._token_rows(batch))
 

@@ -56,9 +56,8 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             raw[rows] = self._outputs(batch, rows).cpu()
         return torch.where(batch.mask, raw.sigmoid() if self.model.probability else raw, 0.0)
 
-    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
+    def beliefs(self, prompts: Sequence[Prompt]) -> None:
         """None: V belongs to states of a response."""
-        return [None] * len(prompts)
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """The value loss, token mean over each mini-batch."""

@@ -27,6 +27,7 @@ from sppo.algorithms.options import SpoOptions
 from sppo.algorithms.spo import SolveTracker
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig
+from sppo.critics.belief import Beliefs
 from sppo.critics.critic import Metrics
 from sppo.models.packing import TokenRow
 from sppo.types import Prompt, TokenIds
@@ -76,10 +77,13 @@ class TrackerCritic:
         """[B, 1] probabilities."""
         return torch.tensor([[self.tracker.value(prompt.id)] for prompt in batch.prompts])
 
-    def prompt_values(self, prompts: Sequence[Prompt]) -> list[float | None]:
-        """v of prompts that were trained on; None for others, such as held-out ones."""
-        seen = self.tracker.counts
-        return [seen[prompt.id].value if prompt.id in seen else None for prompt in prompts]
+    def beliefs(self, prompts: Sequence[Prompt]) -> Beliefs:
+        """v of prompts that were trained on; unknown of others, such as held-out ones."""
+        seen = [self.tracker.counts.get(prompt.id) for prompt in prompts]
+        return Beliefs(
+            np.array([math.nan if counts is None else counts.value for counts in seen]),
+            np.array([0.0 if counts is None else counts.alpha + counts.beta for counts in seen]),
+        )
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """The offline samples, of prompts without counts."""

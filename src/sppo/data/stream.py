@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sppo.errors import DataError, RunFolderError
@@ -42,10 +42,28 @@ class PromptStream:
     def take(self, n: int) -> list[Prompt]:
         """Returns the next n prompts; may go on into the next epoch."""
         assert n >= 0, f"cannot take {n} prompts"
-        taken: list[Prompt] = []
+        return [self._prompts[place] for place in self._next(n)]
+
+    def take_others(self, n: int, taken: set[int]) -> list[int]:
+        """Returns the places of the next n prompts that are not in `taken`, each once, and adds them to it."""
+        assert n + len(taken) <= len(self._prompts), f"cannot take {n} more of {len(self._prompts)} prompts"
+        found: list[int] = []
+        while len(found) < n:
+            for place in self._next(n - len(found)):
+                if place not in taken:
+                    taken.add(place)
+                    found.append(place)
+        return found
+
+    def at(self, places: Iterable[int]) -> list[Prompt]:
+        """Returns the prompts at some places."""
+        return [self._prompts[place] for place in places]
+
+    def _next(self, n: int) -> list[int]:
+        taken: list[int] = []
         while len(taken) < n:
             indices = self._order[self._offset : self._offset + n - len(taken)]
-            taken.extend(self._prompts[index] for index in indices)
+            taken.extend(indices)
             self._offset += len(indices)
             if self._offset == len(self._prompts):
                 self._epoch, self._offset = self._epoch + 1, 0

@@ -145,7 +145,8 @@ class HeldOut:
         if all(verdict.reward is None for verdict in verdicts):
             why = verdicts[0].error or verdicts[0].reason
             raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")
-        values = [None] * len(self.prompts) if self.critic is None else self.critic.prompt_values(self.prompts)
+        beliefs = None if self.critic is None else self.critic.beliefs(self.prompts)
+        values = [None] * len(self.prompts) if beliefs is None else beliefs.values
         n = samples_per_prompt
         return Evaluation(
             tuple(

@@ -44,27 +44,29 @@ def sample(
     tokenizer: Tokenizer,
     parameters: SamplingParameters,
     *,
-    samples_per_prompt: int,
+    samples_per_prompt: int | Sequence[int],
     seeds: Sequence[int],
     version: int,
 ) -> list[Rollout]:
-    """Samples G responses to each of P prompts, of an engine that is awake.
+    """Samples G responses to each of P prompts, or as many of each as are asked for, of an engine that is awake.
 
     Args:
         engine: to sample with.
         prompts: P prompts.
         tokenizer: of the policy.
         parameters: length, distribution and stop ids.
-        samples_per_prompt: G.
-        seeds: P * G, one a response.
+        samples_per_prompt: G; or [P] numbers.
+        seeds: B, one a response.
         version: of the policy to sample from; responses of an engine with other weights would be another policy's.
 
     Returns:
-        B = P * G rollouts; the G of one prompt stand together, in the prompts' order.
+        B = P * G rollouts; those of one prompt stand together, in the prompts' order.
     """
     assert engine.version == version, f"the engine has version {engine.version} of the policy, asked for {version}"
-    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-    encoded = [ids for ids in encode_many(list(prompts), tokenizer) for _ in range(samples_per_prompt)]
+    counts = [samples_per_prompt] * len(prompts) if isinstance(samples_per_prompt, int) else samples_per_prompt
+    rows = list(zip(prompts, encode_many(list(prompts), tokenizer), counts, strict=True))
+    repeated = [prompt for prompt, _, count in rows for _ in range(count)]
+    encoded = [ids for _, ids, count in rows for _ in range(count)]
     completions = engine.generate(encoded, parameters, seeds=seeds)
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
     texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)

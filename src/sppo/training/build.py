@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
+from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream, fingerprint
 from sppo.errors import ModelError, RunFolderError
 from sppo.evaluation.held_out import HeldOut
@@ -54,10 +56,11 @@ from sppo.runs.sinks import Sinks, require_sinks
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
 from sppo.training.given import Given, load_given_policy, load_given_tokenizer, require_again, section_of_rows
-from sppo.training.loop import Parts, Run, Schedule, WarmStart, require_reference
+from sppo.training.loop import Parts, Run, Schedule, WarmStart
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
 from sppo.training.rules import check_rewards
+from sppo.training.start import prefit_checkpoint, read_prefit, require_reference
 from sppo.update.estimate import sampler_notes
 from sppo.update.learner import PolicyLearner
 from sppo.update.steps import StepGuard, make_optimizer
@@ -91,6 +94,8 @@ def algorithm_of(config: Config) -> Algorithm:
         config.sampling.samples_per_prompt,
         critic_loss=config.critic.loss,
         process_rewards=config.verification.process.used,
+        selection=config.selection.name,
+        adaptive_share=config.sampling.adaptive_share,
     )
 
 
@@ -132,6 +137,9 @@ def open_run(
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
         checkpoint = find_checkpoint(folder.path) if resume else None
         state = TrainingState() if checkpoint is None else load_state(checkpoint)
+        if checkpoint is None and config.critic.prefit.path is not None:
+            state.prefit = read_prefit(Path(config.critic.prefit.path))
+            state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
         if algorithm.needs_reference and not fine_tuning:
             require_reference(folder.path, state.step)
         guard = StepGuard(
@@ -169,7 +177,7 @@ def _schedule(config: Config, parts: Parts) -> Schedule:
         save_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         record_every=config.logging.rollouts_every,
-        critic_alone=0 if parts.algorithm.critic is None else config.critic.warmup_steps,
+        prefit=config.critic.prefit.samples,
         samples=config.evaluation_samples(config.evaluation.samples_per_prompt),
         final_samples=config.evaluation_samples(config.evaluation.final_samples_per_prompt),
     )
@@ -220,7 +228,6 @@ def build(
         config, None if fine_tuning else algorithm.critic, learner, algorithm, tokenizer, prompts, checkpoint
     )
     engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
-    stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
     return Parts(
         algorithm=algorithm,
@@ -230,7 +237,7 @@ def build(
         optimizers={"policy": learner.adam, **critic.optimizers},
         engine=engine,
         grader=grader,
-        collector=_collector(config, algorithm, learner, critic, engine, tokenizer, grader, process, stream),
+        collector=_collector(config, algorithm, learner, critic, engine, tokenizer, grader, process, prompts),
         held_out=HeldOut(prompts.held_out, engine, tokenizer, grader, sampling, config.seed, critic),
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
@@ -264,7 +271,7 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
         RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
     """
     load_optimizers(checkpoint, parts.optimizers)
-    parts.collector.stream.load_state_dict(state.stream)
+    parts.collector.selection.load_state_dict(state.stream)
     if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
         raise RunFolderError(
             "The held-out prompts are not those that the run was started with, so that its accuracies could not be "
@@ -330,7 +337,9 @@ def _critic(
         (*prompts.training, *prompts.held_out),
         config.model.trust_remote_code,
     )
-    saved = None if checkpoint is None else checkpoint / "critic"
+    made = config.critic.prefit.path
+    begun = checkpoint or (None if made is None else prefit_checkpoint(Path(made)))
+    saved = None if begun is None else begun / "critic"
     return build_critic(kind, config.critic, owner, saved=saved, rows=learner.rows, guard=learner.guard)
 
 
@@ -348,11 +357,11 @@ def _collector(
     tokenizer: Tokenizer,
     grader: Grader,
     process: ProcessRewards | None,
-    stream: PromptStream,
+    prompts: Prompts,
 ) -> Collector:
     options = config.algorithm
     return Collector(
-        stream=stream,
+        selection=_selection(config, algorithm.selection, prompts),
         engine=engine,
         tokenizer=tokenizer,
         grader=grader,
@@ -362,9 +371,25 @@ def _collector(
         sampling=sampling_parameters(config.sampling, tokenizer, learner.model),
         prompts=config.prompts_per_step,
         samples=config.sampling.samples_per_prompt,
+        adaptive_share=config.sampling.adaptive_share,
         rules=LengthRules(options.truncated, config.sampling.max_response_tokens, options.overlong_penalty_tokens),
         process_weight=config.verification.process.weight if config.verification.process.used else 0.0,
         seed=config.seed,
+    )
+
+
+def _selection(config: Config, name: str, prompts: Prompts) -> Selection:
+    stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
+    if name == "uniform":
+        return UniformSelection(stream)
+    return BeliefSelection(
+        stream,
+        PromptStream(prompts.training, derive_seed(config.seed, "control")),
+        rule=None if name == "auto" else name,
+        steps=config.steps,
+        seed=partial(derive_seed, config.seed, "selection"),
+        uniform_share=config.selection.uniform_share,
+        candidates=config.selection.candidates,
     )
 
 

@@ -10,14 +10,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch
 from sppo.critics.critic import Critic
-from sppo.data.stream import PromptStream
+from sppo.data.adaptive import responses
+from sppo.data.selection import Chosen, Metrics, Selection
 from sppo.errors import RewardError
 from sppo.models.process_rewards import ProcessRewards
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
@@ -40,20 +43,23 @@ class _Collecting:
     step: int
     version: int
     """Of the policy that is sampled from."""
-    grading_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By what isn't sampling."""
 
     @contextmanager
-    def grading(self) -> Iterator[None]:
+    def timing(self, phase: str) -> Iterator[None]:
         """Counts the block's time."""
         began = time.perf_counter()
         yield
-        self.grading_seconds += time.perf_counter() - began
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 @dataclass(frozen=True)
 class Collected:
     """B sampled responses with their verdicts; the G of one prompt stand together."""
 
+    chosen: Chosen
+    """The prompts of the step, or of its last round."""
     rollouts: list[Rollout]
     verdicts: list[Verdict]
     groups: list[int]
@@ -67,14 +73,15 @@ class Collected:
     """Groups that dynamic sampling threw away."""
     discarded_reward: float | None
     """Mean reward of the responses in them; None where none has one."""
-    grading_seconds: float
+    seconds: dict[str, float]
+    """What other phases than sampling took."""
 
 
 @dataclass(frozen=True)
 class Collector:
     """Samples and grades each step's responses."""
 
-    stream: PromptStream
+    selection: Selection
     engine: Engine
     tokenizer: Tokenizer
     grader: Grader
@@ -87,6 +94,8 @@ class Collector:
     """P."""
     samples: int
     """G."""
+    adaptive_share: float
+    """Of the responses, those that are second and third ones."""
     rules: LengthRules
     process_weight: float
     seed: int
@@ -100,7 +109,7 @@ class Collector:
         """
         now = _Collecting(step, version)
         with self.engine.awake():
-            kept, discarded = self._sample_groups(now)
+            chosen, kept, discarded = self._sample_groups(now)
             prompts = [group[0][0].prompt for group in kept]
             greedy, more = self._greedy_rewards(prompts, now)
             more += self._start_critic(prompts, now)
@@ -109,20 +118,41 @@ class Collector:
         verdicts = [verdict for group in kept for verdict in group[1]]
         unused = [verdict.reward for group in discarded for verdict in group[1] if verdict.reward is not None]
         if self.process is not None:
-            with now.grading():
+            with now.timing("grade"):
                 submissions = [self.grader.submission(rollout) for rollout in rollouts]
                 verdicts = self.process.add(rollouts, submissions, verdicts)
         return Collected(
+            chosen=chosen,
             rollouts=rollouts,
             verdicts=verdicts,
-            groups=[index for index in range(len(kept)) for _ in range(self.samples)],
+            groups=[index for index, group in enumerate(kept) for _ in group[0]],
             greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(self.samples)],
             extra_responses=len(extra),
             extra_tokens=sum(rollout.completion.written for rollout in extra),
             discarded_groups=len(discarded),
             discarded_reward=sum(unused) / len(unused) if unused else None,
-            grading_seconds=now.grading_seconds,
+            seconds=now.seconds,
         )
+
+    def collect_apart(self, number: int, count: int, version: int) -> Collected:
+        """Samples and grades one response to each of the next prompts, apart from any step.
+
+        Args:
+            number: of this collection, from 1.
+            count: of prompts.
+            version: of the policy, which the engine must have.
+        """
+        now = _Collecting(number, version)
+        chosen = self.selection.take_next(count, self.critic.beliefs)
+        with self.engine.awake():
+            rollouts, verdicts = self._sample(chosen.prompts, self.sampling, 1, "prefit", now)
+        return Collected(chosen, rollouts, verdicts, list(range(count)), None, 0, 0, 0, None, now.seconds)
+
+    def observe(self, collected: Collected, batch: Batch) -> Metrics:
+        """Tells the choice of prompts what came of them."""
+        place = {id(prompt): number for number, prompt in enumerate(collected.chosen.prompts)}
+        places = np.array([place[id(prompt)] for prompt in batch.prompts])
+        return self.selection.observe(collected.chosen, places, batch.rewards.double().numpy())
 
     def batch(self, collected: Collected) -> Batch | None:
         """The responses that have a reward, as tensors; None where none has."""
@@ -146,41 +176,53 @@ class Collector:
             "sampling.samples_per_prompt, or choose easier or harder prompts."
         )
 
-    def _sample_groups(self, now: _Collecting) -> tuple[list[Group], list[Group]]:
-        """Groups to train on, and groups that dynamic sampling threw away."""
+    def _sample_groups(self, now: _Collecting) -> tuple[Chosen, list[Group], list[Group]]:
+        """The prompts, groups of responses to train on, and groups that dynamic sampling threw away."""
         kept: list[Group] = []
         discarded: list[Group] = []
         dynamic = self.algorithm.dynamic_sampling
         for number in range(MAX_ROUNDS if dynamic else 1):
-            prompts = self.stream.take(self.prompts)
-            rollouts, verdicts = self._sample(prompts, self.sampling, self.samples, f"sampling {number}", now)
-            for start in range(0, len(rollouts), self.samples):
-                group = (rollouts[start : start + self.samples], verdicts[start : start + self.samples])
+            with now.timing("select"):
+                chosen, counts = self._choose(now.step)
+            rollouts, verdicts = self._sample(chosen.prompts, self.sampling, counts, f"sampling {number}", now)
+            for start, end in pairwise(accumulate(counts, initial=0)):
+                group = (rollouts[start:end], verdicts[start:end])
                 usable = len(kept) < self.prompts and (not dynamic or _is_mixed(group[1]))
                 (kept if usable else discarded).append(group)
             if len(kept) == self.prompts:
                 break
-        return kept, discarded
+        return chosen, kept, discarded
+
+    def _choose(self, step: int) -> tuple[Chosen, list[int]]:
+        """The prompts to ask, and how often each."""
+        extra = round(self.adaptive_share * self.prompts)
+        chosen = self.selection.take(step, self.prompts - extra, self.critic.beliefs)
+        if not extra:
+            return chosen, [self.samples] * len(chosen.prompts)
+        beliefs = chosen.beliefs or self.critic.beliefs(chosen.prompts)
+        assert beliefs is not None, "second responses need a critic of prompts"
+        return chosen, responses(beliefs, extra)
 
     def _sample(
         self,
         prompts: Sequence[Prompt],
         sampling: SamplingParameters,
-        samples_per_prompt: int,
+        samples_per_prompt: int | Sequence[int],
         purpose: str,
         now: _Collecting,
     ) -> tuple[list[Rollout], list[Verdict]]:
-        places = range(len(prompts) * samples_per_prompt)
+        counts = samples_per_prompt
+        places = range(len(prompts) * counts if isinstance(counts, int) else sum(counts))
         rollouts = sample(
             self.engine,
             prompts,
             self.tokenizer,
             sampling,
-            samples_per_prompt=samples_per_prompt,
+            samples_per_prompt=counts,
             seeds=row_seeds(self.seed, purpose, places, now.step),
             version=now.version,
         )
-        with now.grading():
+        with now.timing("grade"):
             verdicts = self.grader.grade(rollouts)
         if self.algorithm.needs_unit_rewards:
             require_unit_rewards(rollouts, verdicts)

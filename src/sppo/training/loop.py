@@ -19,19 +19,17 @@ from sppo.algorithms.table import Algorithm
 from sppo.batch import Batch, Outcomes
 from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic
-from sppo.errors import RunFolderError, TrainingError
+from sppo.errors import TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
-from sppo.runs.files import whole_folder
 from sppo.runs.folder import RunFolder
 from sppo.runs.progress import StopRequest
 from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
-from sppo.training.record import Recorder, response_records, story, summarise
+from sppo.training.record import Recorder, response_records, summarise
 from sppo.update.learner import PolicyLearner
-from sppo.update.sft import fine_tune_phase
 from sppo.verifiers.grading import Grader
 
 
@@ -46,8 +44,8 @@ class Schedule:
     """Newest checkpoints kept."""
     record_every: int
     """Between records of responses."""
-    critic_alone: int
-    """First steps in which the policy rests."""
+    prefit: int
+    """Responses that the critic learns from before the policy moves."""
     samples: int
     """Responses to each held-out prompt during training."""
     final_samples: int
@@ -154,8 +152,9 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
                 credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
                 recorder.credited(batch, estimates, credit)
 
+                recorder.add(parts.collector.observe(collected, batch))
                 recorder.note("critic", parts.critic.learn(batch, estimates, credit, seed=run.seed_of("critic", step)))
-                if step > run.schedule.critic_alone and not idle:
+                if not idle:
                     run.state.tokens_trained += sum(batch.lengths)
                     moved = parts.policy.update(batch, estimates, credit, seed=run.seed_of("policy", step))
                     recorder.note("policy", moved)
@@ -212,20 +211,6 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
         raise KeyboardInterrupt
 
 
-def begin(run: Run, parts: Parts, recorder: Recorder) -> None:
-    """Warm start, and the evaluation of what training starts from; or says from where it goes on."""
-    if run.checkpoint is not None:
-        recorder.message(f"Going on from {run.checkpoint}.")
-    else:
-        try:
-            _warm_start_and_measure(run, parts, recorder)
-        except KeyboardInterrupt:
-            recorder.message("Stopped before the first checkpoint: the same command starts over.")
-            raise
-    if parts.load_reference is not None and not run.fine_tuning:
-        parts.policy.reference = _reference(run, parts, parts.load_reference)
-
-
 def finish(run: Run, parts: Parts, recorder: Recorder, **names: Any) -> dict[str, Any]:
     """The last evaluation, and the summary, which is written and returned; `names` go into it."""
     measured = run.final or evaluate(run, parts, recorder, "after", final=True)
@@ -258,7 +243,7 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
     """Writes a checkpoint of the present state."""
     recorder.count_time()
     guard = parts.policy.guard
-    run.state.stream = parts.collector.stream.state_dict()
+    run.state.stream = parts.collector.selection.state_dict()
     run.state.skipped_optimizer_steps = guard.skipped_total
     run.state.skipped_in_a_row = dict(guard.skipped_in_a_row)
     run.state.optimizer_steps = dict(guard.taken)
@@ -278,73 +263,6 @@ def note_best(state: TrainingState, accuracy: float) -> None:
     """Remembers the step of the best accuracy that a checkpoint is saved of."""
     if state.best_accuracy is None or accuracy > state.best_accuracy:
         state.best_accuracy, state.best_step = accuracy, state.step
-
-
-def _warm_start_and_measure(run: Run, parts: Parts, recorder: Recorder) -> None:
-    if run.fine_tuning:
-        run.state.before = story("before", evaluate(run, parts, recorder, "before", final=True))
-    _warm_start(run, parts, recorder)
-    when = "after fine-tuning" if run.fine_tuning else "before"
-    measured = evaluate(run, parts, recorder, when, final=True)
-    if run.fine_tuning:
-        run.final = measured
-    else:
-        run.state.before = story("before", measured)
-    note_best(run.state, measured.accuracy)
-    recorder.write(0, **measured.metrics())
-    save(run, parts, recorder)
-
-
-def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
-    warm = parts.warm_start
-    assert warm is not None, "a run that begins has its demonstrations"
-
-    def accuracy() -> float:
-        parts.hand_over_weights()
-        return evaluate(run, parts, recorder, "fine-tuning", final=False, quiet=True).accuracy
-
-    for number, (phase, rows) in enumerate(zip(warm.phases, warm.demonstrations, strict=True), start=1):
-        with recorder.timing("warm_start"):
-            recorder.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
-            result = fine_tune_phase(
-                parts.policy.model,
-                rows,
-                phase,
-                betas=warm.betas,
-                optimizer=warm.optimizer,
-                seed=run.seed_of("fine-tuning", number),
-                progress=recorder.progress,
-                guard=parts.policy.guard,
-                check=accuracy,
-            )
-            parts.hand_over_weights()
-        recorder.message(
-            f"Fine-tuning {number} ({phase.demonstrations}): {result.steps} steps, loss {result.loss:.3f}."
-        )
-
-
-def _reference(run: Run, parts: Parts, load: Callable[[Path, torch.device], PreTrainedModel]) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming."""
-    folder = require_reference(run.folder.path, run.state.step)
-    if not folder.is_dir():
-        with whole_folder(folder) as temporary:
-            parts.policy.model.save_pretrained(temporary)
-    return load(folder, parts.policy.model.device)
-
-
-def require_reference(folder: Path, step: int) -> Path:
-    """Returns where a run keeps the policy that it started from; it is made at step 0.
-
-    Raises:
-        RunFolderError: the run is past step 0 and its reference is gone.
-    """
-    reference = folder / "reference"
-    if step and not reference.is_dir():
-        raise RunFolderError(
-            f"{reference} is missing: the policy that the run started from, which the KL term or the joint ratio "
-            f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
-        )
-    return reference
 
 
 def _due(step: int, every: int) -> bool:

@@ -84,13 +84,17 @@ class Recorder:
             self._metrics |= some
 
     def collected(self, collected: Collected, batch: Batch | None) -> None:
-        """Notes the rollout phase, with grading as a phase of its own, and counts what was generated and left out."""
+        """Notes the rollout phase, with choosing and grading as phases of their own, and counts what was generated."""
         self.note("rollout", response_metrics(collected.rollouts), grading_metrics(collected.verdicts))
-        for phase, seconds in (("grade", collected.grading_seconds), ("rollout", -collected.grading_seconds)):
+        for phase, seconds in [*collected.seconds.items(), ("rollout", -sum(collected.seconds.values()))]:
             self._add_seconds(phase, seconds)
             self._metrics[f"time/{phase}"] = self._metrics.get(f"time/{phase}", 0.0) + seconds
         if collected.discarded_groups:
             self._metrics["sampling/discarded_groups"] = collected.discarded_groups
+        self.count(collected, batch)
+
+    def count(self, collected: Collected, batch: Batch | None) -> None:
+        """Counts what was generated and left out."""
         self.state.responses += len(collected.rollouts) + collected.extra_responses
         self.state.tokens_sampled += collected.extra_tokens
         self.state.tokens_sampled += sum(rollout.completion.written for rollout in collected.rollouts)
