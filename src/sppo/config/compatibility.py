@@ -28,7 +28,8 @@ RESUMABLE_CHANGES = (
     "critic.gradient_checkpointing", "verification.workers", "verification.time_limit", "verification.max_error_share",
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
-rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on."""
+rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on. The
+number of steps is one of them where no learning rate falls with it."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,12 @@ def _followed(key: str, went: Gone) -> str:
     return f"evaluation.{follows}" if key.startswith("evaluation.data.") else follows
 
 
+def _may_change(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a run may go on with another value; with other steps not where they say how fast a rate falls."""
+    rates = {said[f"{section}.learning_rate_decay"] for said in (before, after) for section in ("optimizer", "critic")}
+    return key.startswith(RESUMABLE_CHANGES) and (key != "steps" or rates == {"constant"})
+
+
 def config_differences(old: Written, new: Config) -> list[str]:
     """Returns "key: old -> new" for each key that changes training and differs.
 
@@ -173,6 +180,6 @@ def config_differences(old: Written, new: Config) -> list[str]:
     differences += [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(RESUMABLE_CHANGES)
+        if before.get(key) != after.get(key) and not _may_change(key, before, after)
     ]
     return differences

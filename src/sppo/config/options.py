@@ -13,7 +13,8 @@ from pydantic import Field
 from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share
 from sppo.config.verification import VerificationConfig
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Decay = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ class CriticConfig(Section):
     """How a prompt critic learns: bce makes V a probability, for rewards in [0, 1]; mse makes V any number, for any
     rewards."""
     learning_rate: Positive = 5e-6
-    """AdamW learning rate, constant. Published: 5e-6 (1.5B), 1e-5 (7B)."""
+    """AdamW learning rate, the highest. Published: 5e-6 (1.5B), 1e-5 (7B), both constant."""
+    learning_rate_warmup: Count = 0
+    """First steps of training over which the learning rate rises linearly. Published: 0."""
+    learning_rate_decay: Decay = "constant"
+    """How the learning rate goes on from there: constant, or falling to 0 over the run's steps, linearly or by half a
+    cosine."""
     weight_decay: NotNegative = 0.01
     """AdamW weight decay."""
     minibatch_size: AtLeastOne = 128
@@ -193,7 +199,12 @@ class OptimizerConfig(Section):
     """AdamW on the policy, and how a step's batch is cut."""
 
     learning_rate: Positive = 1e-6
-    """AdamW learning rate, constant. Published: 1e-6."""
+    """AdamW learning rate, the highest. Published: 1e-6, constant."""
+    learning_rate_warmup: Count = 0
+    """First steps of training over which the learning rate rises linearly. Published: 0."""
+    learning_rate_decay: Decay = "constant"
+    """How the learning rate goes on from there: constant, or falling to 0 over the run's steps, linearly or by half a
+    cosine; a run that falls so is resumed with the same number of steps."""
     weight_decay: NotNegative = 0.01
     """AdamW weight decay. Published: 0.01 (1.5B), 0.1 (7B)."""
     max_grad_norm: Positive = 1.0
@@ -285,7 +296,7 @@ class SftConfig(Section):
 
     phases: list[SftPhase] = field(default_factory=list)
     """Phases in order; none: training starts from the model as loaded."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     """AdamW decay rates of the two moments."""
 
 

@@ -63,6 +63,7 @@ from sppo.training.rules import check_rewards
 from sppo.training.start import prefit_checkpoint, read_prefit, require_reference
 from sppo.update.estimate import sampler_notes
 from sppo.update.learner import PolicyLearner
+from sppo.update.schedule import Curve
 from sppo.update.steps import StepGuard, make_optimizer
 from sppo.verifiers.functions import RewardFunction, handed_over, load_function
 from sppo.verifiers.grading import Grader
@@ -235,6 +236,8 @@ def build(
         policy=learner,
         critic=critic,
         optimizers={"policy": learner.adam, **critic.optimizers},
+        curves={name: Curve.of(config.critic, config.steps) for name in critic.optimizers}
+        | {"policy": Curve.of(config.optimizer, config.steps)},
         engine=engine,
         grader=grader,
         collector=_collector(config, algorithm, learner, critic, engine, tokenizer, grader, process, prompts),

@@ -30,6 +30,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, summarise
 from sppo.update.learner import PolicyLearner
+from sppo.update.schedule import Curve, follow
 from sppo.verifiers.grading import Grader
 
 
@@ -81,6 +82,8 @@ class Parts:
     critic: Critic
     optimizers: Mapping[str, torch.optim.Optimizer]
     """AdamW by name: "policy", and "critic" where it is a model."""
+    curves: Mapping[str, Curve]
+    """The learning rate of each."""
     engine: Engine
     grader: Grader
     collector: Collector
@@ -139,6 +142,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         recorder.progress.update(run.state.step, recorder.newest)
         for step in run.remaining_steps():
             recorder.begin()
+            recorder.add(follow(parts.curves, parts.optimizers, step))
             collected = parts.collector.collect(step, parts.policy.version)  # P * G responses, and their verdicts
             batch = parts.collector.batch(collected)  # B of them, those with a reward; None where none has one
             recorder.collected(collected, batch)

@@ -13,6 +13,7 @@ from sppo.config import OptimizerConfig, SftPhase
 from sppo.models.logprobs import response_loss
 from sppo.models.packing import TokenRow
 from sppo.runs.progress import Progress
+from sppo.update.schedule import Curve, set_learning_rate
 from sppo.update.steps import StepGuard, make_optimizer
 
 CHECK_EVERY = 100
@@ -56,6 +57,7 @@ def fine_tune_phase(
         check: returns held-out accuracy; called only where the phase stops on accuracy.
     """
     adam = make_optimizer(policy, phase.learning_rate, weight_decay=0.0, betas=betas)
+    rates = Curve(phase.learning_rate, phase.steps, decay="linear")
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     loss, tokens, step = float("nan"), 0, 0
@@ -63,8 +65,7 @@ def fine_tune_phase(
         while len(order) < phase.batch_size:
             order += torch.randperm(len(rows), generator=generator).tolist()
         chosen, order = [rows[index] for index in order[: phase.batch_size]], order[phase.batch_size :]
-        for group in adam.param_groups:
-            group["lr"] = phase.learning_rate * (1 - (step - 1) / phase.steps)
+        set_learning_rate(adam, rates.at(step))
         loss = _backward(policy, chosen, optimizer)
         guard.step("policy", adam, policy, loss)
         tokens += sum(len(row.columns) for row in chosen)
