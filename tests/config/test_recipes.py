@@ -107,7 +107,10 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.learning_rat=1", "optimizer.learning_rat is not an option. Did you mean optimizer.learning_rate or "),
+        (
+            "optimizer.learning_rat=1",
+            "optimizer.learning_rat is not an option. Did you mean optimizer.learning_rate or ",
+        ),
         ("lr=1", "lr is not an option. Did you mean optimizer.learning_rate or critic.learning_rate?"),
         ("n=4", "Did you mean sampling.samples_per_prompt?"),
         ("sampling.max_tokens=4", "Did you mean sampling.max_response_tokens?"),

@@ -51,6 +51,29 @@ def masked_mean(values: Tensor, mask: Tensor) -> float:
     return float(torch.where(mask, values, 0.0).sum() / count) if count else 0.0
 
 
+def blame_least_likely(advantages: Tensor, logprobs: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Advantages with 0 at all but the least likely tokens of each failed response: where it went wrong, if anywhere.
+
+    A token without advantage adds nothing to the surrogate, whatever its weight; the weights, and with them the loss's
+    denominators, stay. So do the KL and the entropy term, which no advantage weighs: they hold the policy at every
+    token. (arXiv 2606.17250 keeps the least likely tenth.)
+
+    Args:
+        advantages: [B, T], the same at all tokens of a response; it failed where they are below 0.
+        logprobs: [B, T] of the policy that sampled: what was unlikely when it was chosen.
+        mask: [B, T] bool, the policy's own tokens.
+        share: of these, rounded to the nearest number and at least one a response; of equals the earlier are kept. 1
+            keeps all.
+    """
+    assert advantages.shape == logprobs.shape == mask.shape, "advantages, logprobs and mask differ in shape"
+    if share == 1:
+        return advantages
+    count = (mask.sum(dim=1, keepdim=True, dtype=torch.float64) * share + 0.5).floor().clamp(min=1)  # [B, 1]
+    order = torch.where(mask, logprobs, torch.inf).argsort(dim=1, stable=True)
+    rank = order.argsort(dim=1)  # [B, T]: 0 for the least likely
+    return torch.where((advantages < 0) & (rank >= count), 0.0, advantages)
+
+
 def whiten(advantages: Tensor, mask: Tensor, measure: Literal["none", "sequence", "token"]) -> Tensor:
     """Shifts and scales advantages to mean 0 and standard deviation 1 over the batch.
 

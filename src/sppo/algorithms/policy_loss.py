@@ -40,6 +40,8 @@ class LossOptions:
     surrogate: Literal["ppo", "cispo"] = "ppo"
     aggregation: Aggregation = "token_mean"
     whitening: Literal["none", "sequence", "token"] = "none"
+    negative_share: float = 1.0
+    """Share of a response's tokens, the least likely ones, that an advantage below 0 is given to."""
     joint_band: float | None = None
     """c of the joint ratio's band in log space; None: the clip range."""
     kl_coefficient: float = 0.0

@@ -177,6 +177,7 @@ def settle_algorithm(
     _check_loss(settled.loss)
     _check_ratio(settled)
     _check_kl(config)
+    _check_negative_share(settled, config, process_rewards)
     if process_rewards:
         _check_process_rewards(settled)
     return settled
@@ -237,6 +238,7 @@ def _loss(published: LossOptions, config: AlgorithmConfig, joint_band: float) ->
     return replace(
         published,
         **said,
+        negative_share=config.negative_share,
         joint_band=joint_band or None,
         kl_coefficient=config.kl_coefficient if config.kl_place == "loss" else 0.0,
         kl_estimator="k2" if config.kl_estimator == "k2" else "k3",
@@ -308,6 +310,29 @@ def _check_kl(config: AlgorithmConfig) -> None:
         "that it has as a reward vanishes: it would hold next to nothing. Set algorithm.kl_estimator to k1, or "
         "algorithm.kl_place to loss."
     )
+
+
+def _check_negative_share(algorithm: Algorithm, config: AlgorithmConfig, process_rewards: bool) -> None:
+    """Refuses to pick tokens of a failed response where none fails as a whole, or its tokens share one ratio."""
+    if algorithm.loss.negative_share == 1:
+        return
+    start = (
+        f"algorithm.negative_share is {algorithm.loss.negative_share:g}, which picks tokens of a response whose "
+        "advantage is below 0, but "
+    )
+    mend = "Set algorithm.negative_share to 1"
+    if algorithm.loss.ratio != "token":
+        raise ConfigError(
+            f"{start}with algorithm.ratio {algorithm.loss.ratio} every token moves by the ratio of the whole response, "
+            f"whichever are picked. {mend}, or algorithm.ratio to token."
+        )
+    own = "each token has an advantage of its own"
+    if algorithm.critic == "token":
+        raise ConfigError(f"{start}with {algorithm.name} {own}. {mend}, or use an algorithm with one a response.")
+    if process_rewards:
+        raise ConfigError(f"{start}with verification.process {own}. {mend}, or leave process rewards out.")
+    if algorithm.places_token_rewards and config.kl_coefficient and config.kl_place == "reward":
+        raise ConfigError(f"{start}with algorithm.kl_place reward {own}. {mend}, or algorithm.kl_place to loss.")
 
 
 def _check_process_rewards(algorithm: Algorithm) -> None:

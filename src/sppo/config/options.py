@@ -170,6 +170,9 @@ class AlgorithmConfig(Section):
     """Mean over all tokens of the mini-batch; mean over sequences of their token means; or of sums over max length."""
     whitening: Literal["none", "sequence", "token"] | None = None
     """Advantages to mean 0 and deviation 1 over the step's batch, each sequence or each token counting once."""
+    negative_share: Share = 1.0
+    """Share of the tokens of a response with an advantage below 0, the least likely when sampled, that are made less
+    likely: at least one; the others count in the loss's denominators still. 1: all."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Old log-probabilities recomputed by the trainer, or the sampler's own (saves a forward pass)."""
     importance_cap: Positive | None = 2.0

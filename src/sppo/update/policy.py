@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sppo.algorithms.masked import token_weights, whiten
+from sppo.algorithms.masked import blame_least_likely, token_weights, whiten
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig, SamplingConfig
@@ -62,6 +62,7 @@ def update_policy(
     by_token = credit.advantages.shape[1] > 1
     assert loss_options.ratio == "token" or not by_token, "a ratio of whole responses has no place for token advantages"
     advantages = whiten(credit.advantages, batch.loss_mask, loss_options.whitening).expand_as(batch.mask)
+    advantages = blame_least_likely(advantages, batch.sampler_logprobs, batch.mask, loss_options.negative_share)
     losses: list[float] = []
     norms: list[float] = []
     means = _TokenMeans(batch.mask)
