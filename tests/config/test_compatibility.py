@@ -63,7 +63,7 @@ def test_every_option_of_the_first_version_is_one_still_or_is_known_to_be_gone()
     said = written(yaml.safe_load(FIRST.read_text(encoding="utf-8")))
     assert said.version == "0.1.0"
     assert set(said.left_out) == {
-        "critic.max_grad_norm", "data.overlong_prompts", "evaluation.data.overlong_prompts",
+        "critic.max_grad_norm", "critic.warmup_steps", "data.overlong_prompts", "evaluation.data.overlong_prompts",
         "algorithm.dynamic_sampling_rounds", "optimizer.betas", "optimizer.logprob_chunk_tokens",
         "optimizer.max_skipped_steps", "verification.memory_limit_mb",
         *(f"verification.code.{name}" for name in

@@ -97,12 +97,12 @@ def test_evaluation_and_calibration_take_any_engine(tmp_path):
     assert [engine.loaded for engine in CopyingEngine.made] == [[2], [], []]
 
 
-def test_a_policy_that_rests_stays_the_version_that_it_is(tmp_path):
+def test_a_policy_that_rests_while_its_critic_is_fitted_stays_the_version_that_it_is(tmp_path):
     config = tiny_config(tmp_path / "run", engine__name="copying", critic__prefit__samples=32)
     train(config)
-    assert CopyingEngine.made[0].loaded == [2]
+    assert CopyingEngine.made[0].loaded == [2, 4, 6]
     state = json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())
-    assert state["optimizer_steps"] == {"critic": 6, "policy": 2}
+    assert state["optimizer_steps"] == {"critic": 10, "policy": 6}
 
 
 def test_an_engine_with_another_version_of_the_policy_is_refused(tokenizer):

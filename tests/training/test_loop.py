@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import sppo
-from sppo.commands.train import fine_tune, train
+from sppo.commands.train import fine_tune, prefit, train
 from sppo.config import to_dict
 from sppo.config.compatibility import read_config
 from sppo.data.tasks.chain_arithmetic import ALPHABET
@@ -104,17 +105,40 @@ def test_the_reward_rises_with_ones_own_function_rows_model_and_tokenizer(tmp_pa
     assert (tmp_path / "run" / "curves.png").is_file()
 
 
-def test_the_policy_rests_while_the_critic_warms_up(tmp_path):
-    folder = tmp_path / "run"
-    train(tiny_config(folder, critic__prefit__samples=32, checkpoint__keep=9))
+def weights(folder: Path, step: int, part: str) -> torch.Tensor:
+    kind = AutoModelForCausalLM if part == "policy" else AutoModel
+    return kind.from_pretrained(folder / "checkpoints" / f"step_{step}" / part).get_input_embeddings().weight
 
-    def weights(step: int, part: str) -> torch.Tensor:
-        kind = AutoModelForCausalLM if part == "policy" else AutoModel
-        return kind.from_pretrained(folder / "checkpoints" / f"step_{step}" / part).get_input_embeddings().weight
 
-    assert torch.equal(weights(0, "policy"), weights(2, "policy"))
-    assert not torch.equal(weights(2, "policy"), weights(3, "policy"))
-    assert not torch.equal(weights(1, "critic"), weights(2, "critic"))
+def test_before_the_first_step_the_critic_learns_while_the_policy_rests(tmp_path):
+    plain, fitted = tmp_path / "plain", tmp_path / "fitted"
+    train(tiny_config(plain, checkpoint__keep=9))
+    train(tiny_config(fitted, critic__prefit__samples=24, checkpoint__keep=9))
+    assert torch.equal(weights(plain, 0, "policy"), weights(fitted, 0, "policy"))
+    assert not torch.equal(weights(plain, 0, "critic"), weights(fitted, 0, "critic"))
+    last = read_metrics(fitted)[-1]
+    assert last["responses/total"] == 24 + 16 * last["step"]
+    records = [record for record in read_records(fitted) if record["step"] == 0]
+    assert len(records) == 24
+    assert {record["policy_version"] for record in records} == {10}
+    # A step's worth, then the rest; the second batch is valued by what the first one taught.
+    assert len({round(record["value"], 6) for record in records[:16]}) == 1
+    assert len({round(record["value"], 6) for record in records[16:]}) > 1
+
+
+def test_a_critic_that_was_fitted_beforehand_serves_several_runs(tmp_path):
+    made, run = tmp_path / "made", tmp_path / "run"
+    summary = prefit(tiny_config(made, critic__prefit__samples=24))
+    assert summary["responses"] == 24
+    assert summary["steps"] == 0
+    policy = str(made / "checkpoints" / "last" / "policy")
+    train(tiny_config(run, model__path=policy, sft__phases=[], critic__prefit__path=str(made), checkpoint__keep=9))
+    assert torch.equal(weights(made, 0, "critic"), weights(run, 0, "critic"))
+    assert read_metrics(run)[-1]["responses/total"] == 24 + 16 * 3
+    with pytest.raises(RunFolderError, match=r"critic\.prefit\.path is .*, which holds no critic .* sppo prefit"):
+        train(tiny_config(tmp_path / "other", critic__prefit__path=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match=r"critic\.prefit\.samples is 0, so that there is nothing to fit"):
+        prefit(tiny_config(tmp_path / "other"))
 
 
 def test_several_samples_a_prompt_are_a_number_not_another_path(tmp_path):

@@ -26,6 +26,11 @@ COMMANDS = {
     "demo": Command("sppo.cli.demo", "Watch a tiny model learn arithmetic on this machine.", "sppo demo"),
     "train": Command("sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50"),
     "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml"),
+    "prefit": Command(
+        "sppo.cli.prefit",
+        "Fit a critic before training, for several runs.",
+        "sppo prefit demo --critic.prefit.samples 512",
+    ),
     "eval": Command(
         "sppo.cli.eval", "Measure a model, or compare two.", "sppo eval MODEL --benchmarks aime24,math500 -n 16"
     ),

@@ -209,7 +209,12 @@ class LiveProgress(_Phases):
     def _training_rows(self, phase: Phase) -> Table:
         metrics, width = phase.metrics, max(10, min(60, self.console.width - 40))
         rows = _grid()
-        rows.add_row("reward", f"{metrics['reward/mean']:.3f}", f"[blue]{sparkline(phase.rewards, width)}[/]")
+        chosen = metrics.get("selection/control_share", 1.0) < 1
+        name = "reward of chosen" if chosen else "reward"
+        rows.add_row(name, f"{metrics['reward/mean']:.3f}", f"[blue]{sparkline(phase.rewards, width)}[/]")
+        if chosen and "selection/control_reward" in metrics:
+            at_large = f"[dim]of the {metrics['selection/control_share']:.0%} of the prompts that nobody chose[/]"
+            rows.add_row("reward at large", f"{metrics['selection/control_reward']:.3f}", at_large)
         if phase.accuracy:
             (first_step, first), (step, last) = phase.accuracy[0], phase.accuracy[-1]
             since = f"at step {step}" + (f", {first:.3f} at step {first_step}" if step != first_step else "")
@@ -217,6 +222,12 @@ class LiveProgress(_Phases):
         if "critic/value_mean" in metrics:
             against = f"[dim]mean V; mean R was {metrics['reward/mean']:.3f}[/]"
             rows.add_row("critic expected", f"{metrics['critic/value_mean']:.3f}", against)
+        if "selection/dead_share" in metrics:
+            gain = metrics.get("selection/gain")
+            said = (
+                "" if gain is None else f"[dim]always or never solved; choosing others teaches {gain:.1f} x as much[/]"
+            )
+            rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
         if metrics.get("reward/error_share"):
             timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
             rows.add_row("verifier errors", f"{metrics['reward/error_share']:.1%}", timeouts)
@@ -259,6 +270,8 @@ def _facts(metrics: Mapping[str, float]) -> list[str]:
         "throughput/tokens_per_second": "{:,.0f} tokens/s",
     }
     known = [text.format(metrics[key]) for key, text in shown.items() if metrics.get(key) is not None]
+    if metrics.get("selection/control_share", 1.0) < 1 and "selection/control_reward" in metrics:
+        known.insert(1, f"of chosen, {metrics['selection/control_reward']:.3f} at large")
     if metrics.get("reward/error_share"):
         known.append(f"verifier errors {metrics['reward/error_share']:.1%}")
     return known or [f"{_short_name(key)} {_number(key, value)}" for key, value in list(metrics.items())[:3]]

@@ -1,4 +1,4 @@
-"""`sppo train` and `sppo sft`: a run from its options to its summary."""
+"""`sppo train`, `sppo sft` and `sppo prefit`: a run from its options to its summary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sppo.config import Config
-from sppo.errors import TrainingError
+from sppo.errors import ConfigError, TrainingError
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training import loop, start
 from sppo.training.build import open_run
@@ -34,7 +34,7 @@ def train(
         SppoError: bad options, data or models before any long work; or training that cannot go on.
         KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
     """
-    return _run(config, given, resume, progress, fine_tuning=False)
+    return _run(config, given, resume, progress)
 
 
 def fine_tune(
@@ -47,15 +47,36 @@ def fine_tune(
     return _run(config, given, resume, progress, fine_tuning=True)
 
 
+def prefit(
+    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fits the critic to responses of the starting policy and saves both as checkpoint step_0, for several runs.
+
+    They take the critic up with critic.prefit.path. Arguments, result and exceptions as for `train`.
+    """
+    if not config.critic.prefit.samples:
+        raise ConfigError(
+            "critic.prefit.samples is 0, so that there is nothing to fit the critic to: set it to the number of "
+            "responses to sample, such as 512."
+        )
+    return _run(config, given, resume, progress, steps=False)
+
+
 def _run(
-    config: Config, given: Given | None, resume: bool, progress: Progress | None, *, fine_tuning: bool
+    config: Config,
+    given: Given | None,
+    resume: bool,
+    progress: Progress | None,
+    *,
+    fine_tuning: bool = False,
+    steps: bool = True,
 ) -> dict[str, Any]:
     opened = open_run(
         config, given or Given(), resume=resume, progress=progress or NoProgress(), fine_tuning=fine_tuning
     )
     with enough_memory(), opened as (run, parts, recorder):
         start.begin(run, parts, recorder)
-        if not fine_tuning:
+        if steps and not fine_tuning:
             if not run.remaining_steps():
                 recorder.message(
                     f"The run is at step {run.state.step} of {config.steps} already; more --steps go on from there."

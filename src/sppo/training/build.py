@@ -23,7 +23,7 @@ from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
 from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream, fingerprint
-from sppo.errors import ModelError, RunFolderError
+from sppo.errors import ConfigError, ModelError, RunFolderError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
@@ -81,6 +81,13 @@ def check(config: Config, given: Given) -> Config:
     algorithm = algorithm_of(config)
     if algorithm.critic in ("prompt", "token"):
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
+    prefit = config.critic.prefit
+    if (prefit.samples or prefit.path is not None) and algorithm.critic in (None, "tracker"):
+        raise ConfigError(
+            f"critic.prefit fits a critic before the first update, but {algorithm.name} "
+            + ("has none." if algorithm.critic is None else "samples what its counts start from by itself.")
+            + " Leave it out."
+        )
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config.logging.sinks)

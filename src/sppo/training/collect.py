@@ -58,8 +58,8 @@ class _Collecting:
 class Collected:
     """B sampled responses with their verdicts; the G of one prompt stand together."""
 
-    chosen: Chosen
-    """The prompts of the step, or of its last round."""
+    rounds: list[Chosen]
+    """The prompts that were asked; more than one of it where dynamic sampling asked again."""
     rollouts: list[Rollout]
     verdicts: list[Verdict]
     groups: list[int]
@@ -109,7 +109,7 @@ class Collector:
         """
         now = _Collecting(step, version)
         with self.engine.awake():
-            chosen, kept, discarded = self._sample_groups(now)
+            rounds, kept, discarded = self._sample_groups(now)
             prompts = [group[0][0].prompt for group in kept]
             greedy, more = self._greedy_rewards(prompts, now)
             more += self._start_critic(prompts, now)
@@ -122,7 +122,7 @@ class Collector:
                 submissions = [self.grader.submission(rollout) for rollout in rollouts]
                 verdicts = self.process.add(rollouts, submissions, verdicts)
         return Collected(
-            chosen=chosen,
+            rounds=rounds,
             rollouts=rollouts,
             verdicts=verdicts,
             groups=[index for index, group in enumerate(kept) for _ in group[0]],
@@ -146,13 +146,18 @@ class Collector:
         chosen = self.selection.take_next(count, self.critic.beliefs)
         with self.engine.awake():
             rollouts, verdicts = self._sample(chosen.prompts, self.sampling, 1, "prefit", now)
-        return Collected(chosen, rollouts, verdicts, list(range(count)), None, 0, 0, 0, None, now.seconds)
+        return Collected([chosen], rollouts, verdicts, list(range(count)), None, 0, 0, 0, None, now.seconds)
 
     def observe(self, collected: Collected, batch: Batch) -> Metrics:
         """Tells the choice of prompts what came of them."""
-        place = {id(prompt): number for number, prompt in enumerate(collected.chosen.prompts)}
-        places = np.array([place[id(prompt)] for prompt in batch.prompts])
-        return self.selection.observe(collected.chosen, places, batch.rewards.double().numpy())
+        metrics: Metrics = {}
+        prompts = batch.prompts
+        for chosen in collected.rounds:
+            place = {id(prompt): number for number, prompt in enumerate(chosen.prompts)}
+            rows = [row for row, prompt in enumerate(prompts) if id(prompt) in place]
+            places = np.array([place[id(prompts[row])] for row in rows], np.int64)
+            metrics |= self.selection.observe(chosen, places, batch.rewards[rows].double().numpy())
+        return metrics
 
     def batch(self, collected: Collected) -> Batch | None:
         """The responses that have a reward, as tensors; None where none has."""
@@ -176,14 +181,16 @@ class Collector:
             "sampling.samples_per_prompt, or choose easier or harder prompts."
         )
 
-    def _sample_groups(self, now: _Collecting) -> tuple[Chosen, list[Group], list[Group]]:
+    def _sample_groups(self, now: _Collecting) -> tuple[list[Chosen], list[Group], list[Group]]:
         """The prompts, groups of responses to train on, and groups that dynamic sampling threw away."""
         kept: list[Group] = []
         discarded: list[Group] = []
+        rounds: list[Chosen] = []
         dynamic = self.algorithm.dynamic_sampling
         for number in range(MAX_ROUNDS if dynamic else 1):
             with now.timing("select"):
                 chosen, counts = self._choose(now.step)
+            rounds.append(chosen)
             rollouts, verdicts = self._sample(chosen.prompts, self.sampling, counts, f"sampling {number}", now)
             for start, end in pairwise(accumulate(counts, initial=0)):
                 group = (rollouts[start:end], verdicts[start:end])
@@ -191,7 +198,7 @@ class Collector:
                 (kept if usable else discarded).append(group)
             if len(kept) == self.prompts:
                 break
-        return chosen, kept, discarded
+        return rounds, kept, discarded
 
     def _choose(self, step: int) -> tuple[Chosen, list[int]]:
         """The prompts to ask, and how often each."""
