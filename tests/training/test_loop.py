@@ -120,7 +120,7 @@ def test_before_the_first_step_the_critic_learns_while_the_policy_rests(tmp_path
     assert last["responses/total"] == 24 + 16 * last["step"]
     records = [record for record in read_records(fitted) if record["step"] == 0]
     assert len(records) == 24
-    assert {record["policy_version"] for record in records} == {10}
+    assert {record["policy_version"] for record in records} == {0}
     # A step's worth, then the rest; the second batch is valued by what the first one taught.
     assert len({round(record["value"], 6) for record in records[:16]}) == 1
     assert len({round(record["value"], 6) for record in records[16:]}) > 1
@@ -226,13 +226,14 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
 def test_the_same_command_starts_over_a_run_that_was_stopped_before_its_first_checkpoint(
     tmp_path, monkeypatch, stopped
 ):
-    from sppo.training import loop
+    from sppo.training import loop, start
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     config = tiny_config(tmp_path / "run", steps=1, logging__sinks=["tensorboard"])
-    monkeypatch.setattr(loop, "evaluate" if stopped == "by Ctrl-C" else "save_checkpoint", killed)
+    place = (start, "evaluate") if stopped == "by Ctrl-C" else (loop, "save_checkpoint")
+    monkeypatch.setattr(*place, killed)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
