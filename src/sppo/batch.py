@@ -90,6 +90,8 @@ class Outcomes:
     """[B, T] float32 process rewards as potential differences, of sum 0 over a response; None where there are none."""
     values: Tensor | None = None
     """[B, 1] (of the prompt) or [B, T] (before each token) float32; None for algorithms without a critic."""
+    share: float = 1.0
+    """Of V(prompt), that is taken from the reward as the baseline."""
     kl_penalty: Tensor | None = None
     """[B, T] float32, what a KL penalty takes from the reward at each token; None where there is none."""
 

@@ -249,9 +249,10 @@ def test_their_neighbours_that_do_mean_something_are_not(options):
         ({"name": "ppo_bce", "options": {"value_clip": 0.5}}, r"which accepts: gamma \(.* gae_lambda[^_]*$"),
         ({"name": "spo", "options": {"halflife": 1.0}},
          r"half_life \(default 0\.06\): .* rho_min \(default 0\.875\): .* rho_max \(default 0\.96\): .* offline"),
-        ({"name": "sppo", "options": {"gamma": 1.0}}, r"no option of sppo, which accepts: none\."),
-        ({"name": "sppo", "options": {"joint_band": 1.0}}, r"accepts: none\."),
-        ({"name": "sppo", "ratio": "joint", "options": {"band": 1.0}}, r"accepts: joint_band \(default 0\): c of .*\."),
+        ({"name": "rloo", "samples": 4, "options": {"gamma": 1.0}}, r"no option of rloo, which accepts: none\."),
+        ({"name": "rloo", "samples": 4, "options": {"joint_band": 1.0}}, r"accepts: none\."),
+        ({"name": "sppo", "ratio": "joint", "options": {"band": 1.0}},
+         r"accepts: objective .* joint_band \(default 0\): c of .*\."),
     ],
 )  # fmt: skip
 def test_an_unknown_option_is_refused_with_those_accepted(options, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sppo.algorithms.masked import masked_mean, token_weights
-from sppo.algorithms.options import NoOptions
+from sppo.algorithms.options import SppoOptions
 from sppo.algorithms.policy_loss import LossOptions, policy_loss, truncated_importance_weights
 from sppo.algorithms.sppo import sppo_credit
 from sppo.algorithms.table import ALGORITHMS, get_algorithm
@@ -28,7 +28,7 @@ def batch_of(rewards: list[float]):
 def test_sppo_advantage_is_reward_minus_value_and_nothing_else():
     batch = batch_of([1.0, 0.0, 1.0])
     values = torch.tensor([[0.25], [0.75], [1.0]])
-    credit = sppo_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, values)), NoOptions())
+    credit = sppo_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, values)), SppoOptions())
     assert credit.advantages.tolist() == [[0.75], [-0.75], [0.0]]
     assert credit.value_targets is not None
     assert credit.value_targets.tolist() == [[1.0], [0.0], [1.0]]
@@ -36,7 +36,7 @@ def test_sppo_advantage_is_reward_minus_value_and_nothing_else():
 
 def test_sppo_keeps_fractional_rewards():
     batch = batch_of([0.5])
-    credit = sppo_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, torch.tensor([[0.2]]))), NoOptions())
+    credit = sppo_credit(Outcomes.of(batch, Estimates(batch.sampler_logprobs, torch.tensor([[0.2]]))), SppoOptions())
     assert credit.advantages.item() == pytest.approx(0.3)
 
 

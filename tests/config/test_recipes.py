@@ -46,6 +46,9 @@ def test_published_settings(name, policy, critic, task, steps, prompts, minibatc
     assert (config.optimizer.minibatch_size, config.critic.minibatch_size) == (minibatch, minibatch)
     assert (config.optimizer.learning_rate, config.critic.learning_rate) == (1e-6, critic_rate)
     assert (config.optimizer.weight_decay, config.critic.weight_decay) == (decay, decay)
+    assert {(own.learning_rate_warmup, own.learning_rate_decay) for own in (config.optimizer, config.critic)} == {
+        (0, "constant")
+    }
     assert config.optimizer.max_grad_norm == 1.0
     assert (config.optimizer.epochs, config.critic.epochs) == (1, 1)
     sampling, algorithm = config.sampling, config.algorithm
@@ -53,6 +56,7 @@ def test_published_settings(name, policy, critic, task, steps, prompts, minibatc
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 1.0, 0)
     assert (algorithm.name, algorithm.clip_low, algorithm.clip_high, algorithm.dual_clip) == ("sppo", 0.2, 0.2, 3.0)
     assert (algorithm.old_logprobs, algorithm.importance_cap) == ("trainer", None)
+    assert (config.critic.share, algorithm.options, algorithm.negative_share) == (1.0, {}, 1.0)
     assert config.evaluation.temperature == 0.6
     assert config.evaluation.data is not None
     assert config.evaluation.data.task == "math500"

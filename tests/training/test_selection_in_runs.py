@@ -10,7 +10,7 @@ import torch
 
 from sppo.algorithms.table import ALGORITHMS, settle_algorithm
 from sppo.commands.train import train
-from sppo.config import AlgorithmConfig
+from sppo.config import AlgorithmConfig, CriticConfig
 from sppo.critics.critic import NoCritic
 from sppo.data.selection import BeliefSelection, UniformSelection
 from sppo.errors import ConfigError
@@ -29,7 +29,7 @@ def test_sppo_chooses_by_itself_and_the_others_take_what_comes():
     assert {name: settled(name).selection for name in ALGORITHMS} == {
         name: "auto" if name == "sppo" else "uniform" for name in ALGORITHMS
     }
-    assert settled("sppo", critic_loss="mse").selection == "uniform"
+    assert settled("sppo", critic=CriticConfig(loss="mse")).selection == "uniform"
 
 
 def test_a_group_algorithm_has_a_critic_only_where_a_choice_asks_for_one():
@@ -45,7 +45,7 @@ def test_a_group_algorithm_has_a_critic_only_where_a_choice_asks_for_one():
     [
         ("dapo", {"selection": "top"}, "dynamic sampling throws away the groups that would tell"),
         ("ppo", {"selection": "auto"}, "ppo's critic values tokens. Set selection.name to uniform"),
-        ("sppo", {"selection": "top", "critic_loss": "mse"}, "predicts rewards of any size"),
+        ("sppo", {"selection": "top", "critic": CriticConfig(loss="mse")}, "predicts rewards of any size"),
         ("sppo", {"selection": "history"}, "for algorithms without a critic, but sppo has one"),
         ("grpo", {"adaptive_share": 0.2}, "sampling.adaptive_share is 0.2, .* and has no critic"),
         ("ppo", {"adaptive_share": 0.2}, "needs a critic of prompts for that, and has one that can't tell"),

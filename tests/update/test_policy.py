@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sppo.algorithms.masked import token_weights
-from sppo.algorithms.options import NoOptions
+from sppo.algorithms.options import SppoOptions
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Batch, Credit, Estimates, Outcomes
@@ -70,7 +70,7 @@ def policy_gradients(**changes):
     before = Estimates(batch.sampler_logprobs, torch.full((8, 1), 0.4), importance_weights=importance)
     recorder = Gradients(model)
     metrics = update_policy(
-        model, recorder, batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()),
+        model, recorder, batch, before, sppo_credit(Outcomes.of(batch, before), SppoOptions()),
         loss_options=loss, optimizer=optimizer, sampling=SAMPLING, expected_rows=8, seed=1, guard=unclipped(),
     )  # fmt: skip
     return recorder.seen, metrics
@@ -122,7 +122,7 @@ def critic_gradients(budget: int, rows: int = 8):
     before = Estimates(batch.sampler_logprobs, made.values(batch.prompts))
     wrapped = PromptModelCritic(made, CriticConfig(minibatch_size=8), guard=unclipped())
     wrapped.adam = recorder = Gradients(made)
-    metrics = wrapped.learn(batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()), seed=1)
+    metrics = wrapped.learn(batch, before, sppo_credit(Outcomes.of(batch, before), SppoOptions()), seed=1)
     return recorder.seen[0], metrics, before, batch
 
 
@@ -238,7 +238,7 @@ def test_one_step_makes_a_rewarded_response_likelier_and_an_unrewarded_one_less_
     before = replace(before, values=torch.full((2, 1), 0.5), importance_weights=None)
     adam = make_optimizer(model, 1e-3, 0.0)
     update_policy(
-        model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), NoOptions()), loss_options=LossOptions(),
+        model, adam, batch, before, sppo_credit(Outcomes.of(batch, before), SppoOptions()), loss_options=LossOptions(),
         optimizer=OPTIMIZER, sampling=SamplingConfig(temperature=1.0), expected_rows=2, seed=0, guard=unclipped(),
     )  # fmt: skip
     after, _ = estimate(batch, model, None, None, ALGORITHM, OPTIMIZER, SamplingConfig())

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sppo.algorithms.options import NoOptions
+from sppo.algorithms.options import SppoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Estimates, Outcomes
@@ -32,7 +32,7 @@ def one_update(rows: list[int]) -> dict[str, torch.Tensor]:
     batch = collate([rollouts[row] for row in rows], [verdicts[row] for row in rows])
     policy, critic = tiny_qwen2(), PromptCritic(tiny_qwen2(seed=3).model, character_tokenizer(ALPHABET))
     before = Estimates(batch.sampler_logprobs, critic.values(batch.prompts))
-    credit = sppo_credit(Outcomes.of(batch, before), NoOptions())
+    credit = sppo_credit(Outcomes.of(batch, before), SppoOptions())
     size = len(rows)
     # SGD-like: AdamW's first step is the sign of the gradient, which would hide a wrong scale.
     policy_step = torch.optim.SGD(policy.parameters(), lr=0.1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sppo.config.ranges import NotNegative, Section, Share
+from sppo.config.ranges import AtLeastOne, NotNegative, Section, Share
 
 PositiveOrInfinite = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 
@@ -15,6 +15,18 @@ PositiveOrInfinite = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 @dataclass(frozen=True)
 class NoOptions(Section):
     """An algorithm without options of its own."""
+
+
+@dataclass(frozen=True)
+class SppoOptions(Section):
+    """What SPPO makes likelier."""
+
+    objective: Literal["solve_rate", "log_likelihood", "pass_at_k"] = "solve_rate"
+    """What is maximised over prompts: the mean of the solve rate p, of log p, or of pass@k = 1 - (1 - p)^k."""
+    k: AtLeastOne = 8
+    """Responses of pass_at_k, one of which has to be right."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Solve rate below which log_likelihood weighs a prompt no more: its weights are at most 1 / floor."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class JointOptions(Section):
 
 
 ALGORITHM_OPTIONS: dict[str, type[Section]] = {
-    "sppo": NoOptions,
+    "sppo": SppoOptions,
     "ppo": PpoOptions,
     "ppo_bce": GaeOptions,
     "grpo": NoOptions,

@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sppo.algorithms.options import SpoOptions
+from sppo.algorithms.options import SpoOptions, SppoOptions
+from sppo.algorithms.sppo import sppo_credit
+from sppo.batch import Credit, Outcomes
+
+
+def spo_credit(outcomes: Outcomes, options: SpoOptions) -> Credit:
+    """Returns A = R - v [B, 1], whitened later, as the loss's options say, and R as what the counts take in [B, 1]."""
+    return sppo_credit(outcomes, SppoOptions())
 
 
 @dataclass(frozen=True)

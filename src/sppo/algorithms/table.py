@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 from sppo.algorithms.dr_grpo import dr_grpo_credit
 from sppo.algorithms.grpo import grpo_credit
-from sppo.algorithms.options import ALGORITHM_OPTIONS, GaeOptions, NoOptions
+from sppo.algorithms.options import ALGORITHM_OPTIONS, GaeOptions, NoOptions, SppoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.ppo import ppo_bce_credit, ppo_credit
 from sppo.algorithms.reinforce_pp import reinforce_pp_credit
 from sppo.algorithms.remax import remax_credit
 from sppo.algorithms.rloo import rloo_credit
 from sppo.algorithms.shaping import rewards_to_go
+from sppo.algorithms.spo import spo_credit
 from sppo.algorithms.sppo import sppo_credit
 from sppo.batch import Credit, Outcomes
-from sppo.config import AlgorithmConfig
+from sppo.config import AlgorithmConfig, CriticConfig
 from sppo.config.ranges import Section
 from sppo.config.settle import own_options
 from sppo.errors import ConfigError, did_you_mean
@@ -41,6 +42,8 @@ class Algorithm:
     """How prompts are chosen, where the run doesn't say."""
     value_loss: Literal["bce", "squared"] = "bce"
     """How the critic learns; "bce" makes V a probability, and rewards outside [0, 1] are refused."""
+    share: float = 1.0
+    """kappa, the share of V(prompt) that is the baseline."""
     min_samples: int = 1
     """Fewest samples a prompt; 2 where the baseline is the group."""
     greedy_baseline: bool = False
@@ -68,7 +71,7 @@ class Algorithm:
 
     def assign_credit(self, outcomes: Outcomes) -> Credit:
         """Advantages and the critic's targets; with the process rewards to come at each token, where there are some."""
-        credit = self.credit(outcomes, self.options)
+        credit = self.credit(replace(outcomes, share=self.share), self.options)
         if outcomes.shaping is None or self.places_token_rewards:
             return credit
         return replace(credit, advantages=credit.advantages + rewards_to_go(outcomes.shaping))  # [B, T]
@@ -115,7 +118,7 @@ ALGORITHMS = {
             loss=LossOptions(clip_low=1.0, clip_high=4.0, surrogate="cispo"),
         ),
         Algorithm(
-            "spo", "A = R - v(prompt) from discounted counts (2509.13232)", sppo_credit, critic="tracker",
+            "spo", "A = R - v(prompt) from discounted counts (2509.13232)", spo_credit, critic="tracker",
             loss=LossOptions(clip_high=0.28, whitening="sequence"),
         ),
     )
@@ -133,11 +136,14 @@ def get_algorithm(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
+_CRITIC = CriticConfig()
+
+
 def settle_algorithm(
     config: AlgorithmConfig,
     samples_per_prompt: int,
     *,
-    critic_loss: Literal["bce", "mse"] = "bce",
+    critic: CriticConfig = _CRITIC,
     process_rewards: bool = False,
     selection: str | None = None,
     adaptive_share: float = 0.0,
@@ -147,7 +153,7 @@ def settle_algorithm(
     Args:
         config: the run's section algorithm.
         samples_per_prompt: G.
-        critic_loss: how a prompt critic learns.
+        critic: the run's section critic: how a prompt critic learns, and how much of V is the baseline.
         process_rewards: whether single steps are rewarded, too.
         selection: how prompts are chosen; None: as the algorithm does.
         adaptive_share: of a step's responses that are second and third ones.
@@ -157,18 +163,20 @@ def settle_algorithm(
             the way out.
     """
     algorithm = get_algorithm(config.name)
-    if critic_loss == "mse":
+    if critic.loss == "mse":
         algorithm = _with_squared_critic(algorithm)
     own, joint = own_options(config)
     loss = _loss(algorithm.loss, config, joint.joint_band)
     dynamic = algorithm.dynamic_sampling if config.dynamic_sampling is None else config.dynamic_sampling
     settled = replace(
         algorithm,
+        share=critic.share,
         options=own,
         loss=loss,
         dynamic_sampling=dynamic,
         needs_reference=config.kl_coefficient > 0 or loss.ratio == "joint",
     )
+    _check_baseline(settled)
     settled = _with_selection(settled, selection)
     if adaptive_share:
         _check_adaptive(settled, adaptive_share)
@@ -244,6 +252,22 @@ def _loss(published: LossOptions, config: AlgorithmConfig, joint_band: float) ->
         kl_estimator="k2" if config.kl_estimator == "k2" else "k3",
         entropy_coefficient=config.entropy_coefficient,
     )
+
+
+def _check_baseline(algorithm: Algorithm) -> None:
+    """Refuses a share of a V that there is not, and objectives that ask for a probability where V is none."""
+    if algorithm.share != 1 and not algorithm.values_the_prompt:
+        has = "no critic" if algorithm.critic is None else "a critic of tokens, whose estimates build on each other"
+        raise ConfigError(
+            f"critic.share is {algorithm.share:g}, how much of V(prompt) the baseline is, but {algorithm.name} "
+            f"has {has}. Set critic.share to 1, or use an algorithm that values prompts, such as sppo."
+        )
+    objective = algorithm.options.objective if isinstance(algorithm.options, SppoOptions) else "solve_rate"
+    if objective != "solve_rate" and algorithm.value_loss == "squared":
+        raise ConfigError(
+            f"algorithm.options.objective is {objective}, which weighs prompts by the probability of solving them, but "
+            "with critic.loss mse V is no probability. Set critic.loss to bce, or the objective to solve_rate."
+        )
 
 
 def _check_samples(algorithm: Algorithm, samples_per_prompt: int) -> None:

@@ -59,10 +59,12 @@ class CriticConfig(Section):
     loss: Literal["bce", "mse"] = "bce"
     """How a prompt critic learns: bce makes V a probability, for rewards in [0, 1]; mse makes V any number, for any
     rewards."""
+    share: Share = 1.0
+    """kappa in A = R - kappa V(prompt): how much of V is the baseline. Published: 1."""
     learning_rate: Positive = 5e-6
-    """AdamW learning rate, the highest. Published: 5e-6 (1.5B), 1e-5 (7B), both constant."""
+    """AdamW learning rate, the highest. Published: 5e-6 (1.5B), 1e-5 (7B)."""
     learning_rate_warmup: Count = 0
-    """First steps of training over which the learning rate rises linearly. Published: 0."""
+    """First steps of training over which the learning rate rises linearly."""
     learning_rate_decay: Decay = "constant"
     """How the learning rate goes on from there: constant, or falling to 0 over the run's steps, linearly or by half a
     cosine."""
@@ -204,7 +206,7 @@ class OptimizerConfig(Section):
     learning_rate: Positive = 1e-6
     """AdamW learning rate, the highest. Published: 1e-6, constant."""
     learning_rate_warmup: Count = 0
-    """First steps of training over which the learning rate rises linearly. Published: 0."""
+    """First steps of training over which the learning rate rises linearly."""
     learning_rate_decay: Decay = "constant"
     """How the learning rate goes on from there: constant, or falling to 0 over the run's steps, linearly or by half a
     cosine; a run that falls so is resumed with the same number of steps."""

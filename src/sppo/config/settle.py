@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions, SpoOptions
+from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions, SpoOptions, SppoOptions
 from sppo.config.keys import options
 from sppo.config.options import AlgorithmConfig, Config
 from sppo.config.parsing import build, check_ranges
@@ -37,6 +37,10 @@ def check(config: Config, *, training: bool = True) -> None:
         )
 
 
+_OBJECTIVE_OF = {"k": "pass_at_k", "floor": "log_likelihood"}
+"""Options that one objective of SPPO alone looks at."""
+
+
 def own_options(algorithm: AlgorithmConfig) -> tuple[Section, JointOptions]:
     """Returns the algorithm's own options and those of ratio joint, as `algorithm.options` has them.
 
@@ -52,7 +56,9 @@ def own_options(algorithm: AlgorithmConfig) -> tuple[Section, JointOptions]:
     known = {**options(own), **(options(JointOptions) if algorithm.ratio == "joint" else {})}
     for name in algorithm.options:
         if name not in known:
-            accepted = " ".join(f"{key} (default {option.default:g}): {option.help}" for key, option in known.items())
+            accepted = " ".join(
+                f"{key} (default {_plain(option.default)}): {option.help}" for key, option in known.items()
+            )
             raise ConfigError(
                 f"algorithm.options.{name} is no option of {algorithm.name}, which accepts: {accepted or 'none.'}"
             )
@@ -64,7 +70,18 @@ def own_options(algorithm: AlgorithmConfig) -> tuple[Section, JointOptions]:
     settled = made(own)
     if isinstance(settled, SpoOptions) and settled.rho_min > settled.rho_max:
         raise ConfigError(f"algorithm.options.rho_min is {settled.rho_min:g}, more than rho_max, {settled.rho_max:g}.")
+    for name, objective in _OBJECTIVE_OF.items():
+        if name in algorithm.options and isinstance(settled, SppoOptions) and settled.objective != objective:
+            raise ConfigError(
+                f"algorithm.options.{name} is for objective {objective}, but algorithm.options.objective is "
+                f"{settled.objective}. Leave {name} out, or set the objective."
+            )
     return settled, made(JointOptions)
+
+
+def _plain(value: Any) -> str:
+    """A default for people: 0.5, not 0.50; names as they are."""
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _check_start(config: Config) -> None:

@@ -100,7 +100,7 @@ def algorithm_of(config: Config) -> Algorithm:
     return settle_algorithm(
         config.algorithm,
         config.sampling.samples_per_prompt,
-        critic_loss=config.critic.loss,
+        critic=config.critic,
         process_rewards=config.verification.process.used,
         selection=config.selection.name,
         adaptive_share=config.sampling.adaptive_share,
