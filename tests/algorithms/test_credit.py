@@ -12,7 +12,7 @@ import torch
 from sppo.algorithms.masked import whiten
 from sppo.algorithms.options import GaeOptions, PpoOptions, SpoOptions
 from sppo.algorithms.ppo import generalized_advantages
-from sppo.algorithms.spo import SolveTracker
+from sppo.algorithms.spo import retention
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.training.collate import LengthRules, collate
@@ -181,25 +181,8 @@ def test_ppo_bce_learns_the_reward_itself_at_every_token():
         (0.006, 0.9330330),  # 2^-0.1, between
     ],
 )
-def test_the_tracker_forgets_by_how_far_the_policy_moved(drift, rho):
-    tracker = SolveTracker()
-    tracker.start("p", [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
-    assert (tracker.counts["p"].alpha, tracker.counts["p"].beta, tracker.counts["p"].value) == (4.0, 4.0, 0.5)
-    tracker.update("p", 1.0, drift, SPO)
-    assert tracker.counts["p"].alpha == pytest.approx(4 * rho + 1)
-    assert tracker.counts["p"].beta == pytest.approx(4 * rho)
-    tracker.update("p", 0.25, 0.0, SPO)
-    assert tracker.counts["p"].alpha == pytest.approx(0.96 * (4 * rho + 1) + 0.25)
-    assert tracker.counts["p"].beta == pytest.approx(0.96 * 4 * rho + 0.75)
-
-
-def test_a_tracker_without_offline_rewards_starts_at_a_half_and_comes_back_from_a_checkpoint():
-    tracker, again = SolveTracker(), SolveTracker()
-    tracker.start("p", [])
-    assert tracker.counts["p"].value == 0.5
-    tracker.update("p", 1.0, 0.01, SPO)
-    again.load_state_dict(tracker.state_dict())
-    assert again == tracker
+def test_past_outcomes_keep_a_weight_by_how_far_the_policy_moved(drift, rho):
+    assert retention(drift, SPO) == pytest.approx(rho)
 
 
 def test_spo_has_sppos_advantage_then_whitened_with_each_sequence_counting_once():

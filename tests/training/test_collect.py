@@ -130,8 +130,8 @@ def test_spo_starts_each_new_prompt_on_offline_samples_once():
     assert first.extra_responses == 24
     assert sampled(first) == (engine.responses, engine.tokens)
     assert isinstance(parts.critic, TrackerCritic)
-    assert {rollout.prompt.id for rollout in first.rollouts} == set(parts.critic.tracker.counts)
-    assert {counts.alpha + counts.beta for counts in parts.critic.tracker.counts.values()} == {3.0}
+    assert parts.critic.beliefs([rollout.prompt for rollout in first.rollouts]).worth.tolist() == [3.0] * 8
+    assert len(parts.critic.counts) == 8
     # 96 prompts to train on, so the first eight come again in step 13.
     for step in range(2, 13):
         assert parts.collector.collect(step, version=0).extra_responses == 24
@@ -143,7 +143,7 @@ def test_spo_without_offline_samples_starts_at_a_half():
     assert parts.collector.collect(1, version=0).extra_responses == 0
     assert len(engine.calls) == 1
     assert isinstance(parts.critic, TrackerCritic)
-    assert parts.critic.tracker.counts == {}
+    assert len(parts.critic.counts) == 0
     batch = parts.collector.batch(parts.collector.collect(2, version=0))
     assert set(parts.critic.values(batch).flatten().tolist()) == {0.5}
 

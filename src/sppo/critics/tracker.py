@@ -24,11 +24,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sppo.algorithms.options import SpoOptions
-from sppo.algorithms.spo import SolveTracker
+from sppo.algorithms.spo import retention
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig
-from sppo.critics.belief import Beliefs
+from sppo.critics.belief import Beliefs, Floats
 from sppo.critics.critic import Metrics
+from sppo.critics.outcomes import Keys, OutcomeStore, digests
 from sppo.models.packing import TokenRow
 from sppo.types import Prompt, TokenIds
 from sppo.update.logprobs import row_logprobs
@@ -36,6 +37,9 @@ from sppo.update.logprobs import row_logprobs
 DRIFT_TOKENS = 1024
 """Tokens of a response's beginning that D is measured on."""
 LAST_FILE = "last_responses.safetensors"
+COUNTS_FILE = "outcomes.safetensors"
+UNKNOWN = 0.5
+"""Successes, and failures, of a prompt without an outcome."""
 
 
 class _Beginning(NamedTuple):
@@ -68,41 +72,57 @@ class TrackerCritic:
     options: SpoOptions
     optimizer: OptimizerConfig
     temperature: float
-    tracker: SolveTracker = field(default_factory=SolveTracker)
+    counts: OutcomeStore = field(default_factory=OutcomeStore)
+    """alpha and beta of each prompt, by its id."""
     last: dict[str, _Beginning] = field(default_factory=dict)
     """Of each prompt's last response, by the prompt's id."""
     optimizers: Mapping[str, torch.optim.Optimizer] = field(default_factory=dict)
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1] probabilities."""
-        return torch.tensor([[self.tracker.value(prompt.id)] for prompt in batch.prompts])
+        alpha, beta, _ = self._counts(batch.prompts)
+        return torch.from_numpy(alpha / (alpha + beta)).float()[:, None]
 
     def beliefs(self, prompts: Sequence[Prompt]) -> Beliefs:
         """v of prompts that were trained on; unknown of others, such as held-out ones."""
-        seen = [self.tracker.counts.get(prompt.id) for prompt in prompts]
-        return Beliefs(
-            np.array([math.nan if counts is None else counts.value for counts in seen]),
-            np.array([0.0 if counts is None else counts.alpha + counts.beta for counts in seen]),
-        )
+        alpha, beta, known = self._counts(prompts)
+        return Beliefs(np.where(known, alpha / (alpha + beta), np.nan), np.where(known, alpha + beta, 0.0))
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """The offline samples, of prompts without counts."""
-        wanted = self.options.offline_samples
-        return [0 if prompt.id in self.tracker.counts else wanted for prompt in prompts]
+        missing: list[bool] = (self.counts.find(_keys(prompts)) < 0).tolist()
+        return [self.options.offline_samples if lacks else 0 for lacks in missing]
 
     def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
-        """Begins a prompt's counts."""
-        self.tracker.start(prompt.id, rewards)
+        """Begins a prompt's counts; without any reward, at one half of a success and of a failure."""
+        (row,) = self.counts.add(_keys([prompt]))
+        solved = sum(rewards) if rewards else UNKNOWN
+        self.counts.alpha[row], self.counts.beta[row] = solved, (len(rewards) or 2 * UNKNOWN) - solved
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """Takes the outcomes in, each discounted by how far the policy has moved on the prompt's last response."""
         drift = self._drift(batch)
-        for row, rollout in enumerate(batch.rollouts):
-            self.tracker.update(rollout.prompt.id, float(batch.rewards[row]), drift[rollout.prompt.id], self.options)
+        for prompt in batch.prompts:
+            if self.counts.find(_keys([prompt]))[0] < 0:
+                self.observe(prompt, [])
+        for row, (rollout, place) in enumerate(
+            zip(batch.rollouts, self.counts.find(_keys(batch.prompts)), strict=True)
+        ):
+            rho, reward = retention(drift[rollout.prompt.id], self.options), float(batch.rewards[row])
+            self.counts.alpha[place] = rho * self.counts.alpha[place] + reward
+            self.counts.beta[place] = rho * self.counts.beta[place] + 1 - reward
             # Not the sampler's log-probabilities: with top_p or top_k those are of another distribution.
             said = rollout.completion
             self.last[rollout.prompt.id] = _Beginning.of(said.token_ids, before.old_logprobs[row], said.mask)
-        return {"critic/drift_mean": sum(drift.values()) / len(drift), "critic/prompts": len(self.tracker.counts)}
+        return {"critic/drift_mean": sum(drift.values()) / len(drift), "critic/prompts": len(self.counts)}
+
+    def _counts(self, prompts: Sequence[Prompt]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """[n] successes and failures, and whether there were any; one half each where not."""
+        rows = self.counts.find(_keys(prompts))
+        known = rows >= 0
+        alpha, beta = np.full(len(rows), UNKNOWN), np.full(len(rows), UNKNOWN)
+        alpha[known], beta[known] = self.counts.alpha[rows[known], 0], self.counts.beta[rows[known], 0]
+        return alpha, beta, known
 
     @torch.no_grad()
     def _drift(self, batch: Batch) -> dict[str, float]:
@@ -129,8 +149,8 @@ class TrackerCritic:
     def save_pretrained(self, folder: Path) -> None:
         """Writes counts, and the beginnings of the last responses end to end."""
         folder.mkdir()
-        state = {"counts": self.tracker.state_dict(), "last": list(self.last)}
-        (folder / "tracker.json").write_text(json.dumps(state), encoding="utf-8")
+        (folder / "tracker.json").write_text(json.dumps({"last": list(self.last)}), encoding="utf-8")
+        save_file(self.counts.arrays(), folder / COUNTS_FILE)
         kept = [_Beginning.of([], torch.empty(0)), *self.last.values()]
         arrays = {
             "lengths": np.array([len(beginning.token_ids) for beginning in kept[1:]], dtype=np.int32),
@@ -140,9 +160,14 @@ class TrackerCritic:
         save_file(arrays, folder / LAST_FILE)
 
     def load(self, folder: Path) -> None:
-        """Reads what `save_pretrained` wrote."""
+        """Reads what `save_pretrained` wrote, or what versions 0.1.0 and 0.2.0 did."""
         state = json.loads((folder / "tracker.json").read_text(encoding="utf-8"))
-        self.tracker.load_state_dict(state["counts"])
+        if "counts" in state:  # up to version 0.2.0: {prompt id: [alpha, beta]}
+            rows = self.counts.add(digests(state["counts"]))
+            self.counts.alpha[rows, 0] = [alpha for alpha, _ in state["counts"].values()]
+            self.counts.beta[rows, 0] = [beta for _, beta in state["counts"].values()]
+        else:
+            self.counts.load(load_file(folder / COUNTS_FILE))
         if isinstance(state["last"], dict):  # version 0.1.0: prompt ids, response ids, log-probabilities
             self.last = {name: _Beginning.of(row[1], torch.tensor(row[2])) for name, row in state["last"].items()}
             return
@@ -152,3 +177,8 @@ class TrackerCritic:
             name: _Beginning(arrays["token_ids"][start:end].copy(), arrays["logprobs"][start:end].copy())
             for name, start, end in zip(state["last"], ends - arrays["lengths"], ends, strict=True)
         }
+
+
+def _keys(prompts: Sequence[Prompt]) -> Keys:
+    """Of the ids, not of the content: SPO's published counts are a row's."""
+    return digests(prompt.id for prompt in prompts)
