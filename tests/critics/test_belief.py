@@ -10,6 +10,7 @@ import torch
 
 from sppo.config import CriticConfig
 from sppo.critics.belief import PRIOR_WORTH, Beliefs
+from sppo.critics.fusion import BeliefCritic
 from sppo.critics.models import PromptCritic
 from sppo.critics.prompt import PromptModelCritic
 from sppo.types import Prompt
@@ -29,7 +30,7 @@ def test_a_prompt_critics_belief_is_v_with_a_constant_worth(policy, tokenizer):
     model = PromptCritic(policy.model, tokenizer)
     with torch.no_grad():
         model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
-    critic, prompts = PromptModelCritic(model, CriticConfig()), [Prompt("a", "1+1="), Prompt("b", "7-3=")]
+    critic, prompts = BeliefCritic(PromptModelCritic(model, CriticConfig())), [Prompt("a", "1+1="), Prompt("b", "7-3=")]
     beliefs = critic.beliefs(prompts)
     assert beliefs.mean.tolist() == pytest.approx(model.values(prompts).flatten().tolist())
     assert beliefs.mean[0] != beliefs.mean[1]

@@ -104,7 +104,7 @@ def test_checks_leave_a_new_runs_weights_and_random_state_as_they_were(tmp_path,
                 tmp_path, optimizer__layout="packed", model__gradient_checkpointing=True,
                 critic__gradient_checkpointing=True,
             )  # fmt: skip
-            weights = [*parts.policy.model.state_dict().values(), *parts.critic.model.state_dict().values()]
+            weights = [*parts.policy.model.state_dict().values(), *parts.critic.source.model.state_dict().values()]
             found.append([*weights, torch.get_rng_state()])
     assert all(map(torch.equal, *found))
 

@@ -15,6 +15,7 @@ from sppo.algorithms.table import ALGORITHMS, Algorithm, settle_algorithm
 from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.critic import Critic, NoCritic
+from sppo.critics.fusion import BeliefCritic
 from sppo.critics.models import PromptCritic, TokenCritic
 from sppo.critics.prompt import PromptModelCritic
 from sppo.critics.token import TokenModelCritic
@@ -174,7 +175,7 @@ def critic_of(name: str, policy: nn.Module) -> Critic:
     kind, trunk = ALGORITHMS[name].critic, tiny_qwen2(seed=3).model
     config, tokenizer = CriticConfig(minibatch_size=8, learning_rate=1e-2, prior=0.4), character_tokenizer(ALPHABET)
     if kind == "prompt":
-        return PromptModelCritic(PromptCritic(trunk, tokenizer), config, rows=8)
+        return BeliefCritic(PromptModelCritic(PromptCritic(trunk, tokenizer), config, rows=8))
     if kind == "token":
         bce, clip = ALGORITHMS[name].value_loss == "bce", PpoOptions().value_clip
         model = TokenCritic(trunk, tokenizer)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.table import get_algorithm
 from sppo.config import Config, ModelConfig
 from sppo.config.evaluation import benchmark_config, evaluation_config
-from sppo.critics.models import PromptCritic
-from sppo.critics.prompt import PromptModelCritic
+from sppo.critics.build import Owner, build_critic
+from sppo.critics.critic import Critic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError
 from sppo.evaluation import paired
@@ -34,6 +35,7 @@ from sppo.training.build import load_prompts
 from sppo.training.given import Given, require_data
 from sppo.training.prompts import load_held_out
 from sppo.types import Prompt
+from sppo.update.steps import StepGuard
 from sppo.verifiers.functions import RewardFunction, function_name, load_function, name_handed_over
 from sppo.verifiers.grading import Grader
 from sppo.verifiers.tools import Tools
@@ -82,13 +84,12 @@ def evaluate_run(
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)
     model = resolve(path, config.model, checkpoint).model
-    critic = _critic_beside(model, config, device) if is_run else None
     tokenizer = load_tokenizer(model, ALPHABET)
     count = config.evaluation_samples(samples_per_prompt or config.evaluation.final_samples_per_prompt)
     prompts, left_out = _prompts(config, tokenizer, rows, has_reward_function=reward_function is not None)
     for note in left_out:
         progress.message(note)
-    measured = _measure(config, model, tokenizer, critic, device, prompts, count, reward_function, progress)
+    measured = _measure(config, model, tokenizer, is_run, device, prompts, count, reward_function, progress)
     return {
         "model": str(model.path),
         "measure": measured.measure,
@@ -111,13 +112,18 @@ def _say_if_other(trained_with: str | None, function: RewardFunction, progress: 
         progress.message(f"Graded by the reward function {name}, where the run was trained with {judged}.")
 
 
-def _critic_beside(model: ModelConfig, config: Config, device: torch.device) -> PromptModelCritic | None:
-    """The prompt critic that a run's checkpoint holds beside its policy."""
-    saved = Path(model.path or "").parent / "critic"
-    if not saved.is_dir() or get_algorithm(config.algorithm.name).critic != "prompt":
+def _critic_beside(
+    model: ModelConfig, config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+) -> Critic | None:
+    """The critic of prompts that a run's checkpoint holds beside its policy."""
+    saved, algorithm = Path(model.path or "").parent / "critic", get_algorithm(config.algorithm.name)
+    if not saved.is_dir() or algorithm.critic != "prompt":
         return None
-    critic = PromptCritic.from_pretrained(saved, device=device, trust_remote_code=model.trust_remote_code)
-    return PromptModelCritic(critic, config.critic)
+    owner = Owner(
+        policy, tokenizer, algorithm, config.optimizer, config.sampling, config.data.max_prompt_tokens, prompts,
+        model.trust_remote_code,
+    )  # fmt: skip
+    return build_critic(algorithm.critic, config.critic, owner, saved=saved, rows=1, guard=StepGuard())
 
 
 def evaluate_on_benchmarks(
@@ -319,7 +325,7 @@ def _measure(
     config: Config,
     model: ModelConfig,
     tokenizer: Tokenizer,
-    critic: PromptModelCritic | None,
+    is_run: bool,
     device: torch.device,
     prompts: Sequence[Prompt],
     samples_per_prompt: int,
@@ -333,6 +339,7 @@ def _measure(
     policy = load_policy(model, tokenizer, device)
     longest = longest_sequence(prompts, tokenizer, config.sampling.max_response_tokens)
     engine = build_engine(policy, config.engine, max_tokens=longest, memory_share=ALONE)
+    critic = _critic_beside(model, config, policy, tokenizer, prompts) if is_run else None
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:
         sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)

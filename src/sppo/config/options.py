@@ -50,6 +50,19 @@ class PrefitConfig(Section):
 class CriticConfig(Section):
     """The prompt critic V(prompt): any transformers model, with a scalar head, reading the prompt's text."""
 
+    source: Literal["model", "probe"] = "model"
+    """Where V comes from: a model of the critic's own; or probe, logistic regression on the policy's state at the last
+    prompt token, whose learning rate should be near 1e-2."""
+    members: Annotated[int, Field(ge=1, le=2)] = 1
+    """Models whose mean V is; where two disagree, V is taken to be worth less."""
+    recalibrate: bool = False
+    """Bring V in line with each step's outcomes before it is used, those of half the prompts for the other half."""
+    history: bool = False
+    """Fuse V with the discounted outcomes that a prompt had before; how much V is worth is fitted on the way."""
+    known_rates: str | None = None
+    """With history: column of the training data that holds solve rates in [0, 1], which begin the counts."""
+    known_rates_worth: Positive = 8.0
+    """Samples that a known solve rate is worth at the start; it goes stale as outcomes do."""
     path: str | None = None
     """Folder or hub name of the critic's trunk; default: a copy of the policy's starting weights."""
     config: dict[str, Any] | None = None

@@ -12,12 +12,18 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.table import Algorithm
 from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
-from sppo.critics.checks import require_causal, require_masking, require_readable
+from sppo.critics.checks import known_rates, require_causal, require_masking, require_readable
 from sppo.critics.critic import Critic, NoCritic
+from sppo.critics.fusion import BeliefCritic, Source
+from sppo.critics.history import History
 from sppo.critics.models import Model, PromptCritic, TokenCritic, make_value_model
+from sppo.critics.outcomes import prompt_keys
+from sppo.critics.probe import ProbeSource
 from sppo.critics.prompt import PromptModelCritic
+from sppo.critics.sources import SECOND_FOLDER, PairSource, RateSource
 from sppo.critics.token import TokenModelCritic
 from sppo.critics.tracker import TrackerCritic
+from sppo.errors import ConfigError
 from sppo.models.checks import readable_tokens, require_recomputation, trunk_outputs
 from sppo.models.loading import context_length
 from sppo.rollouts.encode import require_context
@@ -40,6 +46,8 @@ class Owner:
     """All that it may have to value."""
     trust_remote_code: bool
     """Whether the critic's own code may run."""
+    training: Sequence[Prompt] = ()
+    """Those of them that are trained on."""
 
 
 def build_critic(
@@ -57,18 +65,99 @@ def build_critic(
 
     Raises:
         ModelError: the model can't be loaded, or can't be this critic.
-        DataError: a prompt that the critic can't read.
+        DataError: a prompt that the critic can't read, or whose solve rate should be known and isn't.
     """
     if kind is None:
         return NoCritic()
     return _CRITICS[kind](config, owner, saved, rows, guard)
 
 
+def check_critic(config: CriticConfig, kind: str | None) -> None:
+    """Refuses options of beliefs that the critic can't have; needs neither model nor data.
+
+    Args:
+        config: the critic's options.
+        kind: key of the table; None: no critic.
+
+    Raises:
+        ConfigError: names the option, why it can't be, and the way out.
+    """
+    asked = {
+        "critic.source is probe": config.source == "probe",
+        "critic.members is 2": config.members == 2,
+        "critic.recalibrate is true": config.recalibrate,
+        "critic.history is true": config.history,
+        f"critic.known_rates is {config.known_rates}": config.known_rates is not None,
+    }
+    first = next((said for said, on in asked.items() if on), None)
+    if first is None:
+        return
+    if kind not in ("prompt", "history"):
+        has = "none" if kind is None else f"a {kind} critic"
+        raise ConfigError(f"{first}, which is for critics of prompts, and this run has {has}. Leave it out.")
+    if config.loss == "mse":
+        raise ConfigError(
+            f"{first}, which takes V for the probability of solving a prompt, but critic.loss is mse, where V may be "
+            "any number. Set critic.loss to bce, for rewards in [0, 1], or leave the other out."
+        )
+    if config.source == "probe":
+        own = [name for name in ("path", "config", "tokenizer") if getattr(config, name) is not None]
+        if own:
+            raise ConfigError(
+                f"critic.source is probe, which reads the policy's own states, but critic.{own[0]} is set, for a model "
+                f"of the critic's own. Set critic.{own[0]} to null, or critic.source to model."
+            )
+        if config.members == 2:
+            raise ConfigError(
+                "critic.members is 2 and critic.source is probe, but two logistic regressions on the same states learn "
+                "the same: their disagreement would say nothing. Set critic.members to 1, or critic.source to model."
+            )
+    if config.known_rates is not None and not config.history and kind != "history":
+        raise ConfigError(
+            f"critic.known_rates is {config.known_rates}, but nothing counts outcomes that they could begin. Set "
+            "critic.history to true."
+        )
+
+
 def _prompt_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
-    model = _value_model(PromptCritic, config, owner, saved)
-    require_readable(model, owner.prompts)
-    require_masking(model)
-    return PromptModelCritic(model, config, owner.tokenizer, rows=rows, guard=guard)
+    return _beliefs(_source(config, owner, saved, rows, guard), config, owner, saved, counts=config.history)
+
+
+def _history_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
+    source = RateSource(0.5 if config.prior is None else config.prior)
+    if saved is not None:
+        source.load(saved)
+    return _beliefs(source, config, owner, saved, counts=True)
+
+
+def _beliefs(source: Source, config: CriticConfig, owner: Owner, saved: Path | None, *, counts: bool) -> BeliefCritic:
+    critic = BeliefCritic(source, history=History() if counts else None, recalibrate=config.recalibrate)
+    if saved is not None:
+        critic.load_history(saved)
+    elif critic.history is not None and config.known_rates is not None:
+        rates = known_rates(owner.training, config.known_rates)
+        critic.history.start(prompt_keys(owner.training), rates, config.known_rates_worth)
+    return critic
+
+
+def _source(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Source:
+    if config.source == "probe":
+        tokens = owner.optimizer.tokens_per_microbatch
+        probe = ProbeSource(owner.policy, owner.tokenizer, config, tokens_per_microbatch=tokens, rows=rows, guard=guard)
+        if saved is not None:
+            probe.model.load_head(saved)
+        return probe
+
+    def model(saved: Path | None, name: str) -> PromptModelCritic:
+        made = _value_model(PromptCritic, config, owner, saved)
+        require_readable(made, owner.prompts)
+        require_masking(made)
+        return PromptModelCritic(made, config, owner.tokenizer, rows=rows, guard=guard, name=name)
+
+    first = model(saved, "critic")
+    if config.members == 1:
+        return first
+    return PairSource(first, model(None if saved is None else saved / SECOND_FOLDER, "critic_2"))
 
 
 def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
@@ -101,6 +190,7 @@ _CRITICS: Mapping[str, Callable[[CriticConfig, Owner, Path | None, int, StepGuar
     "prompt": _prompt_critic,
     "token": _token_critic,
     "tracker": _tracker,
+    "history": _history_critic,
 }
 
 

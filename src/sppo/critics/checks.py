@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
+import numpy as np
 import torch
 
+from sppo.critics.belief import Floats
 from sppo.critics.models import OTHER_TRUNK, PromptCritic, TokenCritic
 from sppo.errors import DataError, ModelError
 from sppo.models.checks import (
@@ -40,6 +43,29 @@ def require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
                 f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
                 f"{limit}. Lower data.max_prompt_tokens, or choose another critic."
             )
+
+
+def known_rates(prompts: Sequence[Prompt], column: str) -> Floats:
+    """Returns [N] the solve rate that a column of each prompt's row gives.
+
+    Raises:
+        DataError: a row without it, or with something else than a number in [0, 1]; names the row and what it has.
+    """
+    rates = np.empty(len(prompts))
+    for place, prompt in enumerate(prompts):
+        if column not in prompt.columns:
+            raise DataError(
+                f"critic.known_rates is {column}, but prompt {prompt.id!r} has no such column; it has: "
+                f"{', '.join(map(str, prompt.columns)) or 'none'}."
+            )
+        value = prompt.columns[column]
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+            raise DataError(
+                f"critic.known_rates is {column}, but in prompt {prompt.id!r} that is {value!r}, no solve rate in "
+                "[0, 1]. Mend or leave out such rows, or name another column."
+            )
+        rates[place] = float(value)
+    return rates
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""What both critics that are models share: optimiser, mini-batches, the start of V."""
+"""What all critics that learn by gradients share: optimiser, mini-batches, the start of V."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,15 +12,25 @@ from torch import Tensor
 from sppo.batch import Batch
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
-from sppo.critics.models import Model
+from sppo.critics.models import ScalarHead
 from sppo.types import Prompt
 from sppo.update.steps import StepGuard, make_optimizer, mean_of_finite, minibatches
 
+Learner = TypeVar("Learner", bound=ScalarHead)
 
-class _ModelCritic(Generic[Model]):
-    """What both critics that are models share."""
 
-    def __init__(self, model: Model, config: CriticConfig, *, rows: int = 1, guard: StepGuard | None = None) -> None:
+class _ModelCritic(Generic[Learner]):
+    """What all critics that learn by gradients share."""
+
+    def __init__(
+        self,
+        model: Learner,
+        config: CriticConfig,
+        *,
+        rows: int = 1,
+        guard: StepGuard | None = None,
+        name: str = "critic",
+    ) -> None:
         """Wraps the model.
 
         Args:
@@ -28,13 +38,15 @@ class _ModelCritic(Generic[Model]):
             config: learning rate, mini-batches, epochs, prior.
             rows: B when no sample is left out; fixes the number of mini-batches.
             guard: takes the optimiser steps; default: one of its own.
+            name: of its optimiser.
         """
         self.model = model
         self.config = config
         self.rows = rows
+        self.name = name
         self.guard = guard or StepGuard(max_skipped=1)
         self.adam = make_optimizer(model, config.learning_rate, config.weight_decay)
-        self.optimizers: Mapping[str, torch.optim.Optimizer] = {"critic": self.adam}
+        self.optimizers: Mapping[str, torch.optim.Optimizer] = {name: self.adam}
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """Nothing: a model has a value for every prompt."""
@@ -73,6 +85,6 @@ class _ModelCritic(Generic[Model]):
             for part_loss in losses(rows):
                 part_loss.backward()
                 loss += float(part_loss.detach())
-            norms.append(self.guard.step("critic", self.adam, self.model, loss))
+            norms.append(self.guard.step(self.name, self.adam, self.model, loss))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}

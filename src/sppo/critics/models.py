@@ -46,7 +46,63 @@ OTHER_TRUNK = "Choose another trunk with --critic.path or --critic.config."
 HEAD_FILE = "value_head.safetensors"
 
 
-class ValueModel(nn.Module):
+class ScalarHead(nn.Module):
+    """A number from a state; where its value begins, and in which file it is kept."""
+
+    head: nn.Linear
+
+    def __init__(self, file: str) -> None:
+        """Begins without a head, which comes behind whatever else has weights, so that their order is that of old."""
+        super().__init__()
+        self.file = file
+        self.started = False
+        """Whether the head's bias has been set to where V begins."""
+        self.probability = True
+        """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
+
+    def add_head(self, width: int) -> None:
+        """Makes the head, on states of this width."""
+        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the critic's weights are."""
+        return self.head.weight.device
+
+    def set_prior(self, solve_rate: float) -> None:
+        """Starts sigmoid(logit) at `solve_rate`; kept away from 0 and 1, where the logit is infinite."""
+        rate = min(max(solve_rate, 0.01), 0.99)
+        self.set_bias(math.log(rate / (1 - rate)))
+
+    def set_bias(self, bias: float) -> None:
+        """Starts the head's output at `bias` for every input."""
+        with torch.no_grad():
+            self.head.bias.fill_(bias)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the head."""
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
+            folder / self.file,
+            metadata={
+                "value": "probability" if self.probability else "output",
+                "started": "yes" if self.started else "no",
+            },
+        )
+
+    def load_head(self, folder: Path) -> None:
+        """Reads the head that `save_pretrained` wrote."""
+        self.head.load_state_dict(load_file(folder / self.file))
+        with safe_open(folder / self.file, "pt") as head:
+            said = head.metadata() or {}
+        self.probability = said.get("value") != "output"
+        self.started = said.get("started") != "no"
+
+
+class ValueModel(ScalarHead):
     """A trunk of any transformers model with a scalar head; saved as a folder that AutoModel loads, and the head."""
 
     def __init__(
@@ -68,52 +124,23 @@ class ValueModel(nn.Module):
         Raises:
             ModelError: the trunk can't read a row by itself, or can't recompute.
         """
-        super().__init__()
+        super().__init__(HEAD_FILE)
         self.trunk = trunk
         self.tokenizer = tokenizer
         self.tokens_per_microbatch = tokens_per_microbatch
-        self.started = False
-        """Whether the head's bias has been set to where V begins."""
-        self.probability = True
-        """Whether V of a prompt is sigmoid(output); else it is the output itself (critic.loss mse)."""
         disable_dropout(trunk)
         # A row is read once, so a cache would only take memory.
         trunk.config.use_cache = False
         trunk.eval()
-        # Zero weights: every value starts at the bias, so the first advantages are R minus a constant.
-        self.head = nn.Linear(state_width(trunk), 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.add_head(state_width(trunk))
         if gradient_checkpointing:
             enable_gradient_checkpointing(trunk, "critic.gradient_checkpointing")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the critic's weights are."""
-        return self.head.weight.device
-
-    def set_prior(self, solve_rate: float) -> None:
-        """Starts sigmoid(logit) at `solve_rate`; kept away from 0 and 1, where the logit is infinite."""
-        rate = min(max(solve_rate, 0.01), 0.99)
-        self.set_bias(math.log(rate / (1 - rate)))
-
-    def set_bias(self, bias: float) -> None:
-        """Starts the head's output at `bias` for every input."""
-        with torch.no_grad():
-            self.head.bias.fill_(bias)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
         self.trunk.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
-            folder / HEAD_FILE,
-            metadata={
-                "value": "probability" if self.probability else "output",
-                "started": "yes" if self.started else "no",
-            },
-        )
+        super().save_pretrained(folder)
 
     @classmethod
     def from_pretrained(
@@ -150,11 +177,7 @@ class ValueModel(nn.Module):
             tokens_per_microbatch=tokens_per_microbatch,
             gradient_checkpointing=gradient_checkpointing,
         )
-        critic.head.load_state_dict(load_file(path / HEAD_FILE))
-        with safe_open(path / HEAD_FILE, "pt") as head:
-            said = head.metadata() or {}
-        critic.probability = said.get("value") != "output"
-        critic.started = said.get("started") != "no"
+        critic.load_head(path)
         return critic.to(device)
 
 
@@ -170,16 +193,7 @@ class PromptCritic(ValueModel):
 
     def last_states(self, token_rows: Sequence[TokenIds]) -> Tensor:
         """Returns [U, H], the trunk's state at the last token of each prompt."""
-        counts = [len(row) for row in token_rows]
-        width = max(counts)
-        ids = torch.from_numpy(pad_right(token_rows)).to(self.device)  # [U, S]
-        lengths = torch.tensor(counts, device=self.device)
-        # Encoders look at padding unless told not to; causal trunks ignore what comes after.
-        mask = None if min(counts) == width else (torch.arange(width, device=self.device) < lengths[:, None]).long()
-        hidden = self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
-        # The last prompt token by index: right for any padding side that the tokenizer prefers.
-        last: Tensor = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
-        return last
+        return last_states(self.trunk, token_rows)
 
     def values(self, prompts: Sequence[Prompt]) -> Tensor:
         """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
@@ -193,6 +207,20 @@ class PromptCritic(ValueModel):
         for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
             logits[part] = self.logits([token_rows[row] for row in part]).cpu()
         return (logits.sigmoid() if self.probability else logits)[inverse]
+
+
+def last_states(trunk: PreTrainedModel, token_rows: Sequence[TokenIds]) -> Tensor:
+    """Returns [U, H], a trunk's state at the last token of each row, in one forward pass."""
+    counts = [len(row) for row in token_rows]
+    width = max(counts)
+    ids = torch.from_numpy(pad_right(token_rows)).to(trunk.device)  # [U, S]
+    lengths = torch.tensor(counts, device=trunk.device)
+    # Encoders look at padding unless told not to; causal trunks ignore what comes after.
+    mask = None if min(counts) == width else (torch.arange(width, device=trunk.device) < lengths[:, None]).long()
+    hidden = trunk(input_ids=ids, attention_mask=mask).last_hidden_state  # [U, S, H]
+    # The last prompt token by index: right for any padding side that the tokenizer prefers.
+    last: Tensor = hidden[torch.arange(len(ids), device=trunk.device), lengths - 1]
+    return last
 
 
 def distinct(encoded: Sequence[TokenIds]) -> tuple[list[TokenIds], Tensor]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ class OutcomeStore:
         keys[self._rows] = self._sorted
         return {"keys": keys.view(np.int64), "alpha": self.alpha, "beta": self.beta, "seen": self.seen}
 
-    def load(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+    def load(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """What `arrays` gave."""
         keys = arrays["keys"].view(np.uint64)
         order = np.argsort(keys)

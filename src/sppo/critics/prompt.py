@@ -1,13 +1,12 @@
 """V(prompt) by a model that reads the prompt's text (SPPO).
 
-Shapes: B sequences, U distinct prompts among them.
+Shapes: B sequences, N prompts, U distinct prompts among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -15,7 +14,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.algorithms.value_loss import bce_value_loss, squared_value_loss
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import CriticConfig
-from sppo.critics.belief import PRIOR_WORTH, Beliefs
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import PromptCritic, distinct
@@ -26,7 +24,7 @@ from sppo.update.steps import StepGuard
 
 
 class PromptModelCritic(_ModelCritic[PromptCritic]):
-    """V(prompt) by a model that reads the prompt's text (SPPO)."""
+    """V(prompt) by a model that reads the prompt's text (SPPO): the source that `fusion.py` makes a belief of."""
 
     def __init__(
         self,
@@ -36,8 +34,9 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
         *,
         rows: int = 1,
         guard: StepGuard | None = None,
+        name: str = "critic",
     ) -> None:
-        super().__init__(model, config, rows=rows, guard=guard)
+        super().__init__(model, config, rows=rows, guard=guard, name=name)
         # Then the rollouts' prompt ids are the ones that this critic would make.
         self.reads_policy_ids = model.tokenizer is policy_tokenizer
 
@@ -51,12 +50,14 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
             return [rollout.prompt_token_ids for rollout in batch.rollouts]
         return encode_many(batch.prompts, self.model.tokenizer)
 
-    def beliefs(self, prompts: Sequence[Prompt]) -> Beliefs | None:
-        """V of each prompt, unknown of a critic that is damaged; None of one that learns by squares."""
-        if not self.model.probability:
-            return None
-        mean = self.model.values(prompts).flatten().double().numpy()
-        return Beliefs(np.where(np.isfinite(mean), mean, np.nan), np.full(len(mean), PRIOR_WORTH))
+    @property
+    def probability(self) -> bool:
+        """Whether V is a probability; not of a critic that learns by squares."""
+        return self.model.probability
+
+    def prompt_values(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[N, 1] V of prompts, whatever batch they are in."""
+        return self.model.values(prompts)
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""

@@ -19,7 +19,7 @@ from sppo.algorithms.table import Algorithm, settle_algorithm
 from sppo.config import Config, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
-from sppo.critics.build import Owner, build_critic
+from sppo.critics.build import Owner, build_critic, check_critic
 from sppo.critics.critic import Critic
 from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream, fingerprint
@@ -81,6 +81,7 @@ def check(config: Config, given: Given) -> Config:
     algorithm = algorithm_of(config)
     if algorithm.critic in ("prompt", "token"):
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
+    check_critic(config.critic, algorithm.critic)
     prefit = config.critic.prefit
     if (prefit.samples or prefit.path is not None) and algorithm.critic in (None, "tracker"):
         raise ConfigError(
@@ -346,6 +347,7 @@ def _critic(
         config.data.max_prompt_tokens,
         (*prompts.training, *prompts.held_out),
         config.model.trust_remote_code,
+        prompts.training,
     )
     made = config.critic.prefit.path
     begun = checkpoint or (None if made is None else prefit_checkpoint(Path(made)))
