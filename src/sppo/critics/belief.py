@@ -5,9 +5,14 @@ N prompts.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sppo.types import Beliefs
 
-__all__ = ["PRIOR_WORTH", "Beliefs"]
+__all__ = ["PRIOR_WORTH", "Beliefs", "Floats"]
+
+Floats = NDArray[np.float64]
 
 PRIOR_WORTH = 3.2
 """What V of a prompt's text is worth in samples before outcomes have told.
