@@ -334,7 +334,7 @@ def test_cache_grows_past_its_first_room() -> None:
     assert torch.equal(keys, states)
 
 
-def test_load_weights_shares_or_copies() -> None:
+def test_load_weights_shares_the_module_and_leaves_the_one_it_had_alone() -> None:
     model, other = tiny(), tiny()
     with torch.no_grad():
         other.lm_head.weight.mul_(-1)
@@ -342,9 +342,13 @@ def test_load_weights_shares_or_copies() -> None:
     assert engine.version == 0
     engine.load_weights(model, version=3)
     assert engine.version == 3
+    own, others = (ids_of(sampled(HFEngine(one), PROMPTS, sampling(), 1)) for one in (model, other))
+    assert own != others
     engine.load_weights(other, version=4)
     assert engine.version == 4
-    assert ids_of(sampled(engine, PROMPTS, sampling(), 1)) == ids_of(sampled(HFEngine(other), PROMPTS, sampling(), 1))
+    assert ids_of(sampled(engine, PROMPTS, sampling(), 1)) == others
+    engine.load_weights(model, version=5)
+    assert ids_of(sampled(engine, PROMPTS, sampling(), 1)) == own
 
 
 def test_context_is_checked_before_sampling() -> None:

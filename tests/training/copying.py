@@ -39,8 +39,10 @@ class CopyingEngine(HFEngine):
         return super().generate(*args, **kwargs)
 
     def load_weights(self, model, version):
-        assert not self.is_awake, "awake while the policy learns"
-        super().load_weights(model, version)
+        # Weights that it had before it may get at any time.
+        assert not self.is_awake or version <= max(self.loaded, default=0), "awake while the policy learns"
+        self._model.load_state_dict(model.state_dict())
+        self._version = version
         self.loaded.append(version)
 
 

@@ -89,9 +89,8 @@ class HFEngine:
         return self._version
 
     def load_weights(self, model: nn.Module, version: int) -> None:
-        """Notes the version; copies the weights only where `model` is another module than the engine's own."""
-        if model is not self._model:
-            self._model.load_state_dict(model.state_dict())
+        """Samples from `model` itself from now on, of the same architecture; the module it had is left as it is."""
+        self._model = model
         self._version = version
 
     def awake(self) -> AbstractContextManager[None]:
