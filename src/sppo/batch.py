@@ -67,7 +67,7 @@ class Estimates:
     """[B, 1] (of the prompt) or [B, T] (before each token) float32, probabilities where the critic is trained by BCE;
     None for algorithms without a critic."""
     ref_logprobs: Tensor | None = None
-    """[B, T] float32 of the reference policy; None where neither a KL term nor the joint ratio asks for them."""
+    """[B, T] float32 of the reference policy; None where no KL term, joint ratio or regression asks for them."""
     kl_penalty: Tensor | None = None
     """[B, T] float32, what a KL penalty takes from the reward at each token; None where there is none."""
     importance_weights: Tensor | None = None

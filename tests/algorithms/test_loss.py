@@ -417,6 +417,7 @@ LOSSES = {
     "joint ratio": LossOptions(ratio="joint"),
     "joint ratio in a band": LossOptions(ratio="joint", joint_band=0.02),
     "cispo": LossOptions(surrogate="cispo", whitening="token"),
+    "regression on the joint ratio": replace(ALGORITHMS["astar_po"].loss, regression_beta=0.5),
     "kl": LossOptions(kl_coefficient=0.3),
     "entropy": LossOptions(entropy_coefficient=0.3),
     "all": LossOptions(whitening="token", kl_coefficient=0.1, kl_estimator="k2", entropy_coefficient=0.1),

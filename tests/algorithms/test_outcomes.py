@@ -22,6 +22,7 @@ GROUP = 0.5 / (0.5**0.5 + 1e-6)  # rewards 1 and 0 have the deviation sqrt(1/2)
 EXPECTED = {
     "sppo": [0.75, -0.25, 0.5, 0.5],
     "spo": [0.75, -0.25, 0.5, 0.5],
+    "astar_po": [0.75, -0.25, 0.5, 0.5],
     "ppo": [0.5, -0.5, 0.5, 0.5],
     "ppo_bce": [0.5, -0.5, 0.5, 0.5],
     "grpo": [GROUP, -GROUP, 0.0, 0.0],
@@ -42,8 +43,8 @@ def test_the_numbers_below_cover_the_table():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_algorithm_makes_credit_of_bare_tensors(name):
     algorithm = ALGORITHMS[name]
-    values = {None: None, "prompt": PROMPT_VALUES, "tracker": PROMPT_VALUES, "token": torch.full((4, 3), 0.5)}
-    outcomes = replace(BARE, values=values[algorithm.critic])
+    values = {None: None, "token": torch.full((4, 3), 0.5)}.get(algorithm.critic, PROMPT_VALUES)
+    outcomes = replace(BARE, values=values)
     credit = algorithm.assign_credit(outcomes)
     spread = credit.advantages.expand_as(MASK)
     for row, expected in enumerate(EXPECTED[name]):

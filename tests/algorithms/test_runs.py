@@ -38,6 +38,8 @@ RISING = {
     "gspo": {**GROUPS, "algorithm__clip_low": 0.2, "algorithm__clip_high": 0.2},
     "cispo": GROUPS,
     "spo": {},
+    # 96 prompts, whose V* is that of a policy that writes hardly a three.
+    "astar_po": {},
 }
 SHORT = {
     "evaluation__every": 0, "checkpoint__every": 0, "evaluation__prompts": 4, "evaluation__final_samples_per_prompt": 1,
@@ -72,6 +74,8 @@ RESUMED = {
     "ppo": {"algorithm__name": "ppo", "critic__prefit__samples": 8},
     "spo": {"algorithm__name": "spo", "algorithm__options": {"offline_samples": 2}, "evaluation__prompts": 92},
     "remax": {"algorithm__name": "remax"},
+    # 92 prompts in steps of 8: each step samples new ones from the reference, which resuming must find again.
+    "astar_po": {"algorithm__name": "astar_po", "algorithm__options": {"offline_samples": 3, "beta": 0.1}},
     # Two samples of a 0/1 reward are often alike, so that steps take several rounds from the stream.
     "dapo": {"algorithm__name": "dapo", "sampling__samples_per_prompt": 2},
     "kl in the loss": {"algorithm__name": "rloo", "sampling__samples_per_prompt": 2, "algorithm__kl_coefficient": 0.1},
@@ -99,8 +103,9 @@ def test_two_steps_and_two_more_are_four(tmp_path, kind):
         left, right = (load_file(folder / name) for folder in last)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left), name
-    if kind == "spo":
-        left, right = ((folder / "critic" / "tracker.json").read_text() for folder in last)
+    if kind in ("spo", "astar_po"):
+        kept = {"spo": "tracker.json", "astar_po": "optimal_values.json"}[kind]
+        left, right = ((folder / "critic" / kept).read_text() for folder in last)
         assert left == right
     for key in ("responses", "tokens", "accuracy_after", "responses_left_out"):
         assert parts[key] == whole[key], key
@@ -108,7 +113,7 @@ def test_two_steps_and_two_more_are_four(tmp_path, kind):
     same = [[{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/", "eval/"))} for line in run]
             for run in lines]  # fmt: skip
     assert same[0] == same[1]
-    if kind.startswith(("kl", "joint")):
+    if kind.startswith(("kl", "joint", "astar")):
         distances = [line["policy/kl_to_reference"] for line in lines[1]]
         assert distances[0] < 1e-9
         assert min(distances[2:]) > 1e-5  # a reference made anew on resuming would be at no distance
@@ -208,6 +213,16 @@ def test_a_group_of_one_is_refused_and_never_becomes_the_bare_reward(name):
          r"kl_estimator is k2 and .*kl_place is reward"),
         *[({"name": name, "ratio": ratio}, rf"ratio is {ratio}, which all .* {name} gives each token")
           for name in ("ppo", "ppo_bce", "reinforce_pp") for ratio in ("sequence", "joint")],
+        *[({"name": "astar_po", key: value}, rf"algorithm\.{key} bounds a ratio, but astar_po .* Leave it out")
+          for key, value in (("clip_low", 0.2), ("clip_high", 0.2), ("dual_clip", 3.0))],
+        ({"name": "astar_po", "ratio": "joint", "options": {"joint_band": 1.0}}, r"options\.joint_band bounds a ratio"),
+        *[({"name": "astar_po", "ratio": ratio}, rf"ratio is {ratio}, but astar_po regresses the whole response's")
+          for ratio in ("token", "sequence")],
+        *[({"name": "astar_po", "aggregation": cut}, rf"aggregation is {cut}, but astar_po is a mean over responses")
+          for cut in ("token_mean", "sequence_sum")],
+        ({"name": "astar_po", "whitening": "sequence"}, r"whitening is sequence, but astar_po .* set it to none"),
+        *[({"name": "astar_po", "kl_coefficient": 0.1, "kl_place": place}, r"kl_coefficient is 0\.1, .* raise beta")
+          for place in ("loss", "reward")],
         ({"name": "cispo", "samples": 8, "dual_clip": 3.0}, r"dual_clip .* cispo's weights are clipped already"),
         ({"name": "cispo", "samples": 8, "ratio": "sequence"}, r"algorithm\.ratio is sequence, but cispo"),
         ({"name": "cispo", "samples": 8, "ratio": "joint"}, r"algorithm\.ratio is joint, but cispo"),
@@ -234,6 +249,8 @@ def test_pairs_that_cannot_mean_what_they_say_are_refused_with_the_reason(option
         {"name": "rloo", "samples": 8, "dynamic_sampling": True},
         {"name": "gspo", "samples": 8, "dual_clip": 3.0},
         {"name": "sppo", "ratio": "sequence"},
+        {"name": "astar_po", "ratio": "joint", "aggregation": "sequence_mean", "whitening": "none"},
+        {"name": "astar_po", "samples": 8, "overlong_penalty_tokens": 8, "entropy_coefficient": 0.1},
     ],
 )
 def test_their_neighbours_that_do_mean_something_are_not(options):
@@ -277,6 +294,9 @@ def test_a_token_critic_with_a_tokenizer_of_its_own_is_refused(tmp_path, name):
         ("spo", {"rho_min": 0.97}, r"rho_min is 0\.97, more than rho_max, 0\.96"),
         ("spo", {"offline_samples": -1}, r"algorithm\.options\.offline_samples is -1"),
         ("spo", {"offline_samples": 2.5}, r"offline_samples is 2\.5, but must be a whole number"),
+        ("astar_po", {"offline_samples": 0}, r"algorithm\.options\.offline_samples is 0"),
+        ("astar_po", {"beta": 0.0}, r"algorithm\.options\.beta is 0"),
+        ("astar_po", {"beta_value": -0.5}, r"algorithm\.options\.beta_value is -0\.5"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_before_any_work(name, options, message):
@@ -343,6 +363,11 @@ def test_the_table_and_the_options_name_the_same_algorithms():
     for name, algorithm in ALGORITHMS.items():
         assert algorithm.options == ALGORITHM_OPTIONS[name]()
         assert settle_algorithm(AlgorithmConfig(name=name), 8) == algorithm
+
+
+def test_astar_pos_own_beta_becomes_that_of_its_loss():
+    said = AlgorithmConfig(name="astar_po", options={"beta": 0.02})
+    assert settle_algorithm(said, 1).loss == replace(ALGORITHMS["astar_po"].loss, regression_beta=0.02)
 
 
 def test_whole_numbers_of_earlier_configs_were_written_with_a_point():

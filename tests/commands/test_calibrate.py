@@ -151,7 +151,14 @@ def test_a_tracker_knows_only_prompts_it_has_seen(tmp_path):
     assert set(result["prompt_ids"]) <= trained_on
 
 
-@pytest.mark.parametrize(("name", "said"), [("grpo", "has no critic"), ("ppo", "values the states of a response")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("grpo", "has no critic"),
+        ("ppo", "values the states of a response"),
+        ("astar_po", r"has a V\* above the solve rate"),
+    ],
+)
 def test_algorithms_without_a_value_of_the_prompt_are_refused(run, name, said):
     options = yaml.safe_load((run / "config.yaml").read_text())
     options["algorithm"]["name"] = name

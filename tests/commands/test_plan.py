@@ -78,8 +78,8 @@ def test_sampling_is_that_of_the_phase_that_takes_most():
     assert "40 rows of 1,000 tokens (evaluation)" in lines(**longer)["sampling"]
     often = {"evaluation__samples_per_prompt": 5, "engine__max_rows": 512}
     assert "50 rows of 320 tokens (evaluation)" in lines(**often)["sampling"]
-    assert "64 rows of 320 tokens (first counts of prompts)" in lines("spo")["sampling"]
-    assert "256 rows of 320 tokens (first counts of prompts)" in lines("spo", engine__max_rows=512)["sampling"]
+    assert "64 rows of 320 tokens (offline samples of prompts)" in lines("spo")["sampling"]
+    assert "256 rows of 320 tokens (offline samples of prompts)" in lines("spo", engine__max_rows=512)["sampling"]
 
 
 def test_reading_the_prompts_may_take_more_than_the_cache():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from sppo.algorithms.astar_po import optimal_value
 from sppo.config.recipes import load_recipe
+from sppo.critics.optimal import OptimalValueCritic
 from sppo.critics.tracker import TrackerCritic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import RewardError
@@ -26,7 +30,12 @@ class CountingEngine:
         self.engine = engine
         self.calls: list[tuple[list, object, list]] = []
 
-    version = 0
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    def load_weights(self, model, version):
+        self.engine.load_weights(model, version)
 
     def awake(self):
         return self.engine.awake()
@@ -154,6 +163,76 @@ def test_spo_refuses_rewards_that_no_count_can_hold():
         parts.collector.collect(1, version=0)
 
 
+def made_with_reference(reward, **options) -> tuple[Parts, CountingEngine]:
+    """As a run of A*-PO is once its reference is read: the policy as it starts."""
+    parts, engine = made(reward, algorithm__name="astar_po", algorithm__options={"offline_samples": 3}, **options)
+    parts.policy.reference = copy.deepcopy(parts.policy.model)
+    return parts, engine
+
+
+def test_astar_po_values_each_new_prompt_by_offline_samples_once():
+    parts, engine = made_with_reference(has_a_three)
+    first = parts.collector.collect(1, version=0)
+    assert first.extra_responses == 24
+    assert sampled(first) == (engine.responses, engine.tokens)
+    assert isinstance(parts.critic, OptimalValueCritic)
+    assert {rollout.prompt.id for rollout in first.rollouts} == set(parts.critic.optimal)
+    for step in range(2, 13):
+        assert parts.collector.collect(step, version=0).extra_responses == 24
+    assert parts.collector.collect(13, version=0).extra_responses == 0
+
+
+def test_astar_pos_offline_samples_are_the_references_however_far_the_policy_has_moved():
+    (still, unmoved), (parts, engine) = made_with_reference(has_a_three), made_with_reference(has_a_three)
+    with torch.no_grad():
+        for weight in parts.policy.model.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    weights = {name: weight.clone() for name, weight in parts.policy.model.state_dict().items()}
+    engine.load_weights(parts.policy.model, 7)
+    still.collector.collect(1, version=0)
+    collected = parts.collector.collect(1, version=7)
+    online, offline = (
+        [[one.token_ids.tolist() for one in engines.calls[number][2]] for engines in (unmoved, engine)]
+        for number in (0, 1)
+    )
+    assert online[0] != online[1]
+    assert offline[0] == offline[1]
+    assert {rollout.policy_version for rollout in collected.rollouts} == {7}
+    # Afterwards the engine has the policy again, and neither model has changed.
+    assert engine.version == 7
+    assert all(torch.equal(weight, weights[name]) for name, weight in parts.policy.model.state_dict().items())
+    engine.calls.clear()
+    parts.collector.collect(1, version=7)
+    assert isinstance(parts.critic, OptimalValueCritic)
+    assert len(parts.critic.optimal) == 16
+
+
+def test_astar_pos_offline_rewards_bear_the_overlong_penalty_as_the_sampled_ones_do():
+    parts, engine = made_with_reference(
+        lambda prompts, completions, **_: [1.0] * len(prompts), algorithm__overlong_penalty_tokens=4
+    )
+    collected = parts.collector.collect(1, version=0)
+    lengths = [len(one) for one in engine.calls[1][2]]
+    assert max(lengths) > 2
+    assert isinstance(parts.critic, OptimalValueCritic)
+    for number, rollout in enumerate(collected.rollouts):
+        rewards = [1.0 - max(length - 2, 0) / 4 for length in lengths[3 * number : 3 * number + 3]]
+        assert parts.critic.optimal[rollout.prompt.id] == pytest.approx(optimal_value(rewards, 0.5))
+
+
+def test_an_offline_sample_that_could_not_be_judged_is_no_part_of_the_value():
+    calls = []
+
+    def first_of_three_unknown(prompts, completions, **columns):
+        calls.append(completions)
+        return [None if len(calls) == 2 and index % 3 == 0 else 1.0 for index in range(len(completions))]
+
+    parts, _ = made_with_reference(first_of_three_unknown)
+    parts.collector.collect(1, version=0)
+    assert isinstance(parts.critic, OptimalValueCritic)
+    assert list(parts.critic.optimal.values()) == [1.0] * 8
+
+
 def test_dynamic_sampling_keeps_mixed_groups_alone_and_counts_the_rest():
     parts, engine = made(has_a_three, algorithm__name="dapo", sampling__samples_per_prompt=4)
     collected = parts.collector.collect(1, version=0)
@@ -238,6 +317,7 @@ def test_a_step_is_the_same_when_it_is_taken_again(seed):
         ("grpo", {"sampling__samples_per_prompt": 2}, 2 * 16),
         ("remax", {}, 2 * (8 + 8)),
         ("spo", {}, 2 * 8 + 16 * 8),
+        ("astar_po", {}, 2 * 8 + 16 * 8),
         ("dapo", {"sampling__samples_per_prompt": 2}, None),
     ],
 )

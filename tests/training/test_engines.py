@@ -80,6 +80,20 @@ def test_a_run_with_weights_of_its_own_is_the_run_with_the_trainers(tmp_path):
     assert [*dict.fromkeys(copied[3]["policy_version"])] == [50, 52, 54, 56]
 
 
+def test_offline_samples_of_the_reference_leave_such_an_engine_with_the_policy(tmp_path):
+    settings = {**SETTINGS, "steps": 3, "optimizer.learning_rate": 1e-2, "sft.phases": [SFT]}
+    for name, engine in (("shared", "hf"), ("copied", "copying")):
+        config = tiny_config(tmp_path / name, **settings, engine__name=engine, algorithm__name="astar_po")
+        train(config, Given(reward_function=likes_threes))
+    shared, copied = (read_metrics(tmp_path / name) for name in ("shared", "copied"))
+    same = ("reward/mean", "critic/optimal_value_mean", "policy/loss", "policy/kl_to_reference", "eval/accuracy")
+    for name in same:
+        assert [line.get(name) for line in shared] == [line.get(name) for line in copied], name
+    assert shared[-1]["policy/kl_to_reference"] > 1e-3
+    # The reference for each step's new prompts, and back to the policy, which then learns.
+    assert CopyingEngine.made[0].loaded == [25, -1, 25, 27, -1, 27, 29, -1, 29, 31]
+
+
 def test_fine_tuning_alone_measures_what_it_made(tmp_path):
     options = {"sft.phases": [SFT]}
     before, after = (

@@ -61,7 +61,7 @@ def test_a_critic_that_is_not_finite(tmp_path, monkeypatch, options, value):
         assert strict(json.dumps(record))["value"] is None
 
 
-@pytest.mark.parametrize("name", ["sppo", "ppo", "grpo", "remax", "reinforce_pp", "gspo", "cispo", "spo"])
+@pytest.mark.parametrize("name", ["sppo", "ppo", "grpo", "remax", "reinforce_pp", "gspo", "cispo", "spo", "astar_po"])
 def test_a_policy_whose_log_probabilities_are_not_finite(tmp_path, monkeypatch, name):
     monkeypatch.setattr(
         estimating, "batch_logprobs", lambda model, batch, *_: torch.full_like(batch.sampler_logprobs, math.nan)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sppo.algorithms.options import GaeOptions, PpoOptions, SpoOptions
+from sppo.algorithms.options import AstarPoOptions, GaeOptions, PpoOptions, SpoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.table import ALGORITHMS, Algorithm, settle_algorithm
 from sppo.batch import Batch, Credit, Estimates, Outcomes
@@ -17,6 +17,7 @@ from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, Sampling
 from sppo.critics.critic import Critic, NoCritic
 from sppo.critics.fusion import BeliefCritic
 from sppo.critics.models import PromptCritic, TokenCritic
+from sppo.critics.optimal import OptimalValueCritic
 from sppo.critics.prompt import PromptModelCritic
 from sppo.critics.token import TokenModelCritic
 from sppo.critics.tracker import TrackerCritic
@@ -180,6 +181,8 @@ def critic_of(name: str, policy: nn.Module) -> Critic:
         bce, clip = ALGORITHMS[name].value_loss == "bce", PpoOptions().value_clip
         model = TokenCritic(trunk, tokenizer)
         return TokenModelCritic(model, config, probability=bce, value_clip=clip, rows=8, guard=unclipped())
+    if kind == "optimal":
+        return OptimalValueCritic(AstarPoOptions())
     return TrackerCritic(policy, SpoOptions(), OPTIMIZER, 0.8) if kind == "tracker" else NoCritic()
 
 
@@ -192,7 +195,7 @@ def step_of(name: str, rollouts: list[Rollout], verdicts: list[Verdict], **optio
     metrics: dict[str, float] = {}
     for step in range(2):
         batch = collate(rollouts, verdicts, process_weight=0.5 if verdicts[0].step_scores else 0.0)
-        needed = reference if options.get("kl_coefficient") else None
+        needed = reference if algorithm.needs_reference else None
         before, gaps = estimate(batch, policy, needed, critic.values(batch), section, OPTIMIZER, SAMPLING)
         credit = credit_of(algorithm, batch, before)
         learned = critic.learn(batch, before, credit, seed=step)
@@ -207,6 +210,7 @@ def step_of(name: str, rollouts: list[Rollout], verdicts: list[Verdict], **optio
 CASES = {
     "sppo": {}, "ppo": {}, "ppo_bce": {}, "grpo": {"kl_coefficient": 0.1}, "gspo": {}, "cispo": {}, "dr_grpo": {},
     "reinforce_pp": {"kl_coefficient": 0.1, "kl_place": "reward", "kl_estimator": "k1"}, "spo": {},
+    "astar_po": {},
     "rloo": {"old_logprobs": "sampler"},
 }  # fmt: skip
 
@@ -215,7 +219,7 @@ CASES = {
 def test_a_samplers_word_on_foreign_tokens_changes_nothing(name):
     rollouts, verdicts = turns()
     verdicts = [replace(verdict, step_scores=StepScores((0, 1), (0.2, 0.9))) for verdict in verdicts]
-    if name in ("grpo", "gspo", "cispo", "dr_grpo"):  # whose gradient process rewards would bias
+    if name in ("grpo", "gspo", "cispo", "dr_grpo", "astar_po"):  # whose gradient process rewards would bias
         verdicts = turns()[1]
     expected, weights = step_of(name, rollouts, verdicts, **CASES[name])
     for logprobs in (-40.0, np.nan):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sppo.config.ranges import AtLeastOne, NotNegative, Section, Share
+from sppo.config.ranges import AtLeastOne, NotNegative, Positive, Section, Share
 
 PositiveOrInfinite = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 
@@ -62,6 +62,18 @@ class SpoOptions(Section):
 
 
 @dataclass(frozen=True)
+class AstarPoOptions(Section):
+    """A*-PO's regression on R - V*."""
+
+    beta_value: Positive = 0.5
+    """beta_1 of V*, in rewards: near 0 V* is the greatest of the offline rewards, at large values their mean."""
+    beta: Positive = 1e-3
+    """beta_2, reward a nat of a response's log-ratio: how strongly the policy is held to what training started from."""
+    offline_samples: Annotated[int, Field(ge=1, le=1000, strict=False)] = 8
+    """Responses of the policy that training started from, sampled for a new prompt's V*."""
+
+
+@dataclass(frozen=True)
 class JointOptions(Section):
     """Options of any algorithm with ratio joint."""
 
@@ -82,5 +94,6 @@ ALGORITHM_OPTIONS: dict[str, type[Section]] = {
     "gspo": NoOptions,
     "cispo": NoOptions,
     "spo": SpoOptions,
+    "astar_po": AstarPoOptions,
 }
 """The options of each algorithm; the algorithms themselves are in table.py, in the same order."""

@@ -8,7 +8,8 @@ The ratio is one of
                 leaves 2.5e-5 nats a token; `joint_band` c instead allows abs(sum) <= c sqrt(T), at most 80 nats.
 
 The surrogate is PPO's clip, with the dual clip (arXiv 1912.09729), or CISPO's, which clips the weight and keeps every
-token's gradient: -stop_gradient(clip(r)) A log pi (arXiv 2506.13585).
+token's gradient: -stop_gradient(clip(r)) A log pi (arXiv 2506.13585); or none, where the log-ratio itself is regressed
+on the advantage: (beta log r - A)^2 (A*-PO, arXiv 2505.20686).
 """
 
 from __future__ import annotations
@@ -37,13 +38,15 @@ class LossOptions:
     dual_clip: float | None = None
     """c > 1: for A < 0 a token's loss is at most -c A."""
     ratio: Literal["token", "sequence", "joint"] = "token"
-    surrogate: Literal["ppo", "cispo"] = "ppo"
+    surrogate: Literal["ppo", "cispo", "regression"] = "ppo"
     aggregation: Aggregation = "token_mean"
     whitening: Literal["none", "sequence", "token"] = "none"
     negative_share: float = 1.0
     """Share of a response's tokens, the least likely ones, that an advantage below 0 is given to."""
     joint_band: float | None = None
     """c of the joint ratio's band in log space; None: the clip range."""
+    regression_beta: float = 1.0
+    """beta of the regression, advantage a nat."""
     kl_coefficient: float = 0.0
     """Weight of the KL term in the loss; 0 where it is in the reward."""
     kl_estimator: Literal["k2", "k3"] = "k3"
@@ -78,6 +81,7 @@ def policy_loss(
     """Weighted sum of the tokens' losses.
 
     PPO: L_t = -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A); with dual clip c and A < 0: min(L_t, -c A).
+    Regression: L_t = (beta log r - A)^2, the same for all tokens of a response where they share the ratio.
     loss = sum(weights * (importance_weights * L_t + kl_coefficient * kl_t - entropy_coefficient * H_t))
 
     Args:
@@ -98,6 +102,8 @@ def policy_loss(
     log_ratio, low, high = _ratio(token_log_ratio, logprobs, ref_logprobs, inside, options)
     if options.surrogate == "cispo":
         loss, cut = _cispo(log_ratio, logprobs, advantages, inside, options)
+    elif options.surrogate == "regression":
+        loss, cut = (options.regression_beta * log_ratio - advantages) ** 2, torch.zeros_like(inside)
     else:
         loss, cut = _clipped(log_ratio, low, high, advantages, options.dual_clip)
     if importance_weights is not None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from sppo.algorithms.astar_po import astar_po_credit
 from sppo.algorithms.dr_grpo import dr_grpo_credit
 from sppo.algorithms.grpo import grpo_credit
-from sppo.algorithms.options import ALGORITHM_OPTIONS, GaeOptions, NoOptions, SppoOptions
+from sppo.algorithms.options import ALGORITHM_OPTIONS, AstarPoOptions, GaeOptions, NoOptions, SppoOptions
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.algorithms.ppo import ppo_bce_credit, ppo_credit
 from sppo.algorithms.reinforce_pp import reinforce_pp_credit
@@ -35,9 +36,10 @@ class Algorithm:
     summary: str
     credit: Callable[[Outcomes, Any], Credit]
     """Advantages, and what the critic learns, from rewards and estimates; last come the algorithm's own options."""
-    critic: Literal["prompt", "token", "tracker", "history"] | None = None
+    critic: Literal["prompt", "token", "tracker", "history", "optimal"] | None = None
     """V of the prompt by a model, V before each token by a model, V of the prompt by counting, by its past outcomes
-    alone, or none. One that `credit` doesn't look at serves the choice of prompts."""
+    alone, V* of the prompt from the reference's outcomes, or none. One that `credit` doesn't look at serves the choice
+    of prompts."""
     selection: str = "uniform"
     """How prompts are chosen, where the run doesn't say."""
     value_loss: Literal["bce", "squared"] = "bce"
@@ -60,8 +62,13 @@ class Algorithm:
     """Whether `credit` looks at what single tokens earn; else process rewards are added to what it returns."""
 
     @property
+    def offline_from_reference(self) -> bool:
+        """Whether the outcomes that the critic lacks are those of the policy that training started from."""
+        return self.critic == "optimal"
+
+    @property
     def values_the_prompt(self) -> bool:
-        """Whether V is one number a prompt, which leaves no place for rewards at single tokens."""
+        """Whether V is a prompt's expected reward, which leaves no place for rewards at single tokens."""
         return self.critic in ("prompt", "tracker", "history")
 
     @property
@@ -121,6 +128,14 @@ ALGORITHMS = {
             "spo", "A = R - v(prompt) from discounted counts (2509.13232)", spo_credit, critic="tracker",
             loss=LossOptions(clip_high=0.28, whitening="sequence"),
         ),
+        Algorithm(
+            "astar_po", "(beta log ratio to the reference - (R - V*))^2 (2505.20686)", astar_po_credit,
+            critic="optimal",
+            value_loss="squared", needs_reference=True,
+            loss=LossOptions(
+                ratio="joint", surrogate="regression", aggregation="sequence_mean", regression_beta=AstarPoOptions.beta
+            ),
+        ),
     )
 }  # fmt: skip
 
@@ -167,6 +182,8 @@ def settle_algorithm(
         algorithm = _with_squared_critic(algorithm)
     own, joint = own_options(config)
     loss = _loss(algorithm.loss, config, joint.joint_band)
+    if isinstance(own, AstarPoOptions):
+        loss = replace(loss, regression_beta=own.beta)
     dynamic = algorithm.dynamic_sampling if config.dynamic_sampling is None else config.dynamic_sampling
     settled = replace(
         algorithm,
@@ -186,6 +203,7 @@ def settle_algorithm(
     _check_ratio(settled)
     _check_kl(config)
     _check_negative_share(settled, config, process_rewards)
+    _check_regression(settled, config)
     if process_rewards:
         _check_process_rewards(settled)
     return settled
@@ -193,7 +211,8 @@ def settle_algorithm(
 
 def _with_squared_critic(algorithm: Algorithm) -> Algorithm:
     if algorithm.critic != "prompt":
-        has = "no critic" if algorithm.critic is None else f"a {algorithm.critic} critic, which learns in its own way"
+        kind = algorithm.critic
+        has = "no critic" if kind is None else f"one of the kind {kind}, which learns in its own way"
         raise ConfigError(
             f"critic.loss is mse, but that is for prompt critics, and {algorithm.name} has {has}. Leave it out."
         )
@@ -221,7 +240,9 @@ def _with_selection(algorithm: Algorithm, selection: str | None) -> Algorithm:
             "selection.name to auto or top, and critic.history to true where the critic is a model of the prompt."
         )
     if not believes:
-        said = "values tokens" if algorithm.critic == "token" else "predicts rewards of any size (critic.loss mse)"
+        said = {"token": "values tokens", "optimal": "knows what the starting policy solved alone"}.get(
+            algorithm.critic, "predicts rewards of any size (critic.loss mse)"
+        )
         raise ConfigError(f"{start}{algorithm.name}'s critic {said}. Set selection.name to uniform.")
     return replace(algorithm, selection=selection)
 
@@ -357,6 +378,33 @@ def _check_negative_share(algorithm: Algorithm, config: AlgorithmConfig, process
         raise ConfigError(f"{start}with verification.process {own}. {mend}, or leave process rewards out.")
     if algorithm.places_token_rewards and config.kl_coefficient and config.kl_place == "reward":
         raise ConfigError(f"{start}with algorithm.kl_place reward {own}. {mend}, or algorithm.kl_place to loss.")
+
+
+def _check_regression(algorithm: Algorithm, config: AlgorithmConfig) -> None:
+    """Refuses what a square around R - V* of whole responses has no place for, or what would move its optimum."""
+    loss, name = algorithm.loss, algorithm.name
+    if loss.surrogate != "regression":
+        return
+    bounds = [key for key in ("clip_low", "clip_high", "dual_clip") if getattr(config, key) is not None]
+    bounds += ["options.joint_band"] if loss.joint_band is not None else []
+    if bounds:
+        raise ConfigError(
+            f"algorithm.{bounds[0]} bounds a ratio, but {name} regresses its logarithm and clips none. Leave it out."
+        )
+    for key, needed, why in (
+        ("ratio", "joint", "regresses the whole response's log-ratio to the policy that training started from"),
+        ("aggregation", "sequence_mean", "is a mean over responses: any other would weigh a response by its length"),
+        ("whitening", "none", "regresses on R - V*, whose zero and scale say where the policy shall end"),
+    ):
+        if getattr(loss, key) != needed:
+            raise ConfigError(
+                f"algorithm.{key} is {getattr(loss, key)}, but {name} {why}. Leave it out, or set it to {needed}."
+            )
+    if config.kl_coefficient:
+        raise ConfigError(
+            f"algorithm.kl_coefficient is {config.kl_coefficient:g}, but {name} holds the policy near its start "
+            "already, as strongly as algorithm.options.beta says. Set kl_coefficient to 0 and raise beta instead."
+        )
 
 
 def _check_process_rewards(algorithm: Algorithm) -> None:

@@ -113,7 +113,11 @@ def calibrate(
 def _require_prompt_values(config: Config) -> None:
     algorithm = get_algorithm(config.algorithm.name)
     if not algorithm.values_the_prompt:
-        has = "has no critic" if algorithm.critic is None else "values the states of a response, not prompts"
+        has = {
+            None: "has no critic",
+            "token": "values the states of a response, not prompts",
+            "optimal": "has a V* above the solve rate, of the policy that training started from",
+        }[algorithm.critic]
         raise ConfigError(
             f"The run was trained with {algorithm.name}, which {has}: there is no V(prompt) to hold against solve "
             "rates. Algorithms that have one: sppo, spo."

@@ -116,7 +116,7 @@ def _samplings(config: Config, algorithm: Algorithm, held_out: int) -> list[_Sam
     prompts, offline = config.prompts_per_step, getattr(algorithm.options, "offline_samples", 0)
     planned = [
         ("training", prompts, config.sampling.samples_per_prompt, data.max_prompt_tokens),
-        ("first counts of prompts", prompts, offline, data.max_prompt_tokens),
+        ("offline samples of prompts", prompts, offline, data.max_prompt_tokens),
         ("evaluation", held_out, config.evaluation_samples(evaluation.samples_per_prompt), longest),
         ("evaluation", held_out, config.evaluation_samples(evaluation.final_samples_per_prompt), longest),
     ]

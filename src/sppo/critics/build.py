@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.options import PpoOptions, SpoOptions
+from sppo.algorithms.options import AstarPoOptions, PpoOptions, SpoOptions
 from sppo.algorithms.table import Algorithm
 from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.checks import known_rates, require_causal, require_masking, require_readable
@@ -17,6 +17,7 @@ from sppo.critics.critic import Critic, NoCritic
 from sppo.critics.fusion import BeliefCritic, Source
 from sppo.critics.history import History
 from sppo.critics.models import Model, PromptCritic, TokenCritic, make_value_model
+from sppo.critics.optimal import OptimalValueCritic
 from sppo.critics.outcomes import prompt_keys
 from sppo.critics.probe import ProbeSource
 from sppo.critics.prompt import PromptModelCritic
@@ -186,11 +187,21 @@ def _tracker(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, 
     return tracker
 
 
+def _optimal(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
+    own = owner.algorithm.options
+    assert isinstance(own, AstarPoOptions), "V* is A*-PO's"
+    critic = OptimalValueCritic(own)
+    if saved is not None:
+        critic.load(saved)
+    return critic
+
+
 _CRITICS: Mapping[str, Callable[[CriticConfig, Owner, Path | None, int, StepGuard], Critic]] = {
     "prompt": _prompt_critic,
     "token": _token_critic,
     "tracker": _tracker,
     "history": _history_critic,
+    "optimal": _optimal,
 }
 
 

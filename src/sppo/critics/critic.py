@@ -1,7 +1,7 @@
 """The critics as the loop sees them: values before the update, one update a step, whole in a checkpoint.
 
-Three kinds: a model that values prompts (SPPO), a model that values every token (PPO), and counts of each prompt's own
-past (SPO). Shapes: B sequences, T response tokens.
+Four kinds: a model that values prompts (SPPO), a model that values every token (PPO), counts of each prompt's own past
+(SPO), and the optimal value from offline outcomes (A*-PO). Shapes: B sequences, T response tokens.
 """
 
 from __future__ import annotations

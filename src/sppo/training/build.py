@@ -378,6 +378,7 @@ def _collector(
         tokenizer=tokenizer,
         grader=grader,
         process=process,
+        policy=learner,
         critic=critic,
         algorithm=algorithm,
         sampling=sampling_parameters(config.sampling, tokenizer, learner.model),

@@ -1,7 +1,7 @@
 """One step's responses, graded: sampled ones, and whatever else the algorithm's baseline needs.
 
 Everything that is generated is counted, also greedy responses (ReMax), the outcomes that a critic lacks of a prompt
-(SPO) and groups that dynamic sampling throws away (DAPO): a comparison by responses would be unfair otherwise.
+(SPO, A*-PO) and groups that dynamic sampling throws away (DAPO): a comparison by responses would be unfair otherwise.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from sppo.rollouts.sample import sample
 from sppo.runs.seeds import row_seeds
 from sppo.training.collate import LengthRules, collate, why_nothing
 from sppo.types import Prompt, Rollout, Verdict
+from sppo.update.learner import PolicyLearner
 from sppo.verifiers.grading import Grader
 
 MAX_ROUNDS = 4
 """Most rounds of sampling in a step of dynamic sampling; the step goes on with the groups found by then."""
+REFERENCE_VERSION = -1
+"""Of the policy that training started from, while the engine has it; the policy under training counts from 0."""
 Group = tuple[list[Rollout], list[Verdict]]
 """The G responses to one drawing of a prompt."""
 
@@ -87,6 +90,8 @@ class Collector:
     grader: Grader
     process: ProcessRewards | None
     """Scores single steps of the responses, where asked for."""
+    policy: PolicyLearner
+    """Asked for its reference, where the critic's offline outcomes are of that."""
     critic: Critic
     algorithm: Algorithm
     sampling: SamplingParameters
@@ -255,12 +260,31 @@ class Collector:
         asked = [prompt for prompt, count in wanted for _ in range(count)]
         if not asked:
             return []
-        rollouts, verdicts = self._sample(asked, self.sampling, 1, "offline", now)
-        judged = iter(verdicts)
+        with self._offline_policy(now):
+            rollouts, verdicts = self._sample(asked, self.sampling, 1, "offline", now)
+        judged = zip(rollouts, verdicts, strict=True)
         for prompt, count in wanted:
-            rewards = [next(judged).reward for _ in range(count)]
-            self.critic.observe(prompt, [reward for reward in rewards if reward is not None])
+            some = [next(judged) for _ in range(count)]
+            # V is of the same reward as what it is taken from: with its overlong penalty.
+            rewards = [v.reward + self.rules.penalty(r) for r, v in some if v.reward is not None]
+            self.critic.observe(prompt, rewards)
         return rollouts
+
+    @contextmanager
+    def _offline_policy(self, now: _Collecting) -> Iterator[None]:
+        """Lets the engine sample from the policy that the critic wants outcomes of."""
+        if not self.algorithm.offline_from_reference:
+            yield
+            return
+        reference, version = self.policy.reference, now.version
+        assert reference is not None, "the reference is read before the first step"
+        self.engine.load_weights(reference, REFERENCE_VERSION)
+        now.version = REFERENCE_VERSION
+        try:
+            yield
+        finally:
+            self.engine.load_weights(self.policy.model, version)
+            now.version = version
 
 
 def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:

@@ -155,7 +155,7 @@ def require_reference(folder: Path, step: int) -> Path:
     reference = folder / "reference"
     if step and not reference.is_dir():
         raise RunFolderError(
-            f"{reference} is missing: the policy that the run started from, which the KL term or the joint ratio "
-            f"needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
+            f"{reference} is missing: the policy that the run started from, which a KL term, the joint ratio or "
+            f"A*-PO needs. Copy the policy folder of checkpoint step_0 there if it was kept, or start a new run."
         )
     return reference
