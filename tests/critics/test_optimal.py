@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sppo.algorithms.options import AstarPoOptions
-from sppo.algorithms.sppo import sppo_credit
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.critics.optimal import OptimalValueCritic
@@ -55,11 +54,10 @@ def test_the_policys_own_outcomes_change_nothing():
     metrics = critic.learn(batch, before, credit, seed=0)
     assert metrics == {"critic/optimal_value_mean": pytest.approx(HALF / 2), "critic/prompts": 2}
     assert torch.equal(critic.values(batch), before.values)
-    assert ALGORITHMS["astar_po"].credit is sppo_credit
 
 
 def test_it_is_no_solve_rate_and_is_not_given_out_as_one():
-    assert made(half=[1.0, 0.0]).prompt_values(batch_of("half", "new").prompts) == [None, None]
+    assert made(half=[1.0, 0.0]).beliefs(batch_of("half", "new").prompts) is None
 
 
 def test_it_comes_back_whole_from_its_folder(tmp_path):
