@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from sppo.cli.story import print_evaluation, print_result, print_story
 from sppo.config import Config, flatten, to_dict
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks import TASKS
-from sppo.data.tasks.chain_arithmetic import Options
 from sppo.errors import ConfigError
 from sppo.rollouts.engines import ENGINES
 from sppo.verifiers import VERIFIERS
@@ -91,8 +90,13 @@ def test_help_of_a_section_shows_the_options_of_each_algorithm_and_task(capsys: 
             assert name in shown[2].split(", ")
     assert main(["train", "--help", "data"]) == 0
     text = capsys.readouterr().out
-    for option in fields(Options):
-        assert re.search(rf"  --data\.options\.{option.name} .*\(default: .+\)\n +chain_arithmetic: \S", text)
+    for name, own in ((name, task.options) for name, task in TASKS.items() if task.options):
+        for option in fields(own):
+            shown = re.search(rf"  --data\.options\.{option.name} \S.*\(default: (.+)\)\n +(.+?): \S", text)
+            assert shown, option.name
+            assert name in shown[2].split(", ")
+            if option.default is not MISSING:
+                assert shown[1] == str("null" if option.default is None else option.default)
 
 
 def test_help_says_what_a_number_must_be(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ def test_every_recipe_is_listed_described_and_valid() -> None:
         "r1_distill_1_5b_deepscaler",
         "r1_distill_7b_dapo",
         "r1_distill_7b_dapo_small_critic",
+        "skills",
     ]
     for name, description in recipes.items():
         assert load_recipe(name)

@@ -187,11 +187,11 @@ def _print_option(console: Console, option: Option, text: str) -> None:
 def _own_options(key: str) -> list[tuple[Option, str]]:
     """What stands in a mapping of options that belong to one algorithm or task, and to which ones."""
     from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions
-    from sppo.data.tasks.chain_arithmetic import Options
+    from sppo.data.tasks import TASKS
 
     sections: list[tuple[str, type[Section]]] = []
     if key == "data.options":
-        sections = [("chain_arithmetic", Options)]
+        sections = [(name, task.options) for name, task in TASKS.items() if task.options]
     elif key == "algorithm.options":
         sections = [*ALGORITHM_OPTIONS.items(), ("ratio joint", JointOptions)]
     owners: dict[str, list[str]] = {}

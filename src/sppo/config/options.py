@@ -297,7 +297,7 @@ class SftPhase(Section):
     """One phase of supervised fine-tuning; its learning rate falls linearly to 0."""
 
     demonstrations: str = "full"
-    """Which demonstrations the task gives: full, or terse (chain_arithmetic leaves steps out)."""
+    """Which demonstrations the task gives: full, or terse (built-in tasks leave steps out)."""
     steps: AtLeastOne = 1000
     """Most optimiser steps of the phase."""
     batch_size: AtLeastOne = 64

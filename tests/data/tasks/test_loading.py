@@ -36,7 +36,8 @@ def verl_row(text, gold, index):
 
 def test_the_table_names_every_task_by_its_own_name():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
-    assert [name for name, task in TASKS.items() if task.built_in] == ["chain_arithmetic"]
+    assert [name for name, task in TASKS.items() if task.built_in] == ["chain_arithmetic", "skills"]
+    assert all(task.built_in == (task.options is not None) for task in TASKS.values())
 
 
 def test_verl_layout_keeps_its_own_instruction_and_its_id():

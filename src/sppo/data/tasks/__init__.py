@@ -18,6 +18,7 @@ from sppo.data.tasks import (
     loading,
     math500,
     minerva,
+    skills,
 )
 from sppo.data.tasks import rows as rows_task
 from sppo.data.tasks.loading import LoadedPrompts
@@ -32,6 +33,7 @@ __all__ = ["TASKS", "LoadedPrompts", "Task", "demonstrations", "get_task", "load
 
 TASKS: dict[str, Task] = {
     "chain_arithmetic": chain_arithmetic.TASK,
+    "skills": skills.TASK,
     "dapo_math": dapo_math.TASK,
     "math500": math500.TASK,
     "aime24": aime.AIME24,
@@ -98,7 +100,7 @@ def demonstrations(
 
     Args:
         config: As for `load_prompts`.
-        kind: "full", or for chain_arithmetic also "terse", whatever its options say.
+        kind: "full", or for built-in tasks also "terse", whatever its options say.
         seed: Seed of a built-in task's prompts and demonstrations.
         rows: As for `load_prompts`.
 

@@ -213,4 +213,5 @@ TASK = Task(
     verifier="final_answer",
     make_rows=make_rows,
     demonstrations=KINDS,
+    options=Options,
 )

@@ -277,8 +277,8 @@ def load_demonstrations(
     """Loads the prompts that have a demonstration; see `sppo.data.tasks.demonstrations`."""
     if not task.demonstrations:
         raise DataError(
-            f"task {task.name} has no demonstrations to fine-tune on. chain_arithmetic, gsm8k and rows (with a column "
-            "demonstration or completion) have."
+            f"task {task.name} has no demonstrations to fine-tune on. chain_arithmetic, skills, gsm8k and rows (with a "
+            "column demonstration or completion) have."
         )
     if kind not in task.demonstrations:
         raise ConfigError(

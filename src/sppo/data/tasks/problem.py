@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sppo.config import DataConfig
+from sppo.config.ranges import Section
 from sppo.types import Message
 
 Row = Mapping[str, Any]
@@ -66,6 +67,8 @@ class Task:
     """Text added after each problem that does not carry one of its own."""
     make_rows: Callable[[DataConfig, int, str], Iterator[Row]] | None = None
     """Built-in tasks: makes the rows from the options, a seed, and the section's key for error messages."""
+    options: type[Section] | None = None
+    """Built-in tasks: the section that data.options is."""
     demonstrations: tuple[str, ...] = ()
     """Kinds of demonstrations that the task gives."""
     drop_copies: bool = False
