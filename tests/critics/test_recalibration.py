@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from sppo.critics.history import History
 from sppo.critics.recalibration import Line, first_half, fit, recalibrated
 
 GENERATOR = np.random.default_rng(0)
@@ -71,3 +72,29 @@ def test_no_outcome_of_a_prompt_reaches_a_value_of_it():
 
 def test_a_prompt_alone_keeps_its_value():
     assert recalibrated(np.full(3, 0.3), np.ones(3), np.full(3, 8, np.uint64)).tolist() == [0.3] * 3
+
+
+@pytest.mark.parametrize(("noise", "lag"), [(0.5, 0.8), (4.0, 2.0)])
+def test_a_lagging_v_is_better_recalibrated_before_it_is_fused_than_after(noise, lag):
+    # Prompts whose solve rates rise; V lags behind by so many logits, and misreads each prompt by so many.
+    errors: dict[str, list[float]] = {"neither": [], "history": [], "before": [], "after": []}
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        base, misread = generator.normal(0, 2, 300), generator.normal(0, noise, 300)
+        plain, straight, free = History(), History(), np.full(128, np.inf)
+        for step in range(20):
+            of = generator.choice(300, 128, replace=False)
+            rates = 1 / (1 + np.exp(-(base[of] - 2 + step / 5)))
+            values = 1 / (1 + np.exp(-(0.8 * (base + misread)[of] - 2 + step / 5 - lag)))
+            rewards, keys = (generator.random(128) < rates).astype(np.float64), of.astype(np.uint64)
+            first, fused = recalibrated(values, rewards, keys), plain.fuse(keys, values, free).mean
+            found = {
+                "neither": values, "history": fused, "before": straight.fuse(keys, first, free).mean,
+                "after": recalibrated(fused, rewards, keys),
+            }  # fmt: skip
+            plain.learn(keys, values, free, rewards)
+            straight.learn(keys, first, free, rewards)
+            for name, belief in found.items():
+                errors[name].append(float(np.mean((belief - rates) ** 2)))
+    excess = {name: np.mean(all_of) for name, all_of in errors.items()}
+    assert excess["before"] < 0.97 * excess["after"] < 0.9 * excess["history"] < 0.9 * excess["neither"]

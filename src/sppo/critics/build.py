@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -158,7 +159,11 @@ def _source(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, g
     first = model(saved, "critic")
     if config.members == 1:
         return first
-    return PairSource(first, model(None if saved is None else saved / SECOND_FOLDER, "critic_2"))
+    second = model(None if saved is None else saved / SECOND_FOLDER, "critic_2")
+    if saved is None:
+        # Of a trunk that is loaded there is one: its head has to begin elsewhere, with logits some .3 apart.
+        nn.init.normal_(second.model.head.weight, std=0.3 / second.model.head.in_features**0.5)
+    return PairSource(first, second)
 
 
 def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:

@@ -83,7 +83,8 @@ class ScalarHead(nn.Module):
             self.head.bias.fill_(bias)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the head."""
+        """Writes the head, into a folder that may be there already."""
+        folder.mkdir(exist_ok=True)
         save_file(
             {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
             folder / self.file,

@@ -20,6 +20,7 @@ from sppo.config import Config, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic, check_critic
+from sppo.critics.checks import known_rates
 from sppo.critics.critic import Critic
 from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream, fingerprint
@@ -225,6 +226,8 @@ def build(
     _require_context(config, context_length(architecture), "the model")
     reward_function = reward_function_of(config, given)
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
+    if config.critic.known_rates is not None and checkpoint is None:
+        known_rates(prompts.training, config.critic.known_rates)  # looked at before models are loaded
     tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
