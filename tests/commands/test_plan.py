@@ -11,7 +11,7 @@ from sppo.commands.memory import Sized, memory
 from sppo.commands.plan import plan
 from sppo.config import CriticConfig, to_dict
 from sppo.config.recipes import load_recipe
-from sppo.errors import ConfigError, ModelError, RunFolderError
+from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
 from sppo.training.build import algorithm_of
 from tests.conftest import begun, tiny_config
 
@@ -138,3 +138,16 @@ def test_models_that_judge_are_counted_where_they_are_used(tmp_path):
     assert (
         dict(plan(tiny_config(tmp_path / "run", **steps)))["memory: scoring models"] == used["memory: scoring models"]
     )
+
+
+def test_two_critics_are_twice_one_and_a_probe_is_none(tmp_path):
+    def critic(**options):
+        return dict(plan(tiny_config(tmp_path / "run", **options)))
+
+    one, two = (int(critic(critic__members=n)["critic"].split()[0].replace(",", "")) for n in (1, 2))
+    assert two == 2 * one
+    probed = critic(critic__source="probe", critic__config=None)
+    assert probed["critic"] == "a probe of the policy's states"
+    assert "memory: critic" not in probed
+    with pytest.raises(DataError, match=r"critic\.known_rates is rate, but prompt"):
+        plan(tiny_config(tmp_path / "run", critic__history=True, critic__known_rates="rate"))

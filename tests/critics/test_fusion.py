@@ -133,9 +133,12 @@ def test_v_is_recalibrated_and_then_fused():
     fused = plain.history.fuse(keys, straight, np.full(6, math.inf))
     assert critic.values(batch)[:, 0].tolist() == pytest.approx(fused.mean.tolist(), rel=1e-6)
     # Choice reads beliefs before there are outcomes: of V as it is.
-    assert (
-        critic.beliefs(batch.prompts).mean.tolist() == plain.history.fuse(keys, raw, np.full(6, math.inf)).mean.tolist()
-    )
+    unread = plain.history.fuse(keys, raw, np.full(6, math.inf))
+    assert critic.beliefs(batch.prompts).mean.tolist() == unread.mean.tolist()
+    # What V is worth is told by the V that was fused.
+    learn(critic, batch)
+    plain.history.learn(keys, straight, np.full(6, math.inf), batch.rewards.double().numpy())
+    assert critic.history.log_likelihood == pytest.approx(plain.history.log_likelihood, rel=1e-9)
 
 
 def test_equal_prompts_share_their_past_whatever_their_ids():

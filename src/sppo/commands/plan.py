@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from sppo.commands.memory import Sized, memory
 from sppo.config import Config, ModelConfig, to_dict
+from sppo.critics.checks import known_rates
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import (
     build_config,
@@ -50,7 +51,11 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     training = prompts.training
     algorithm = algorithm_of(config)
     policy = Sized(architecture, count_parameters(architecture, AutoModelForCausalLM))
-    critic = _critic(config, architecture, len(tokenizer)) if algorithm.critic in ("prompt", "token") else None
+    probed = algorithm.critic == "prompt" and config.critic.source == "probe"
+    modelled = algorithm.critic in ("prompt", "token") and not probed
+    critic = _critic(config, architecture, len(tokenizer)) if modelled else None
+    if config.critic.known_rates is not None:
+        known_rates(training, config.critic.known_rates)
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
     longest = longest_prompt + longest_response
     updates = sequences // size * config.optimizer.epochs
@@ -60,7 +65,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         ("device", str(pick_device(config.device))),
         ("data", f"{config.data.task}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
         ("policy", f"{policy.parameters:,} parameters ({architecture.model_type})"),
-        ("critic", _size(critic, policy) if critic else "none"),
+        ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
         (
             "a step",
             f"{config.prompts_per_step:,} prompts x {config.sampling.samples_per_prompt} = {sequences:,} sequences, at "
@@ -132,7 +137,7 @@ def _critic(config: Config, policy: PretrainedConfig, vocabulary: int) -> Sized:
     else:
         architecture = policy
     head = architecture.get_text_config().hidden_size + 1
-    return Sized(architecture, count_parameters(architecture, AutoModel) + head)
+    return Sized(architecture, (count_parameters(architecture, AutoModel) + head) * options.members)
 
 
 def _sized(architecture: PretrainedConfig, settings: Mapping[str, Any] | None, vocabulary: int) -> PretrainedConfig:
