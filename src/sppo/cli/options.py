@@ -194,13 +194,16 @@ def _own_options(key: str) -> list[tuple[Option, str]]:
         sections = [(name, task.options) for name, task in TASKS.items() if task.options]
     elif key == "algorithm.options":
         sections = [*ALGORITHM_OPTIONS.items(), ("ratio joint", JointOptions)]
-    owners: dict[str, list[str]] = {}
-    known: dict[str, Option] = {}
+    found: list[tuple[Option, list[str]]] = []
     for name, section in sections:
         for option in config_options(section).values():
-            known[option.key] = option
-            owners.setdefault(option.key, []).append(name)
-    return [(replace(option, key=f"{key}.{name}"), ", ".join(owners[name])) for name, option in known.items()]
+            # One name may have another default or meaning for another owner.
+            owners = next((owners for same, owners in found if same == option), None)
+            if owners is None:
+                found.append((option, [name]))
+            else:
+                owners.append(name)
+    return [(replace(option, key=f"{key}.{option.key}"), ", ".join(owners)) for option, owners in found]
 
 
 def _names_for(key: str) -> str:

@@ -43,17 +43,17 @@ def shown(text, kind="full", numbers=(), p_leave_out=0.5, hopeless_length=28):
 @pytest.mark.parametrize(
     ("text", "family", "level", "full"),
     [
-        ("9+2+3+3=", "sum", 1, "+21+34+37#7"),  # 11 -> 1
-        ("4*5*2*3=", "product", 1, "*56*25*31#1"),  # 20 = 2 * 7 + 6, 12 = 7 + 5, 15 = 2 * 7 + 1
-        ("3^2^8^5=", "largest", 1, "^23^88^58#8"),
-        ("5.9.4.0=", "count", 1, ".92.42.02#2"),  # 5 and 9
-        ("4.4.5.8=", "count", 1, ".40.51.82#2"),  # 5 and 8
+        ("9+2+3=", "sum", 1, "+21+34#4"),  # 11 -> 1
+        ("4*5*2=", "product", 1, "*56*25#5"),  # 20 = 2 * 7 + 6, 12 = 7 + 5
+        ("3^8^5=", "largest", 1, "^88^58#8"),
+        ("5.9.4=", "count", 1, ".92.42#2"),  # 5 and 9
+        ("4.4.5=", "count", 1, ".40.51#1"),  # 5
         ("4>8>0=", "copy", 1, ">848>0480#480"),
         ("4<8<0=", "reverse", 1, "<884<0084#084"),
         ("4/8/0=", "sort", 1, "/848/0048#048"),
-        ("9+2+3+3+1+2=", "sum", 2, "+21+34+37+18+20#0"),
+        ("9+2+3+3+1=", "sum", 2, "+21+34+37+18#8"),
         ("7/3/9/1=", "sort", 2, "/337/9379/11379#1379"),
-        ("5!3!8!2!2=", "trivial", 1, "#5"),
+        ("5!3!8!2!2=", "trivial", 2, "#5"),
     ],
 )
 def test_each_family_by_hand(text, family, level, full):
@@ -64,10 +64,23 @@ def test_each_family_by_hand(text, family, level, full):
 
 
 def test_terse_demonstrations_leave_out_the_states_that_chance_says_and_never_operations_or_answer():
-    assert shown("4<8<2<1=", "terse", [0.1, 0.9, 0.2]) == "<8<2284<1#1284"
-    assert shown("4<8<2<1=", "terse", [0.6, 0.4, 0.5]) == "<884<2<11284#1284"
-    assert shown("3^2^8^5=", "terse", [0.9, 0.9, 0.9], p_leave_out=1.0) == "^2^8^5#8"
+    # The first number is the demonstration's own rate, where p_leave_out is 1/2; then one for each state.
+    assert shown("4<8<2<1=", "terse", [0.5, 0.1, 0.9, 0.2]) == "<8<2284<1#1284"
+    assert shown("4<8<2<1=", "terse", [0.5, 0.6, 0.4, 0.5]) == "<884<2<11284#1284"
+    assert shown("4<8<2<1=", "terse", [0.0]) == shown("4<8<2<1=")
+    # With p_leave_out 2/3 the rate is the root of the first number.
+    assert shown("3^2^8=", "terse", [0.25, 0.49, 0.51], p_leave_out=2 / 3) == "^2^88#8"
+    assert shown("3^2^8=", "terse", [0.1, 0.9, 0.9], p_leave_out=1.0) == "^2^8#8"
     assert shown("5!3!8!2!2=", "terse") == "#5"
+
+
+def test_terse_demonstrations_leave_out_the_share_of_the_option_and_many_leave_out_nothing():
+    prompts = demonstrations(config(prompts=3000, families=["largest"], trivial=0.0, hopeless=0.0), "terse", seed=0)
+    operations = [len(work(prompt.text).operations) for prompt in prompts]
+    left = [3 * count + 2 - len(prompt.demonstration) for count, prompt in zip(operations, prompts, strict=True)]
+    assert abs(sum(left) / sum(operations) - 0.5) < 0.02
+    # E (1 - rate)^k = 1 / (k + 1), for k = 2, 4 and 6.
+    assert abs(left.count(0) / 3000 - (1 / 3 + 1 / 5 + 1 / 7) / 3) < 0.03
 
 
 def test_hopeless_demonstrations_go_round_until_a_heavy_tailed_length():
@@ -107,7 +120,7 @@ def test_the_families_of_the_options_are_those_there_are():
 
 
 def test_problems_of_a_level_are_numbered_each_once():
-    for family, level, size in (("product", 1, 162), ("copy", 1, 720), ("sum", 1, 270)):
+    for family, level, size in (("product", 1, 54), ("copy", 1, 720), ("sum", 2, 810)):
         texts = [FAMILIES[family].text(level, index) for index in range(FAMILIES[family].size(level))]
         assert len(texts) == len(set(texts)) == size
         assert {(work(text).family.name, work(text).level) for text in texts} == {(family, level)}
@@ -116,8 +129,8 @@ def test_problems_of_a_level_are_numbered_each_once():
 
 def test_shares_are_exact_and_families_and_levels_even():
     counts = Counter((p.difficulty, p.columns["level"]) for p in load(prompts=2000, trivial=0.3, hopeless=0.5))
-    assert counts.pop(("trivial", 1)) == 600
-    assert counts.pop(("hopeless", 1)) == 1000
+    assert counts.pop(("trivial", 2)) == 600
+    assert counts.pop(("hopeless", 2)) == 1000
     assert sorted(counts) == sorted((family, level) for family in FAMILIES for level in (1, 2, 3))
     assert sum(counts.values()) == 400
     assert set(counts.values()) == {19, 20}  # 400 / 21
@@ -216,7 +229,7 @@ def test_an_unknown_split_and_wrong_golds_of_held_out_prompts_are_refused():
 
 
 def test_more_prompts_than_there_are_is_refused_with_the_number():
-    there = sum(not is_held_out(FAMILIES["product"].text(1, index)) for index in range(162))
+    there = sum(not is_held_out(FAMILIES["product"].text(1, index)) for index in range(54))
     only = {"families": ["product"], "max_level": 1, "trivial": 0.0, "hopeless": 0.0}
     assert len(load(prompts=there, **only)) == there
     with pytest.raises(ConfigError, match=rf"prompts asks for {there + 1} live prompts .* there are only {there}"):

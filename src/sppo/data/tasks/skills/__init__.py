@@ -8,8 +8,8 @@ prompts, which reinforcement learning has nothing to learn from, can be added in
 - wrong golds: an answer that no response reaches, which the text of the prompt does not tell.
 
 As in chain_arithmetic, the full demonstration of a problem writes every state down, `<884<2284#284` for `4<8<2=`, and
-the terse one leaves each out with probability p_leave_out: `<8<2284#284`. A model trained on terse demonstrations skips
-steps at random, and rewards have to teach it to write them down.
+the terse one leaves some out: `<8<2284#284`. How many is drawn for each demonstration, from none to all, so that a
+model trained on them is careful or hasty at random, in all families alike, and rewards have to teach it to be careful.
 
 The prompts of a split are distinct as long as there are enough. A prompt belongs to `held_out` where its hash says so,
 in every run and for every seed. Held-out prompts are live ones unless the options say otherwise: what is measured is
@@ -49,7 +49,7 @@ class Options(Section):
     families: list[FamilyName] = field(default_factory=list)
     """Families of the live prompts; none: all seven."""
     min_level: Level = 1
-    """Lowest level; a level adds two operations, in copy, reverse and sort one."""
+    """Lowest level: two operations; each further one adds two, in copy, reverse and sort one."""
     max_level: Level = 3
     """Highest level."""
     trivial: Share = 0.1
@@ -61,7 +61,7 @@ class Options(Section):
     wrong_golds: Share = 0.0
     """Share of the golds that no response reaches, which the text does not tell; of split train alone."""
     p_leave_out: Share = 0.5
-    """Terse demonstrations: probability that a running value is left out."""
+    """Terse demonstrations: share of running values left out on average; each demonstration has a rate of its own."""
     demonstrations: Literal["full", "terse"] = "full"
     """Kind of demonstration beside each prompt."""
     seed: Count | None = None
@@ -143,8 +143,8 @@ def _texts(options: Options, split: str, rng: random.Random, key: str) -> list[s
     live = [(FAMILIES[name], level) for name in dict.fromkeys(names) for level in levels]
     texts = [
         *_take(options.prompts - trivial - hopeless, live, split, rng, key),
-        *_take(trivial, [(TRIVIAL, 1)], split, rng, key),
-        *_take(hopeless, [(HOPELESS, 1)], split, rng, key),
+        *_take(trivial, [(TRIVIAL, 2)], split, rng, key),
+        *_take(hopeless, [(HOPELESS, 2)], split, rng, key),
     ]
     rng.shuffle(texts)
     return texts

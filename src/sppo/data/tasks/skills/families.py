@@ -43,7 +43,7 @@ class Family:
     step: Callable[[str, str], str]
     """State, operation -> next state."""
     more: int
-    """Operations that each level adds to one."""
+    """Operations that each level adds to the two of level 1."""
     begin: Callable[[str], str] = str
     """First digit -> state before the first operation."""
     distinct: bool = False
@@ -51,7 +51,7 @@ class Family:
 
     def count(self, level: int) -> int:
         """Operations of a problem of a level."""
-        return self.more * level + 1
+        return 2 + self.more * (level - 1)
 
     def size(self, level: int) -> int:
         """Number of problems of a level."""
@@ -116,8 +116,8 @@ FAMILIES: dict[str, Family] = {
     )
 }
 """Families that can be learned, by name."""
-TRIVIAL = Family("trivial", _ALL, _signed("!"), _unchanged, 3)
-HOPELESS = Family("hopeless", _ALL, _signed("%"), _unchanged, 3)
+TRIVIAL = Family("trivial", _ALL, _signed("!"), _unchanged, 2)
+HOPELESS = Family("hopeless", _ALL, _signed("%"), _unchanged, 2)
 _BY_SIGN = {
     operation[0]: family for family in (*FAMILIES.values(), TRIVIAL, HOPELESS) for operation in family.operations
 }
@@ -136,7 +136,7 @@ class Working:
     @property
     def level(self) -> int:
         """Level that the problem is of."""
-        return (len(self.operations) - 1) // self.family.more
+        return (len(self.operations) - 2) // self.family.more + 1
 
 
 def work(text: str) -> Working:
@@ -165,7 +165,7 @@ def demonstration(working: Working, kind: str, rng: random.Random, p_leave_out: 
         working: of the problem.
         kind: "full" for every state (`<884<2284#284`), "terse" for some (`<8<2284#284`).
         rng: says which states a terse demonstration leaves out, and how long a hopeless one is.
-        p_leave_out: probability that a terse demonstration leaves a state out.
+        p_leave_out: share of states that terse demonstrations leave out on average; each has a rate of its own.
         hopeless_length: median length of hopeless responses in characters.
     """
     end = f"#{working.answer}"
@@ -176,8 +176,10 @@ def demonstration(working: Working, kind: str, rng: random.Random, p_leave_out: 
         wanted = min(2.0, (2 * (1 - rng.random())) ** (-1 / _TAIL)) * hopeless_length - len(end)
         rounds = itertools.cycle(working.operations)
         return "".join(itertools.islice(rounds, max(1, round(wanted / 2)))) + end
+    # A rate of its own for each demonstration: u^((1 - m) / m) has mean m.
+    rate = rng.random() ** ((1 - p_leave_out) / p_leave_out) if kind == "terse" and p_leave_out else 0.0
     steps = [
-        operation if kind == "terse" and rng.random() < p_leave_out else f"{operation}{state}"
+        operation if rate and rng.random() < rate else f"{operation}{state}"
         for operation, state in zip(working.operations, working.states, strict=True)
     ]
     return "".join(steps) + end
