@@ -122,7 +122,8 @@ def test_a_share_of_the_counts_v_is_spos_baseline_too():
 
 @pytest.mark.parametrize("name", [name for name, made in ALGORITHMS.items() if not made.values_the_prompt])
 def test_without_a_v_of_prompts_there_is_no_share_of_it(name):
-    with pytest.raises(ConfigError, match=rf"critic\.share is 0\.5, .* but {name} has .*Set critic\.share to 1"):
+    has = {None: "no critic", "token": "a critic of tokens", "optimal": r"V\*"}[ALGORITHMS[name].critic]
+    with pytest.raises(ConfigError, match=rf"critic\.share is 0\.5, .* but {name} has {has}.*Set critic\.share to 1"):
         settle_algorithm(AlgorithmConfig(name=name), 8, critic=CriticConfig(share=0.5))
 
 

@@ -200,7 +200,8 @@ def test_a_kl_penalty_and_process_rewards_add_up():
     ("config", "samples", "message"),
     [
         (AlgorithmConfig(name="gspo"), 8, "with algorithm.ratio sequence .* another algorithm than gspo"),
-        (AlgorithmConfig(ratio="joint"), 1, "with algorithm.ratio joint"),
+        (AlgorithmConfig(ratio="joint"), 1, "with algorithm.ratio joint .* Set algorithm.ratio to token, or use"),
+        (AlgorithmConfig(name="astar_po"), 1, r"ratio joint .* place for them\. Use another algorithm than astar_po"),
         (AlgorithmConfig(name="grpo"), 8, "aggregation sequence_mean weighs each token by 1 / length"),
         (AlgorithmConfig(name="ppo", options={"gamma": 0.99}), 1, "algorithm.options.gamma is 0.99"),
         (AlgorithmConfig(name="ppo_bce", options={"gae_lambda": 0.95}), 1, "with gae_lambda 0.95"),
@@ -212,6 +213,6 @@ def test_algorithms_that_would_not_cancel_them_are_refused(config, samples, mess
         settle_algorithm(config, samples, process_rewards=True)
 
 
-@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gspo", "grpo"}))
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"gspo", "grpo", "astar_po"}))
 def test_all_other_algorithms_take_them(name):
     settle_algorithm(AlgorithmConfig(name=name), 8, process_rewards=True)

@@ -278,7 +278,11 @@ def _loss(published: LossOptions, config: AlgorithmConfig, joint_band: float) ->
 def _check_baseline(algorithm: Algorithm) -> None:
     """Refuses a share of a V that there is not, and objectives that ask for a probability where V is none."""
     if algorithm.share != 1 and not algorithm.values_the_prompt:
-        has = "no critic" if algorithm.critic is None else "a critic of tokens, whose estimates build on each other"
+        has = {
+            None: "no critic",
+            "token": "a critic of tokens, whose estimates build on each other",
+            "optimal": "V*, a part of the target that the loss regresses on and no baseline",
+        }[algorithm.critic]
         raise ConfigError(
             f"critic.share is {algorithm.share:g}, how much of V(prompt) the baseline is, but {algorithm.name} "
             f"has {has}. Set critic.share to 1, or use an algorithm that values prompts, such as sppo."
@@ -412,9 +416,10 @@ def _check_process_rewards(algorithm: Algorithm) -> None:
     loss, options = algorithm.loss, algorithm.options
     start = "verification.process adds rewards of single steps, but "
     if loss.ratio != "token":
+        mend = "Use" if loss.surrogate == "regression" else "Set algorithm.ratio to token, or use"
         raise ConfigError(
             f"{start}with algorithm.ratio {loss.ratio} all tokens of a response share one ratio, which leaves no place "
-            f"for them. Set algorithm.ratio to token, or use another algorithm than {algorithm.name}."
+            f"for them. {mend} another algorithm than {algorithm.name}."
         )
     if loss.aggregation == "sequence_mean":
         raise ConfigError(
