@@ -100,7 +100,7 @@ def measure_checkpoint(config: Config, checkpoint: Path, arguments: argparse.Nam
     parts = build(config, Given(), checkpoint)
     try:
         pool = list(
-            {prompt.content: prompt for prompt in parts.collector.stream.take(len(parts.collector.stream))}.values()
+            {prompt.text: prompt for prompt in parts.collector.stream.take(len(parts.collector.stream))}.values()
         )
         random.Random(0).shuffle(pool)
         pool = pool[: arguments.prompts + arguments.fit_prompts]

@@ -30,7 +30,7 @@ def run_config(
         cell: what it is trained on.
         method: how.
         seed: of the run and of its warm start.
-        settings: tuned ones, over the method's.
+        settings: tuned ones, over all else.
         cap: most responses.
         results: folder of the experiment.
         kind: folder in it.
@@ -49,7 +49,6 @@ def run_config(
     options = {
         **cell.options,
         **method.options,
-        **settings,
         "seed": seed,
         "output": str(results / kind / cell.name / method.name / f"seed_{seed}"),
         "device": "cpu",
@@ -66,6 +65,7 @@ def run_config(
         "evaluation.final_samples_per_prompt": 1,
         "checkpoint.every": 0,
         "logging.rollouts_every": 0,
+        **settings,
     }
     config = load_recipe(cell.recipe, options)
     if rows % config.critic.minibatch_size:

@@ -42,6 +42,8 @@ _METHODS = (
     Method("sppo_uniform", {**_SPPO, "selection.name": "uniform"}, tuned_as="sppo"),
     Method("sppo_sqrt", {**_SPPO, "selection.name": "sqrt"}, tuned_as="sppo"),
     Method("sppo_top", {**_SPPO, "selection.name": "top"}, tuned_as="sppo"),
+    # Its critic a copy of the policy, twice as wide and twice as deep.
+    Method("sppo_large_critic", {**_SPPO, "selection.name": "auto", "critic.config": None}, tuned_as="sppo"),
     # Group methods as they are.
     _group("grpo_2", "grpo", 2),
     _group("grpo_4", "grpo", 4),

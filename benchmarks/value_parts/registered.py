@@ -90,7 +90,7 @@ def _require_tuned(experiment: Experiment, tuned: Mapping[str, Any]) -> None:
             name = plan.METHODS[method].tuned_name
             found = tuned["settings"].get(name, {}).get(str(batch))
             if found is None:
-                missing.append(f"{name} at {batch} a step (value.py tune {name} --batch {batch})")
+                missing.append(f"{name} at {batch} a step (value.py tune {name} --cell {cell})")
             else:
                 trials.setdefault(batch, {})[name] = len(found["trials"])
     if missing:

@@ -10,7 +10,6 @@ import argparse
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -48,13 +47,6 @@ def tune(arguments: argparse.Namespace, tried: Sequence[Settings], run: Run, tel
     """
     require_tuning_seeds(arguments.seeds)
     cell, tuned = plan.CELLS[arguments.cell], read_tuned(arguments.tuned)
-    batch = arguments.batch or cell.batch
-    if batch != cell.batch:
-        # Folders are named by cells.
-        cell = next((c for c in plan.CELLS.values() if replace(c, name="", title="", batch=0) ==
-                     replace(cell, name="", title="", batch=0) and c.batch == batch), None)  # fmt: skip
-        if cell is None:
-            raise ConfigError(f"plan.py has no cell like {arguments.cell} with {batch} responses a step to tune in.")
     cap = cap_of(tuned, cell.name) or plan.LARGEST_CAP
     methods = list(dict.fromkeys(plan.METHODS[name].tuned_name for name in arguments.methods))
     jobs = {
@@ -75,9 +67,11 @@ def tune(arguments: argparse.Namespace, tried: Sequence[Settings], run: Run, tel
                 for seed in arguments.seeds
             }
             trials.append({"settings": settings, "responses": costs, "score": score(list(costs.values()), cap)})
-        best = add_trials(tuned, method, batch, trials)
-        edge = " (at the edge of the grid)" if _at_edge(best, tuned["settings"][method][str(batch)]["trials"]) else ""
-        tell(f"{method} at {batch} a step: {best}{edge}")
+        best = add_trials(tuned, method, cell.batch, trials)
+        edge = (
+            " (at the edge of the grid)" if _at_edge(best, tuned["settings"][method][str(cell.batch)]["trials"]) else ""
+        )
+        tell(f"{method} at {cell.batch} a step: {best}{edge}")
         for trial in trials:
             tell(f"    {trial['settings']}: {_shown(trial['responses'].values())}, score {trial['score']:.3f}")
     write_json(arguments.tuned, tuned)
