@@ -56,14 +56,14 @@ def test_the_fitted_curve_finds_what_made_the_points():
     assert curves.fitted_curve(spent[:4], made[:4]) is None
 
 
-def test_seconds_are_of_steps_and_of_what_generates_before_them():
+def test_a_curve_counts_steps_and_what_was_spent_before_them():
     lines = [
-        {"step": 0, "eval/accuracy": 0.5, "time/prefit": 3.0, "responses/total": 64, "time/evaluate": 9.0},
+        {"step": 0, "eval/accuracy": 0.5, "time/evaluate": 9.0},
         {"step": 1, "time/step": 1.0, "time/critic": 0.25, "responses/total": 192, "tokens/total": 1000},
         {"step": 2, "time/step": 1.0, "responses/total": 320, "tokens/total": 2000, "eval/accuracy": 0.6},
     ]
-    curve = curves.curve_of(lines)
-    assert (curve.seconds, curve.responses, curve.tokens) == ([3.0, 5.0], [64, 320], [0.0, 2000])
+    curve = curves.curve_of(lines, {"seconds": 3.0, "responses": 64, "tokens": 500})
+    assert (curve.seconds, curve.responses, curve.tokens) == ([3.0, 5.0], [64, 320], [500, 2000])
     assert curve.total == {"seconds": 5.0, "responses": 320, "tokens": 2000}
     assert curve.shares == {"critic": 0.125}
 
@@ -282,6 +282,7 @@ def test_a_run_leaves_its_curve_and_what_it_ended_with(tmp_path):
     summary, lines = read_summary(jobs[0].folder), read_metrics(jobs[0].folder)
     assert [line["step"] for line in lines] == [0, 1, 2], "4 steps were due, but the cap is 8 responses"
     assert (summary["ended"]["why"], summary["responses"], summary["ended"]["pass_at_k"]["prompts"]) == ("cap", 8, 4)
+    assert summary["ended"]["before"] == {"responses": 0, "tokens": 0, "seconds": 0}
     assert not (jobs[0].folder / "checkpoints").exists()
     # What ran before in the same process leaves no trace.
     assert list(map(numbers, read_metrics(jobs[1].folder))) == list(map(numbers, lines))

@@ -1,8 +1,9 @@
 """A run's curve from its folder, and what it took to reach a target.
 
 A point is an evaluation on the held-out prompts: responses, tokens and seconds spent by then, and the accuracy. Seconds
-are those of whole steps (`time/step`: critic, choice and all bookkeeping included), and of what precedes the first step
-and generates responses (`time/prefit`); evaluations, checkpoints and loading are left out.
+are those of whole steps (`time/step`: critic, choice and all bookkeeping included). What responses, tokens and seconds
+were spent before the first step, as for a critic that is fitted beforehand, is counted too. Evaluations, checkpoints
+and loading are left out.
 
 Reaching a target. An accuracy of 256 samples has a standard error of .025, so the first evaluation above the target
 comes too early by luck. The rule, for every run and method alike: fit the nondecreasing curve that is nearest to the
@@ -16,7 +17,7 @@ the efficiency, m where half of the way is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sppo.runs.folder import read_metrics
+from sppo.runs.folder import read_metrics, read_summary
 
 RULE = "isotonic fit; two evaluations fitted at or above the target; line through the middles of level stretches"
 _AT_LEAST = 2
@@ -51,13 +52,13 @@ class Curve:
 
 
 def read_curve(folder: Path) -> Curve:
-    """Reads metrics.jsonl."""
-    return curve_of(read_metrics(folder))
+    """Reads metrics.jsonl, and from the summary what was spent before the first step."""
+    return curve_of(read_metrics(folder), read_summary(folder).get("ended", {}).get("before", {}))
 
 
-def curve_of(lines: Sequence[dict[str, Any]]) -> Curve:
-    """The curve of a run's lines of metrics."""
-    spent = dict.fromkeys(UNITS, 0.0)
+def curve_of(lines: Sequence[dict[str, Any]], before: Mapping[str, float]) -> Curve:
+    """The curve of a run's lines of metrics, and of what was spent before the first step, by unit."""
+    spent = {unit: float(before.get(unit, 0.0)) for unit in UNITS}
     points: dict[str, list[float]] = {name: [] for name in ("accuracy", *UNITS)}
     took: list[float] = []
     phases: dict[str, float] = {}
@@ -67,7 +68,7 @@ def curve_of(lines: Sequence[dict[str, Any]]) -> Curve:
             for name, value in line.items():
                 if name.startswith("time/") and name not in ("time/step", "time/evaluate", "time/checkpoint"):
                     phases[name.removeprefix("time/")] = phases.get(name.removeprefix("time/"), 0.0) + value
-        spent["seconds"] += line.get("time/step" if line["step"] else "time/prefit", 0.0)
+        spent["seconds"] += line["time/step"] if line["step"] else 0.0
         spent["responses"] = line.get("responses/total", spent["responses"])
         spent["tokens"] = line.get("tokens/total", spent["tokens"])
         if "eval/accuracy" in line:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
@@ -26,6 +27,8 @@ from sppo.runs.progress import NoProgress
 
 FAILED = "failed.json"
 """In a run's folder, instead of its summary, where training could not go on: it never got there."""
+_NOT_SPENT = ("load", "warm_start", "evaluate", "checkpoint", "total")
+"""Phases of a run before its first step that are no part of its cost."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,9 @@ def run_all(jobs: Sequence[Job], workers: int, tell: Callable[[str], None]) -> l
                 hours = (time.perf_counter() - began) / number * (len(left) - number) / 3600
                 tell(f"{number}/{len(left)} {job.folder}: {error or _outcome(job)}; {hours:.2f} h left")
         except BaseException:
+            # A run that is cut short is begun anew, so nothing is lost but its own seconds.
+            for process in multiprocessing.active_children():
+                process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return errors
@@ -139,13 +145,21 @@ def _outcome(job: Job) -> str:
 
 
 def _prepare() -> None:
-    """Imports what every run needs, and keeps libraries quiet."""
+    """Imports what every run needs, keeps libraries quiet, and ends with the process that started it."""
     import torch
     import transformers
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def run(job: Job) -> str:
@@ -176,12 +190,15 @@ def _train(job: Job) -> None:
     wall, processor, load = time.perf_counter(), time.process_time(), os.getloadavg()
     with open_run(job.config, Given(), resume=False, progress=stop) as (run, parts, recorder):
         loop.begin(run, parts, recorder)
+        seconds = sum(took for name, took in run.state.seconds.items() if name not in _NOT_SPENT)
+        before = {"responses": run.state.responses, "tokens": run.state.tokens_sampled, "seconds": seconds}
         with suppress(Done):
             loop.train(run, parts, recorder)
         trained = time.perf_counter() - wall, time.process_time() - processor
         solved = _pass_at_k(parts, *job.pass_at) if job.pass_at[0] else None
         ended = {
             "why": stop.why,
+            "before": before,
             "wall": round(time.perf_counter() - wall, 3),
             # Below 1 the machine was busy with other programs, and seconds are too many by as much.
             "processor_share": round(trained[1] / trained[0], 3),
