@@ -288,9 +288,25 @@ def test_a_run_leaves_its_curve_and_what_it_ended_with(tmp_path):
     assert list(map(numbers, read_metrics(jobs[1].folder))) == list(map(numbers, lines))
 
     assert jobs[0].is_done
+    assert not replace(jobs[0], cap=16).is_done, "it ended at a smaller cap"
     with pytest.raises(RunFolderError, match="was made with other options: seed"):
         assert replace(jobs[0], config=replace(jobs[0].config, seed=5)).is_done
     (jobs[0].folder / "summary.json").unlink()
     assert not jobs[0].is_done
     assert running.run(jobs[0]) == ""
     assert list(map(numbers, read_metrics(jobs[0].folder))) == list(map(numbers, lines))
+
+
+def test_a_checkpoints_critic_is_held_against_what_others_could_know(tmp_path):
+    config = replace(tiny(tmp_path / "run"), steps=2)
+    config = replace(config, checkpoint=replace(config.checkpoint, every=1, keep=9))
+    job = running.Job(config, cap=8, keep_checkpoints=True)
+    assert running.run(job) == ""
+    saved = belief_quality.checkpoints_of(job)
+    assert {when: path.name for when, path in saved.items()} == {"end": "step_2"}
+    asked = SimpleNamespace(prompts=6, samples=4, fit_prompts=10)
+    found = belief_quality.measure_checkpoint(config, saved["end"], asked)
+    assert set(found) == {"V, pool", "V, held out", "offline, pool", "by difficulty, pool"}
+    assert {measures["prompts"] for measures in found.values()} == {6}
+    for measures in found.values():
+        assert abs(measures["bias"]) <= measures["ece"] + 1e-9, "a mean gap is no larger than the mean of gaps"

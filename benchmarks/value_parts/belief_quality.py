@@ -63,7 +63,7 @@ def measure_critics(arguments: argparse.Namespace, run: Callable[[Sequence[Job]]
     run(list(jobs.values()))
     rows = []
     for (cell, method, seed), job in jobs.items():
-        for when, checkpoint in _checkpoints(job).items():
+        for when, checkpoint in checkpoints_of(job).items():
             file = job.folder / f"critic_{when}.json"
             found = read_json(file)
             asked = [arguments.prompts, arguments.samples, arguments.fit_prompts]
@@ -87,7 +87,7 @@ def _job(cell: str, method: str, seed: int, tuned: dict[str, Any], results: Path
     return job_of(cell, method, seed, settings, cap, results, "critics", keep_checkpoints=True)
 
 
-def _checkpoints(job: Job) -> dict[str, Path]:
+def checkpoints_of(job: Job) -> dict[str, Path]:
     """The checkpoints after FIRST and SECOND responses, and the last one."""
     batch = job.config.sequences_per_step
     folders = {int(path.name.removeprefix("step_")): path for path in (job.folder / "checkpoints").glob("step_*")}

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,14 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Raises RunFolderError where it was made with other options."""
-        if not (read_summary(self.folder) or read_json(self.folder / FAILED)):
+        """Whether it has ended, at the target or at a cap as large as this one.
+
+        Raises RunFolderError where it was made with other options.
+        """
+        summary = read_summary(self.folder)
+        if not (summary or read_json(self.folder / FAILED)):
+            return False
+        if self.cap and summary and summary["ended"]["why"] == "cap" and summary["responses"] < self.cap:
             return False
         differences = config_differences(written_config(self.folder), self.config)
         if differences:
@@ -192,8 +197,11 @@ def _train(job: Job) -> None:
         loop.begin(run, parts, recorder)
         seconds = sum(took for name, took in run.state.seconds.items() if name not in _NOT_SPENT)
         before = {"responses": run.state.responses, "tokens": run.state.tokens_sampled, "seconds": seconds}
-        with suppress(Done):
+        try:
             loop.train(run, parts, recorder)
+        except Done:
+            if job.keep_checkpoints:
+                loop.save(run, parts, recorder)
         trained = time.perf_counter() - wall, time.process_time() - processor
         solved = _pass_at_k(parts, *job.pass_at) if job.pass_at[0] else None
         ended = {

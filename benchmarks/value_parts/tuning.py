@@ -99,10 +99,11 @@ def find_cap(arguments: argparse.Namespace, run: Run, tell: Callable[[str], None
     """Runs ours on the tuning seeds, and writes CAP_FACTOR times the median of its cost down as each cell's cap."""
     require_tuning_seeds(arguments.seeds)
     tuned = read_tuned(arguments.tuned)
+    settings = {cell: settings_of(tuned, arguments.method, plan.CELLS[cell].batch) for cell in arguments.cells}
     jobs = {
         (cell, seed): job_of(
-            cell, arguments.method, seed, settings_of(tuned, arguments.method, plan.CELLS[cell].batch),
-            plan.LARGEST_CAP, arguments.output, "caps", pass_at=(0, 0), target=plan.TARGETS[0],
+            cell, arguments.method, seed, settings[cell], plan.LARGEST_CAP, arguments.output,
+            f"caps/{_label(settings[cell])}", pass_at=(0, 0), target=plan.TARGETS[0],
         )
         for seed in arguments.seeds
         for cell in arguments.cells
