@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 import sppo
-from sppo.config import CriticConfig
-from sppo.critics.build import check_critic
+from sppo.algorithms.table import ALGORITHMS
+from sppo.batch import Credit, Estimates
+from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
+from sppo.critics.build import Owner, build_critic, check_critic
 from sppo.critics.checks import known_rates
+from sppo.critics.critic import Critic
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.errors import ConfigError, DataError
+from sppo.errors import ConfigError, DataError, ModelError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
-from sppo.types import Prompt
-from tests.conftest import HELD_OUT, tiny_qwen2, train_on
+from sppo.training.collate import collate
+from sppo.types import Prompt, Verdict
+from sppo.update.steps import StepGuard
+from tests.conftest import HELD_OUT, make_rollout, tiny_qwen2, train_on
 
 SWITCHES: dict[str, dict[str, Any]] = {
     "history": {"history": True},
@@ -103,6 +109,34 @@ def test_known_rates_are_what_a_run_begins_with(tmp_path):
         rate = 0.9 if text == "1+2=" else 0.1
         assert value == pytest.approx(rate * 7 / 8 + (rate + 0.5) / 16, abs=1e-3)
     assert read_metrics(tmp_path)[1]["critic/belief_worth_mean"] > 3
+
+
+def test_history_alone_is_a_kind_of_its_own_that_a_group_algorithm_can_have(tmp_path):
+    policy, tokenizer = tiny_qwen2(), character_tokenizer(ALPHABET)
+    prompts = [Prompt("a", "1+1=", columns={"rate": 0.9}), Prompt("b", "1+2=", columns={"rate": 0.1})]
+    owner = Owner(
+        policy, tokenizer, ALGORITHMS["grpo"], OptimizerConfig(), SamplingConfig(), 8, prompts, False, training=prompts
+    )
+    config = CriticConfig(known_rates="rate", prior=0.3)
+
+    def made(saved: Path | None) -> Critic:
+        return build_critic("history", config, owner, saved=saved, rows=4, guard=StepGuard())
+
+    critic = made(None)
+    assert critic.optimizers == {}
+    low, high, new = critic.beliefs([prompts[1], prompts[0], Prompt("c", "7-3=")]).mean
+    assert 0.1 < low < 0.3 < high < 0.9
+    assert new == pytest.approx(0.3)
+    batch = collate([make_rollout("x", [3, 4], [5], text="1+2=") for _ in range(4)], [Verdict(1.0)] * 4)
+    assert critic.values(batch).shape == (4, 1)
+    metrics = critic.learn(batch, Estimates(batch.sampler_logprobs), Credit(torch.zeros(4, 1)), seed=0)
+    assert metrics["critic/history_m"] > 0
+    critic.save_pretrained(tmp_path / "critic")
+    again = made(tmp_path / "critic")
+    assert again.beliefs(prompts).mean.tolist() == critic.beliefs(prompts).mean.tolist()
+    (tmp_path / "critic" / "history.safetensors").unlink()
+    with pytest.raises(ModelError, match="without history"):
+        made(tmp_path / "critic")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sppo.critics.critic import Metrics
 from sppo.critics.history import History
 from sppo.critics.outcomes import prompt_keys
 from sppo.critics.recalibration import recalibrated
+from sppo.errors import ModelError
 from sppo.types import Prompt
 
 HISTORY_FILE = "history.safetensors"
@@ -138,9 +139,19 @@ class BeliefCritic:
             save_file(self.history.arrays(), folder / HISTORY_FILE)
 
     def load_history(self, folder: Path) -> None:
-        """Reads the history that `save_pretrained` wrote; the source is read when it is made."""
-        if self.history is not None:
-            self.history.load(load_file(folder / HISTORY_FILE))
+        """Reads the history that `save_pretrained` wrote; the source is read when it is made.
+
+        Raises:
+            ModelError: that critic kept none.
+        """
+        if self.history is None:
+            return
+        if not (folder / HISTORY_FILE).is_file():
+            raise ModelError(
+                f"{folder} holds a critic without history, and critic.history is true. Set it to false, or make that "
+                "critic with it."
+            )
+        self.history.load(load_file(folder / HISTORY_FILE))
 
     def _plain(self, read: _Reading) -> bool:
         """Whether V is the source's own."""
