@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sppo.algorithms.algorithm import Algorithm
 from sppo.algorithms.options import AstarPoOptions, GaeOptions, PpoOptions, SpoOptions
 from sppo.algorithms.policy_loss import LossOptions
-from sppo.algorithms.table import ALGORITHMS, Algorithm, settle_algorithm
+from sppo.algorithms.table import ALGORITHMS, settle_algorithm
 from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.config import AlgorithmConfig, CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.critic import Critic, NoCritic

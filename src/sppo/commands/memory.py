@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from sppo.algorithms.table import Algorithm
+from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config
 from sppo.models.loading import pick_device
 from sppo.models.logprobs import chunk_tokens

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sppo.algorithms.algorithm import Algorithm
 from sppo.algorithms.options import AstarPoOptions, PpoOptions, SpoOptions
-from sppo.algorithms.table import Algorithm
 from sppo.config import CriticConfig, OptimizerConfig, SamplingConfig
 from sppo.critics.checks import known_rates, require_causal, require_masking, require_readable
 from sppo.critics.critic import Critic, NoCritic

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import Algorithm, settle_algorithm
+from sppo.algorithms.algorithm import Algorithm
+from sppo.algorithms.table import settle_algorithm
 from sppo.config import Config, to_dict
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import Algorithm
+from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch
 from sppo.critics.critic import Critic
 from sppo.data.adaptive import responses

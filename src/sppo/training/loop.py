@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import Algorithm
+from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch, Outcomes
 from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic

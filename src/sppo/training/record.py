@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sppo.algorithms.table import Algorithm
+from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch, Credit, Estimates
 from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
 from sppo.evaluation.held_out import Evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sppo.algorithms.table import Algorithm
+from sppo.algorithms.algorithm import Algorithm
 from sppo.config import DataConfig
 from sppo.config.verification import VerificationConfig
 from sppo.data.tasks import get_task
