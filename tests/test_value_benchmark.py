@@ -187,7 +187,7 @@ def test_experiments_name_what_there_is():
             assert {criterion.ours, *criterion.against} <= set(experiment.methods[criterion.cell]), criterion.name
 
 
-@pytest.mark.parametrize("name", ["sppo_chains", "grpo_8", "remax", "reinforce_pp"])
+@pytest.mark.parametrize("name", ["sppo", "grpo_8", "remax", "reinforce_pp"])
 def test_every_method_has_the_same_responses_and_one_optimiser_step_a_step(name, tmp_path):
     method = plan.METHODS[name]
     config = configs.run_config(plan.CELLS["chains"], method, 3, {"optimizer.learning_rate": 0.125}, 1000, tmp_path)
@@ -306,7 +306,7 @@ def test_a_checkpoints_critic_is_held_against_what_others_could_know(tmp_path):
     assert {when: path.name for when, path in saved.items()} == {"end": "step_2"}
     asked = SimpleNamespace(prompts=6, samples=4, fit_prompts=10)
     found = belief_quality.measure_checkpoint(config, saved["end"], asked)
-    assert set(found) == {"V, pool", "V, held out", "offline, pool", "by difficulty, pool"}
+    assert set(found) == {"belief, pool", "belief, held out", "offline, pool", "by difficulty, pool"}
     assert {measures["prompts"] for measures in found.values()} == {6}
     for measures in found.values():
         assert abs(measures["bias"]) <= measures["ece"] + 1e-9, "a mean gap is no larger than the mean of gaps"

@@ -23,6 +23,7 @@ from typing import Any
 
 from sppo.commands.calibrate import measure
 from sppo.config import Config
+from sppo.critics.fusion import BeliefCritic
 from sppo.runs.files import read_json, write_json
 from sppo.training.build import Parts, build
 from sppo.training.given import Given
@@ -99,9 +100,8 @@ def measure_checkpoint(config: Config, checkpoint: Path, arguments: argparse.Nam
     """Measures by critic's name: of the run's V in the pool and held out, and of those fitted offline in the pool."""
     parts = build(config, Given(), checkpoint)
     try:
-        pool = list(
-            {prompt.text: prompt for prompt in parts.collector.stream.take(len(parts.collector.stream))}.values()
-        )
+        stream = parts.collector.selection.stream
+        pool = list({prompt.text: prompt for prompt in stream.take(len(stream))}.values())
         random.Random(0).shuffle(pool)
         pool = pool[: arguments.prompts + arguments.fit_prompts]
         rated = _rate(parts, pool, arguments.samples)
@@ -119,7 +119,12 @@ def measure_checkpoint(config: Config, checkpoint: Path, arguments: argparse.Nam
 
 def readings(parts: Parts, rated: Sequence[Rated]) -> dict[str, list[float | None]]:
     """What the run's critic says of the prompts, by name."""
-    return {"V": parts.critic.prompt_values([each.prompt for each in rated])}
+    prompts = [each.prompt for each in rated]
+    beliefs = parts.critic.beliefs(prompts)
+    found = {} if beliefs is None else {"belief": beliefs.values}
+    if isinstance(parts.critic, BeliefCritic) and parts.critic.history is not None:
+        found["V of the text"] = parts.critic.source.prompt_values(prompts).double().mean(dim=1).tolist()
+    return found
 
 
 def _rate(parts: Parts, prompts: Sequence[Prompt], samples: int) -> list[Rated]:

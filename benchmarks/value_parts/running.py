@@ -187,14 +187,14 @@ def run(job: Job) -> str:
 
 def _train(job: Job) -> None:
     """As `sppo.commands.train.train`, but that it ends early, and measures pass@k with the model as it is then."""
-    from sppo.training import loop
+    from sppo.training import loop, start
     from sppo.training.build import open_run
     from sppo.training.given import Given
 
     stop = StopWhenDone(job)
     wall, processor, load = time.perf_counter(), time.process_time(), os.getloadavg()
     with open_run(job.config, Given(), resume=False, progress=stop) as (run, parts, recorder):
-        loop.begin(run, parts, recorder)
+        start.begin(run, parts, recorder)
         seconds = sum(took for name, took in run.state.seconds.items() if name not in _NOT_SPENT)
         before = {"responses": run.state.responses, "tokens": run.state.tokens_sampled, "seconds": seconds}
         try:
