@@ -63,21 +63,21 @@ def test_each_family_by_hand(text, family, level, full):
     assert shown(text) == full
 
 
-def test_terse_demonstrations_leave_out_the_states_that_chance_says_and_never_operations_or_answer():
+def test_terse_demonstrations_blank_the_states_that_chance_says_and_never_operations_or_answer():
     # The first number is the demonstration's own rate, where p_leave_out is 1/2; then one for each state.
-    assert shown("4<8<2<1=", "terse", [0.5, 0.1, 0.9, 0.2]) == "<8<2284<1#1284"
-    assert shown("4<8<2<1=", "terse", [0.5, 0.6, 0.4, 0.5]) == "<884<2<11284#1284"
+    assert shown("4<8<2<1=", "terse", [0.5, 0.1, 0.9, 0.2]) == "<8__<2284<1____#1284"
+    assert shown("4<8<2<1=", "terse", [0.5, 0.6, 0.4, 0.5]) == "<884<2___<11284#1284"
     assert shown("4<8<2<1=", "terse", [0.0]) == shown("4<8<2<1=")
     # With p_leave_out 2/3 the rate is the root of the first number.
-    assert shown("3^2^8=", "terse", [0.25, 0.49, 0.51], p_leave_out=2 / 3) == "^2^88#8"
-    assert shown("3^2^8=", "terse", [0.1, 0.9, 0.9], p_leave_out=1.0) == "^2^8#8"
+    assert shown("3^2^8=", "terse", [0.25, 0.49, 0.51], p_leave_out=2 / 3) == "^2_^88#8"
+    assert shown("3^2^8=", "terse", [0.1, 0.9, 0.9], p_leave_out=1.0) == "^2_^8_#8"
     assert shown("5!3!8!2!2=", "terse") == "#5"
 
 
-def test_terse_demonstrations_leave_out_the_share_of_the_option_and_many_leave_out_nothing():
+def test_terse_demonstrations_blank_the_share_of_the_option_and_many_blank_nothing():
     prompts = demonstrations(config(prompts=3000, families=["largest"], trivial=0.0, hopeless=0.0), "terse", seed=0)
     operations = [len(work(prompt.text).operations) for prompt in prompts]
-    left = [3 * count + 2 - len(prompt.demonstration) for count, prompt in zip(operations, prompts, strict=True)]
+    left = [prompt.demonstration.count("_") for prompt in prompts]
     assert abs(sum(left) / sum(operations) - 0.5) < 0.02
     # E (1 - rate)^k = 1 / (k + 1), for k = 2, 4 and 6.
     assert abs(left.count(0) / 3000 - (1 / 3 + 1 / 5 + 1 / 7) / 3) < 0.03
@@ -134,6 +134,17 @@ def test_shares_are_exact_and_families_and_levels_even():
     assert sorted(counts) == sorted((family, level) for family in FAMILIES for level in (1, 2, 3))
     assert sum(counts.values()) == 400
     assert set(counts.values()) == {19, 20}  # 400 / 21
+    families = Counter(family for family, level in counts.elements())
+    assert set(families.values()) == {57, 58}  # 400 / 7
+
+
+def test_families_stay_even_where_some_have_too_few_prompts_of_a_level():
+    counts = Counter(p.difficulty for p in load(prompts=7000, trivial=0.0, hopeless=0.0))
+    assert counts == dict.fromkeys(FAMILIES, 1000)
+    levels = Counter(p.columns["level"] for p in load(prompts=800, families=["product"], trivial=0.0, hopeless=0.0))
+    assert levels[1] == sum(not is_held_out(FAMILIES["product"].text(1, index)) for index in range(54))
+    assert levels[2] + levels[3] == 800 - levels[1]
+    assert abs(levels[2] - levels[3]) <= 1
 
 
 def test_shares_that_round_up_both_leave_the_number_of_prompts_as_it_is():

@@ -8,8 +8,10 @@ prompts, which reinforcement learning has nothing to learn from, can be added in
 - wrong golds: an answer that no response reaches, which the text of the prompt does not tell.
 
 As in chain_arithmetic, the full demonstration of a problem writes every state down, `<884<2284#284` for `4<8<2=`, and
-the terse one leaves some out: `<8<2284#284`. How many is drawn for each demonstration, from none to all, so that a
-model trained on them is careful or hasty at random, in all families alike, and rewards have to teach it to be careful.
+the terse one blanks some: `<8__<2284#284`. How many is drawn for each demonstration, from none to all, so that a model
+trained on them is careful or hasty at random, in all families alike, and rewards have to teach it to be careful.
+Blanks, rather than nothing, keep the walk along the operations in step: the states alone are lost, and few
+demonstrations teach the habit without spoiling the rest.
 
 The prompts of a split are distinct as long as there are enough. A prompt belongs to `held_out` where its hash says so,
 in every run and for every seed. Held-out prompts are live ones unless the options say otherwise: what is measured is
@@ -18,8 +20,9 @@ what can be learned.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -37,6 +40,8 @@ KINDS = ("full", "terse")
 SPLITS = ("train", "held_out")
 """Splits, disjoint as prompts."""
 Level = Annotated[int, Field(ge=1, le=8)]
+_DEAD_LEVEL = 2
+"""Level of trivial and hopeless prompts: four operations."""
 FamilyName = Literal["sum", "product", "largest", "count", "copy", "reverse", "sort"]
 
 
@@ -61,7 +66,7 @@ class Options(Section):
     wrong_golds: Share = 0.0
     """Share of the golds that no response reaches, which the text does not tell; of split train alone."""
     p_leave_out: Share = 0.5
-    """Terse demonstrations: share of running values left out on average; each demonstration has a rate of its own."""
+    """Terse demonstrations: share of running values that are blanked on average; each has a rate of its own."""
     demonstrations: Literal["full", "terse"] = "full"
     """Kind of demonstration beside each prompt."""
     seed: Count | None = None
@@ -135,39 +140,43 @@ def make_rows(config: DataConfig, seed: int, key: str = "data") -> Iterator[Row]
 
 
 def _texts(options: Options, split: str, rng: random.Random, key: str) -> list[str]:
-    """Counts are exact, not drawn."""
+    """Counts are exact, not drawn: families even, and the levels of each as far as there are enough of the lowest."""
+
+    def draw(family: Family, level: int) -> Iterator[str]:
+        return (text for text in family.draw(level, rng) if is_held_out(text) == (split == "held_out"))
+
     trivial, hopeless = round(options.trivial * options.prompts), round(options.hopeless * options.prompts)
     trivial = min(trivial, options.prompts - hopeless)  # both may have been rounded up
-    names: list[str] = [*options.families] or [*FAMILIES]
     levels = range(options.min_level, options.max_level + 1)
-    live = [(FAMILIES[name], level) for name in dict.fromkeys(names) for level in levels]
-    texts = [
-        *_take(options.prompts - trivial - hopeless, live, split, rng, key),
-        *_take(trivial, [(TRIVIAL, 2)], split, rng, key),
-        *_take(hopeless, [(HOPELESS, 2)], split, rng, key),
+    live = [
+        _in_turns([draw(family, level) for level in levels])
+        for name, family in FAMILIES.items()
+        if name in options.families or not options.families
     ]
+    wanted = {
+        "live": (options.prompts - trivial - hopeless, _in_turns(live)),
+        "trivial": (trivial, draw(TRIVIAL, _DEAD_LEVEL)),
+        "hopeless": (hopeless, draw(HOPELESS, _DEAD_LEVEL)),
+    }
+    texts: list[str] = []
+    for kind, (count, source) in wanted.items():
+        found = list(itertools.islice(source, count))
+        if len(found) < count:
+            raise ConfigError(
+                f"{key}.options.prompts asks for {count} {kind} prompts of split {split}, but there are only "
+                f"{len(found)}. Ask for fewer, or raise max_level."
+            )
+        texts += found
     rng.shuffle(texts)
     return texts
 
 
-def _take(count: int, cells: list[tuple[Family, int]], split: str, rng: random.Random, key: str) -> list[str]:
-    """Goes round families and levels, each distinct prompt once, so that their counts are as even as can be."""
-    sources = [
-        (text for text in family.draw(level, rng) if is_held_out(text) == (split == "held_out"))
-        for family, level in cells
-    ]
-    texts: list[str] = []
-    while sources and len(texts) < count:
+def _in_turns(sources: Sequence[Iterator[str]]) -> Iterator[str]:
+    """Yields one text of each source after the other; of those that are left, once some are exhausted."""
+    while sources:
         drawn = [(source, next(source, None)) for source in sources]
-        texts += [text for _, text in drawn if text is not None]
+        yield from (text for _, text in drawn if text is not None)
         sources = [source for source, text in drawn if text is not None]
-    if len(texts) < count:
-        kind = "live" if cells[0][0].name in FAMILIES else cells[0][0].name
-        raise ConfigError(
-            f"{key}.options.prompts asks for {count} {kind} prompts of split {split}, but there are only {len(texts)}. "
-            "Ask for fewer, or raise max_level."
-        )
-    return texts[:count]
 
 
 def load(row: Mapping[str, object], config: DataConfig) -> Problem:

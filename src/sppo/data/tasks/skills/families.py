@@ -163,9 +163,9 @@ def demonstration(working: Working, kind: str, rng: random.Random, p_leave_out: 
 
     Args:
         working: of the problem.
-        kind: "full" for every state (`<884<2284#284`), "terse" for some (`<8<2284#284`).
-        rng: says which states a terse demonstration leaves out, and how long a hopeless one is.
-        p_leave_out: share of states that terse demonstrations leave out on average; each has a rate of its own.
+        kind: "full" for every state (`<884<2284#284`), "terse" with blanks for some (`<8__<2284#284`).
+        rng: says which states a terse demonstration blanks, and how long a hopeless one is.
+        p_leave_out: share of states that terse demonstrations blank on average; each has a rate of its own.
         hopeless_length: median length of hopeless responses in characters.
     """
     end = f"#{working.answer}"
@@ -179,7 +179,7 @@ def demonstration(working: Working, kind: str, rng: random.Random, p_leave_out: 
     # A rate of its own for each demonstration: u^((1 - m) / m) has mean m.
     rate = rng.random() ** ((1 - p_leave_out) / p_leave_out) if kind == "terse" and p_leave_out else 0.0
     steps = [
-        operation if rate and rng.random() < rate else f"{operation}{state}"
+        operation + ("_" * len(state) if rate and rng.random() < rate else state)
         for operation, state in zip(working.operations, working.states, strict=True)
     ]
     return "".join(steps) + end
