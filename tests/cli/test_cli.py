@@ -80,21 +80,16 @@ def test_help_names_what_a_table_holds(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_help_of_a_section_shows_the_options_of_each_algorithm_and_task(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help", "algorithm"]) == 0
-    text = capsys.readouterr().out
-    for name, own in {**ALGORITHM_OPTIONS, "ratio joint": JointOptions}.items():
-        for option in fields(own):
-            shown = re.search(rf"  --algorithm\.options\.{option.name} \S.*\(default: (.+)\)\n +(.+?): \S", text)
-            assert shown, option.name
-            assert shown[1] == str(option.default)
-            assert name in shown[2].split(", ")
-    assert main(["train", "--help", "data"]) == 0
-    text = capsys.readouterr().out
-    for task in TASKS.values():
-        for option in fields(task.options) if task.options else ():
-            shown = re.findall(rf"  --data\.options\.{option.name} \S.*\(default: (.+)\)\n +(.+?): \S", text)
-            default = [] if option.default is MISSING else "null" if option.default is None else option.default
-            assert [said for said, owners in shown if task.name in owners.split(", ")] == [str(default)], option.name
+    tasks = {name: task.options for name, task in TASKS.items() if task.options}
+    for section, own in (("algorithm", {**ALGORITHM_OPTIONS, "ratio joint": JointOptions}), ("data", tasks)):
+        assert main(["train", "--help", section]) == 0
+        text = capsys.readouterr().out
+        for name, options in own.items():
+            for option in fields(options):
+                sign = rf"  --{section}\.options\.{option.name} \S.*\(default: (.+)\)\n +(.+?): \S"
+                default = [] if option.default is MISSING else "null" if option.default is None else option.default
+                said = [value for value, owners in re.findall(sign, text) if name in owners.split(", ")]
+                assert said == [str(default)], (name, option.name)
     assert "chain_arithmetic: Terse demonstrations" in text
     assert "skills: Terse demonstrations" in text
 
