@@ -63,7 +63,7 @@ def test_help_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_other_commands_names_the_sections_and_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "Sections: model, critic, data, sampling, algorithm, optimizer, verification, " in " ".join(text.split())
+    assert "Sections: model, critic, data, selection, sampling, algorithm, optimizer, " in " ".join(text.split())
     assert "--optimizer.learning_rate" not in text
     assert len(text.splitlines()) < 40
     assert main(["calibrate", "--help", "optimizer"]) == 0
