@@ -10,6 +10,8 @@ import pytest
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.tokenizers import character_tokenizer
+from sppo.rollouts import encode
+from sppo.rollouts.encode import encode_many
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.sample import sample
@@ -88,3 +90,28 @@ def test_a_step_sampled_by_several_is_the_step_sampled_by_one(name):
         found.append(heard)
     assert found[0] == found[1]
     assert len(found[0]) == {"sppo": 2, "dapo": 2}.get(name, 3)
+
+
+def test_a_prompt_is_tokenised_once_and_again_where_the_chat_template_changes(monkeypatch):
+    tokenizer = character_tokenizer(ALPHABET)
+    asked = []
+    plain = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda self, texts, **options: asked.append(texts) or plain(self, texts, **options)
+    )
+    chat = ({"role": "user", "content": "1+1="},)
+    first = encode_many([Prompt("a", "12"), Prompt("b", "3"), Prompt("c", "12"), Prompt("d", chat)], tokenizer)
+    assert sum(map(len, asked)) == 3
+    again = encode_many([Prompt("e", "3"), Prompt("f", chat)], tokenizer)
+    assert sum(map(len, asked)) == 3
+    assert [ids.tolist() for ids in again] == [first[1].tolist(), first[3].tolist()]
+    tokenizer.chat_template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    assert encode_many([Prompt("g", chat)], tokenizer)[0].tolist() != first[3].tolist()
+
+
+def test_tokenised_prompts_are_forgotten_before_they_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(encode, "_MOST_TOKENS", 100)
+    tokenizer = character_tokenizer(ALPHABET)
+    for number in range(100, 200):
+        encode_many([Prompt("a", str(number))], tokenizer)
+    assert len(encode._ENCODED[tokenizer].rows) <= 100 // 3 + 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -19,7 +22,45 @@ def encode(prompt: Prompt, tokenizer: Tokenizer) -> TokenIds:
 
 
 def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[TokenIds]:
-    """`encode` for many prompts at once, which fast tokenizers do in parallel."""
+    """`encode` for many prompts at once, those that were not encoded lately.
+
+    A choice of prompts looks at several times as many as it takes, step after step, and a chat template costs more than
+    a small critic's forward.
+    """
+    known = _ENCODED.setdefault(tokenizer, _Encoded())
+    if known.template != tokenizer.chat_template or known.tokens > _MOST_TOKENS:
+        known.template, known.rows, known.tokens = tokenizer.chat_template, {}, 0
+    keys = [_key(prompt) for prompt in prompts]
+    new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known.rows}
+    for key, ids in zip(new, _encode(list(new.values()), tokenizer), strict=True):
+        known.rows[key] = ids
+        known.tokens += len(ids)
+    return [known.rows[key] for key in keys]
+
+
+_MOST_TOKENS = 2**22
+"""Of prompts that are remembered, for each tokenizer: 16 MiB."""
+
+
+@dataclass
+class _Encoded:
+    """What a tokenizer has made of prompts lately."""
+
+    template: Any = None
+    """The chat template that it had."""
+    rows: dict[Hashable, TokenIds] = field(default_factory=dict)
+    tokens: int = 0
+
+
+_ENCODED: WeakKeyDictionary[Tokenizer, _Encoded] = WeakKeyDictionary()
+
+
+def _key(prompt: Prompt) -> Hashable:
+    content = prompt.content
+    return content if isinstance(content, str) else tuple(tuple(message.items()) for message in content)
+
+
+def _encode(prompts: list[Prompt], tokenizer: Tokenizer) -> list[TokenIds]:
     templated = [not isinstance(prompt.content, str) and bool(tokenizer.chat_template) for prompt in prompts]
     encoded: list[TokenIds] = [as_token_ids([])] * len(prompts)
     for special in (False, True):
