@@ -222,8 +222,8 @@ def test_tuning_keeps_the_best_of_all_trials():
 
 
 def test_a_run_that_fails_costs_more_than_its_cap():
-    assert tuning.score([math.e**2, math.e**4], 100) == pytest.approx(3)
-    assert tuning.score([None], 100) > tuning.score([100], 100)
+    assert tuning.score([math.e**2, math.e**4], 100, [0.0, 0.0]) == pytest.approx(3)
+    assert tuning.score([None], 100, [0.3]) > tuning.score([None], 100, [0.1]) > tuning.score([100], 100, [0.0])
 
 
 def test_tuning_seeds_are_no_experiments_own():

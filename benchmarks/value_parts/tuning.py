@@ -2,6 +2,8 @@
 
 A setting's score is the mean logarithm over cell and seeds of the responses to the first target, where a run that
 doesn't get there counts as twice its cap: where half of the seeds fail, any setting with which all get there is better.
+Of settings with which none gets there, the one with the highest accuracy at the end is the best: what a run lacks of the
+target is added to its logarithm.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from typing import Any
 from sppo.errors import ConfigError
 from sppo.runs.files import write_json
 from value_parts import plan
-from value_parts.curves import read_curve
+from value_parts.curves import isotonic, read_curve
 from value_parts.designs import TUNED_KEYS
 from value_parts.experiment import job_of
-from value_parts.registered import cap_of, read_tuned, settings_of
+from value_parts.registered import read_tuned, settings_of
 from value_parts.running import Job
 
 Settings = dict[str, Any]
@@ -34,9 +36,12 @@ def grid(rates: Sequence[float], warmups: Sequence[float], negative_shares: Sequ
     return [dict(zip([key for key, _ in given], combination, strict=True)) for combination in combinations]
 
 
-def score(costs: Sequence[float | None], cap: int) -> float:
-    """Mean logarithm of the responses to the target."""
-    return fmean(math.log(2 * cap if cost is None else max(cost, 1.0)) for cost in costs)
+def score(costs: Sequence[float | None], cap: int, lacking: Sequence[float]) -> float:
+    """Mean logarithm of the responses to the target; `lacking` is what each run's fitted accuracy has less than it."""
+    return fmean(
+        math.log(2 * cap) + less if cost is None else math.log(max(cost, 1.0))
+        for cost, less in zip(costs, lacking, strict=True)
+    )
 
 
 def tune(arguments: argparse.Namespace, tried: Sequence[Settings], run: Run, tell: Callable[[str], None]) -> None:
@@ -47,7 +52,7 @@ def tune(arguments: argparse.Namespace, tried: Sequence[Settings], run: Run, tel
     """
     require_tuning_seeds(arguments.seeds)
     cell, tuned = plan.CELLS[arguments.cell], read_tuned(arguments.tuned)
-    cap = cap_of(tuned, cell.name) or plan.LARGEST_CAP
+    cap = plan.TUNING_CAP
     methods = list(dict.fromkeys(plan.METHODS[name].tuned_name for name in arguments.methods))
     jobs = {
         (method, place, seed): job_of(
@@ -66,7 +71,10 @@ def tune(arguments: argparse.Namespace, tried: Sequence[Settings], run: Run, tel
                 seed: read_curve(jobs[method, place, seed].folder).cost(plan.TARGETS[0], "responses")
                 for seed in arguments.seeds
             }
-            trials.append({"settings": settings, "responses": costs, "score": score(list(costs.values()), cap)})
+            ends = [isotonic(read_curve(jobs[method, place, seed].folder).accuracy)[-1] for seed in arguments.seeds]
+            lacking = [max(plan.TARGETS[0] - float(end), 0.0) for end in ends]
+            found = score(list(costs.values()), cap, lacking)
+            trials.append({"settings": settings, "responses": costs, "lacking": lacking, "score": found})
         best = add_trials(tuned, method, cell.batch, trials)
         edge = (
             " (at the edge of the grid)" if _at_edge(best, tuned["settings"][method][str(cell.batch)]["trials"]) else ""
