@@ -2,8 +2,8 @@
 
 A setting's score is the mean logarithm over cell and seeds of the responses to the first target, where a run that
 doesn't get there counts as twice its cap: where half of the seeds fail, any setting with which all get there is better.
-Of settings with which none gets there, the one with the highest accuracy at the end is the best: what a run lacks of the
-target is added to its logarithm.
+Of settings with which none gets there, the one with the highest accuracy at the end is the best: what a run lacks of
+the target is added to its logarithm.
 """
 
 from __future__ import annotations
