@@ -117,7 +117,9 @@ def tiny_config(output: Path, **overrides: object) -> Config:
     return load_recipe("demo", {**small, **{name.replace("__", "."): value for name, value in overrides.items()}})
 
 
-def begun(path: Path, options: Mapping[str, Any], step: int | None = None, version: str | None = "0.2.0") -> RunFolder:
+def begun(
+    path: Path, options: Mapping[str, Any], step: int | None = None, version: str | None = sppo.__version__
+) -> RunFolder:
     """A run that has begun, and has a checkpoint of `step` where one is named."""
     with RunFolder.open(path, options) as folder:
         folder.begin()

@@ -41,7 +41,7 @@ __all__ = [
     "Config", "Prompt", "PromptCritic", "Rollout", "SppoError", "Verdict", "compare_models", "evaluate", "load_recipe",
     "make_progress", "train", "verify",
 ]  # fmt: skip
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -170,3 +170,13 @@ def test_a_config_says_which_version_wrote_it(tmp_path):
     said = written_config(tmp_path / "run")
     assert (said.version, said.left_out) == (__version__, {})
     assert load_recipe(tmp_path / "run" / "config.yaml") == said.config
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_a_run_of_a_version_that_chose_no_prompts_goes_on_without_choosing(version):
+    plain = to_dict(GOOD)
+    del plain["selection"]
+    said = written({**plain, "sppo_version": version})
+    assert said.config.selection.name == "uniform"
+    assert config_differences(said, GOOD) == ["selection.name: 'uniform' -> None"]
+    assert written({**plain, "sppo_version": __version__}).config.selection.name is None

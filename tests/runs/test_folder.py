@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sppo import __version__
 from sppo.config import Config, ModelConfig, OptimizerConfig, to_dict
 from sppo.config.compatibility import read_config
 from sppo.errors import ConfigError, RunFolderError
@@ -126,8 +127,8 @@ def test_a_run_may_be_resumed_for_longer(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "version", "error", "said"),
     [
-        ({"steps": 3}, "0.2.0", ConfigError, "steps is 3, but the run is at step 4 already"),
-        ({"seed": 5}, "0.2.0", RunFolderError, "Different: seed: 0 -> 5"),
+        ({"steps": 3}, __version__, ConfigError, "steps is 3, but the run is at step 4 already"),
+        ({"seed": 5}, __version__, RunFolderError, "Different: seed: 0 -> 5"),
         ({"seed": 5}, None, RunFolderError, r"step_4 was written by sppo 0.1.0, .*Go on with sppo 0.1.0"),
     ],
 )

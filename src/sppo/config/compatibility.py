@@ -22,6 +22,8 @@ NOTES = ("description", VERSION_KEY)
 """Keys in recipes and config.yaml that are no options: they tell people something."""
 _FIRST = "0.1.0"
 """The version that did not write it yet."""
+_WITHOUT_CHOICE = (_FIRST, "0.2.0")
+"""Versions that asked the prompts that came next, also for sppo, the one algorithm that chooses by itself now."""
 RESUMABLE_CHANGES = (
     "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
     "optimizer.tokens_per_microbatch", "optimizer.layout", "model.attention", "model.gradient_checkpointing",
@@ -95,6 +97,8 @@ def written(values: Mapping[str, Any]) -> Written:
     if version == _FIRST and isinstance(algorithm, dict) and algorithm.get("kl_estimator") == "k3":
         # The first version's default, in the loss and in the reward alike; now each place has its own.
         del algorithm["kl_estimator"]
+    if version in _WITHOUT_CHOICE and (algorithm or {}).get("name", "sppo") == "sppo":
+        known.setdefault("selection", {"name": "uniform"})
     return Written(build(Config, known), version, left_out)
 
 
