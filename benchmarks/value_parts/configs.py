@@ -18,7 +18,8 @@ from value_parts.designs import Cell, Method
 def warm_start_config(recipe: str, seed: int, results: Path) -> Config:
     """The fine-tuning that makes the model of a seed: the recipe's own, whatever the cell's mixture is."""
     folder = results / "warm_start" / recipe / f"seed_{seed}"
-    return load_recipe(recipe, {"seed": seed, "output": str(folder), "threads": 1, "device": "cpu"})
+    own = plan.WARM_STARTS.get(recipe, {})
+    return load_recipe(recipe, {"seed": seed, "output": str(folder), "threads": 1, "device": "cpu", **own})
 
 
 def run_config(

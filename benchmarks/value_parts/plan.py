@@ -86,6 +86,9 @@ BEST_OPPONENTS = ("rloo_4", "grpo_4", "rloo_4_auto")
 """For the star's arms; to be chosen on the tuning seeds."""
 
 
+WARM_STARTS: dict[str, dict[str, Any]] = {"skills": {"data.options": {"p_leave_out": 0.7}}}
+"""What the fine-tuning of a recipe is given beside its own options: here a model that blanks more of its states, and so
+solves less, than the recipe's."""
 FAMILIES = ["largest", "count", "copy", "reverse", "sort"]
 """Of task skills: without sum and product, which take several times as long to learn as the others, whoever teaches."""
 

@@ -163,3 +163,21 @@ def test_a_run_records_v_itself_and_the_advantage_that_it_trained_on(tmp_path):
         assert record["advantage"] == pytest.approx(weight * (record["reward"] - 0.5 * record["value"]))
     values = [record["value"] for record in records]
     assert read_metrics(tmp_path)[1]["critic/value_mean"] == pytest.approx(sum(values) / len(values))
+
+
+def test_the_gradient_of_chosen_prompts_is_that_of_their_own_mean_solve_rate():
+    """Choosing changes which prompts the objective is of, and no expectation within one: no weight takes it back."""
+    for chosen in ([0], [1], [0, 1], [1, 1]):
+        logits = LOGITS.clone().requires_grad_()
+        log_probabilities = logits.log_softmax(dim=1)
+        expected = torch.zeros(())
+        for prompt in chosen:
+            for response in range(3):
+                # V of the prompt may be anything that was there before the response, such as what it was chosen by.
+                value = torch.tensor([0.1 + 0.6 * prompt])
+                advantage = credit(REWARDS[prompt, response][None], value, share=0.5).advantages[0, 0]
+                log_probability = log_probabilities[prompt, response]
+                expected = expected + log_probability.detach().exp() * advantage * log_probability / len(chosen)
+        (found,) = torch.autograd.grad(expected, logits, retain_graph=True)
+        (wanted,) = torch.autograd.grad(solve_rates(logits)[chosen].mean(), logits)
+        torch.testing.assert_close(found, wanted)

@@ -54,11 +54,20 @@ def kill_in_mid_run(config, tmp_path):
     return int(found.name.removeprefix("step_"))
 
 
-def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path):
+EVERYTHING = {
+    "selection__name": "sqrt", "critic__prefit__samples": 16, "critic__history": True, "critic__recalibrate": True,
+    "critic__members": 2, "critic__share": 0.5, "sampling__adaptive_share": 0.25, "algorithm__negative_share": 0.5,
+    "optimizer__learning_rate_warmup": 3, "optimizer__learning_rate_decay": "cosine",
+}  # fmt: skip
+"""Every state that a run of SPPO can carry from step to step."""
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["as published", "with all that a critic can be"])
+def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, options):
     steps = 20
-    whole = tiny_config(tmp_path / "whole", steps=steps, checkpoint__every=2)
+    whole = tiny_config(tmp_path / "whole", steps=steps, checkpoint__every=2, **options)
     train(whole)
-    config = tiny_config(tmp_path / "killed", steps=steps, checkpoint__every=2)
+    config = tiny_config(tmp_path / "killed", steps=steps, checkpoint__every=2, **options)
     step = kill_in_mid_run(config, tmp_path)
     assert 2 <= step < steps
     # What a process killed while saving leaves behind: it must never be taken for a checkpoint.
@@ -67,7 +76,10 @@ def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path):
     (half / "state.json").write_text("{")
     train(config, resume=True)
     assert not half.exists()
-    for part in ("policy/model.safetensors", "critic/model.safetensors", "critic/value_head.safetensors"):
+    saved = sorted((tmp_path / "whole" / "checkpoints" / "last").rglob("*.safetensors"))
+    assert len(saved) == (7 if options else 3)
+    for path in saved:
+        part = path.relative_to(tmp_path / "whole" / "checkpoints" / "last")
         left, right = (load_file(tmp_path / run / "checkpoints" / "last" / part) for run in ("whole", "killed"))
         assert left.keys() == right.keys()
         for name in left:
