@@ -20,6 +20,11 @@ from sppo.runs.folder import require_resumable
 from tests.conftest import begun
 
 GOOD = Config(model=ModelConfig(path="some/model"))
+THEN = {
+    "steps": 60, "prompts_per_step": 512, "critic.minibatch_size": 256, "critic.epochs": 1,
+    "optimizer.learning_rate": 3e-4, "optimizer.learning_rate_warmup": 0, "evaluation.every": 5, "checkpoint.every": 20,
+}  # fmt: skip
+"""What the demo was trained with in the first version, where it is something else now."""
 FIRST = Path(__file__).parent / "config_0_1_0.yaml"
 """What sppo 0.1.0 wrote for its demo of PPO."""
 
@@ -77,7 +82,7 @@ def test_every_option_of_the_first_version_is_one_still_or_is_known_to_be_gone()
         "optimizer.logprob_chunk_tokens is no option of this version, and is ignored. It follows from the vocabulary "
         "and the device now."
     ]
-    assert said.config == load_recipe("demo_ppo", {"verification.workers": 2, "model.attention": "sdpa"})
+    assert said.config == load_recipe("demo_ppo", {**THEN, "verification.workers": 2, "model.attention": "sdpa"})
 
 
 def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
@@ -86,9 +91,9 @@ def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
     (folder / "config.yaml").write_text(FIRST.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "checkpoints" / "step_0").mkdir(parents=True)
     config, notes = evaluation_config(str(folder))
-    assert config == load_recipe("demo_ppo", {"verification.workers": 2, "model.attention": "sdpa"})
+    assert config == load_recipe("demo_ppo", {**THEN, "verification.workers": 2, "model.attention": "sdpa"})
     assert len(notes) == 1
-    here = load_recipe("demo_ppo", {"output": folder})
+    here = load_recipe("demo_ppo", {**THEN, "output": folder})
     assert config_differences(written_config(folder), here) == []
     assert config_differences(written_config(folder), replace(here, seed=1)) == ["seed: 0 -> 1"]
     with pytest.raises(RunFolderError, match=r"step_0 was written by sppo 0\.1\.0"):
@@ -153,7 +158,7 @@ def test_a_recipe_that_the_first_version_printed_runs_on(tmp_path):
     assert load_recipe(
         tmp_path / "mine.yaml",
         {"verification.workers": None, "algorithm.kl_estimator": None, "model.attention": None},
-    ) == load_recipe("demo_ppo")
+    ) == load_recipe("demo_ppo", THEN)
 
 
 def test_what_is_gone_is_gone_and_what_it_follows_is_there():

@@ -143,7 +143,7 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
         ("critic.prior=.inf", "critic.prior is inf, but must be a finite number or null."),
         ("model.trust_remote_code=1", "model.trust_remote_code is 1, but must be true or false."),
         ("model=x", "model is 'x', but must be a section of keys, such as path, config"),
-        ("optimizer.minibatch_size=100", "does not divide a step's 512 sequences"),
+        ("optimizer.minibatch_size=100", "does not divide a step's 128 sequences"),
     ],
 )
 def test_mistakes_name_the_key_and_the_value(override: str, said: str) -> None:
