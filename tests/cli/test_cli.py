@@ -283,7 +283,7 @@ def test_story_tells_everything_in_80_columns() -> None:
         "accuracy_before": 0.25, "accuracy_after": 0.75, "accuracy_before_stderr": 0.04, "accuracy_after_stderr": 0.03,
         "accuracy_before_by_difficulty": group,
         "accuracy_after_by_difficulty": {"2 operations": {"accuracy": 0.75, "prompts": 100, "stderr": 0.03}},
-        "critic": {"pearson": 0.5, "spearman": None, "brier": 0.1, "ece": 0.05},
+        "critic": {"pearson": 0.5, "spearman": None, "brier": 0.1, "ece": 0.05, "bias": -0.04},
         "calibration_in_training": [{"low": 0.9, "high": 1.0, "mean_value": 0.95, "solve_rate": 1.0, "count": 100}],
         "examples": [{"prompt": "1+[b]2", "gold": "3", "before": "#4", "before_reward": 0.0, "after": "#3",
                       "after_reward": 1.0}],
@@ -294,7 +294,7 @@ def test_story_tells_everything_in_80_columns() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"2 operations +100 +25\.0% +75\.0% +\+50\.0 +█{5}▓{10}·{5}", text)
     assert re.search(r"0\.9 and 1\.0 +100 +0\.95 +1\.00 +█{20}", text)
-    assert "Pearson 0.500  Brier 0.100  ECE 0.050" in text
+    assert "Pearson 0.500  Brier 0.100  ECE 0.050  bias -0.040" in text
     assert "1+[b]2" in text
     assert "✗ #4" in text
     assert "✓ #3" in text

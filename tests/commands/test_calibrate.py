@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import yaml
 
 from sppo.cli import main
 from sppo.commands import calibrate as module
-from sppo.commands.calibrate import calibrate, measure
+from sppo.commands.calibrate import calibrate
 from sppo.commands.train import train
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError, RunFolderError, TrainingError
+from sppo.evaluation.sampled import measure, with_and_without_history
 from sppo.report.calibration import write_calibration
 from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress
@@ -151,6 +153,57 @@ def test_a_tracker_knows_only_prompts_it_has_seen(tmp_path):
     assert set(result["prompt_ids"]) <= trained_on
 
 
+@pytest.fixture(scope="module")
+def chose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GRPO whose prompts a probe with history chose."""
+    output = tmp_path_factory.mktemp("chose") / "run"
+    options = {
+        "algorithm.name": "grpo", "selection.name": "top", "sampling.samples_per_prompt": 2, "critic.source": "probe",
+        "critic.history": True, "critic.path": None, "critic.config": None, "critic.tokenizer": None, "steps": 2,
+        "evaluation.data": None,
+    }  # fmt: skip
+    train(tiny_config(output, **options))
+    return output
+
+
+def test_a_critic_that_only_chooses_prompts_is_measured_with_and_without_history(chose, capsys):
+    assert main(["calibrate", str(chose), "--prompts", "6", "-n", "4"]) == 0
+    screen = capsys.readouterr().out
+    assert "6 prompts of the pool with outcomes in training, 24 responses" in screen
+    assert re.search(r"V of the text +with history +difference, 95% +perfect V", screen)
+    folder = chose / "calibration" / "step_2"
+    result = json.loads((folder / "result.json").read_text())
+    asked = {record["prompt_id"] for record in read_records(chose)}
+    lines = [json.loads(text) for text in (folder / "pool.jsonl").read_text().splitlines()]
+    assert {record["prompt_id"] for record in lines} <= asked
+    assert result["pool"]["belief"]["prompts"] == 6
+    assert all(record["value"] != record["text_value"] for record in lines)
+    # Nobody counted outcomes of held-out prompts.
+    assert not {record["prompt"] for record in lines} & {record["prompt"] for record in read_held_out(folder)}
+    assert all("text_value" not in record for record in read_held_out(folder))
+    # An evaluation reads the same critic.
+    assert main(["eval", str(chose)]) == 0
+    assert "How well the critic foresees success" in capsys.readouterr().out
+    # The same prompts, and more of them, from what is there.
+    before = (folder / "pool.jsonl").read_bytes()
+    of(chose, prompts=7)
+    assert (folder / "pool.jsonl").read_bytes().startswith(before)
+
+
+def read_held_out(folder: Path) -> list[dict]:
+    return [json.loads(text) for text in (folder / "prompts.jsonl").read_text().splitlines()]
+
+
+def test_history_alone_is_measured_too(tmp_path):
+    output = tmp_path / "run"
+    options = {"algorithm.name": "grpo", "selection.name": "history", "sampling.samples_per_prompt": 2, "steps": 1}
+    train(tiny_config(output, **options))
+    pool = of(output)["pool"]
+    # Without it there is one running mean for all.
+    assert pool["text"]["of_prompts"]["pearson"]["value"] is None
+    assert pool["belief"]["prompts"] == 8
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -198,6 +251,7 @@ def test_measures_by_hand():
     noise = (0.1875 / 3 + 0.1875 / 3 + 0) / 3
     assert brier["reachable"] == pytest.approx(noise)
     assert brier["corrected"] == pytest.approx(brier["value"] - noise)
+    assert result["of_prompts"]["bias"]["value"] == pytest.approx(1.4 / 3 - 1 / 3)
     # Bins [.8, .9): .05; [.4, .5): .15; [.2, .3): .2.
     assert result["of_prompts"]["ece"]["value"] == pytest.approx((0.05 + 0.15 + 0.2) / 3)
     responses = result["of_responses"]
@@ -207,6 +261,22 @@ def test_measures_by_hand():
     # 4 solved, 8 failed. The 3 of .8 beat 7 and tie with 1; the one of .4 beats 4 and ties with 3.
     assert responses["auroc"]["value"] == pytest.approx((3 * 7.5 + 5.5) / 32)
     assert result["of_prompts"]["spearman"]["value"] == pytest.approx(1.0)
+
+
+def test_history_is_held_against_the_text_of_the_same_prompts():
+    lines = [
+        {**line(0.75, 1, 1, 1, 0), "text_value": 0.5},
+        {**line(0.25, 0, 1, 0, 0), "text_value": 0.5},
+        {**line(0.1, 0, 0, 0, 0), "text_value": 0.4},
+        {**line(0.9, None), "text_value": 0.5},
+    ]
+    found = with_and_without_history(lines)
+    text, belief = (found[name]["of_prompts"] for name in ("text", "belief"))
+    assert text["brier"]["value"] == pytest.approx((0.25**2 + 0.25**2 + 0.4**2) / 3)
+    assert belief["brier"]["value"] == pytest.approx(0.1**2 / 3)
+    assert found["difference"]["brier"]["value"] == pytest.approx((0.1**2 - 2 * 0.25**2 - 0.4**2) / 3)
+    assert found["difference"]["bias"]["value"] == pytest.approx((1.1 - 1.4) / 3)
+    assert belief["bias"]["value"] == pytest.approx(0.1 / 3)
 
 
 def test_fractions_of_rewards_count_as_they_are():

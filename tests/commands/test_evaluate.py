@@ -61,7 +61,7 @@ def test_a_run_is_measured_with_its_critic_on_the_screen_and_in_a_file(run_folde
     result = json.loads(out.read_text())
     assert (result["prompts"], result["samples_per_prompt"]) == (20, 2)
     assert "How well the critic foresees success" in capsys.readouterr().out
-    assert set(result["critic"]) == {"pearson", "spearman", "brier", "ece"}
+    assert set(result["critic"]) == {"pearson", "spearman", "brier", "ece", "bias"}
 
 
 def test_a_model_is_read_by_its_own_tokenizer(run_folder, capsys):

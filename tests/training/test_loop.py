@@ -54,7 +54,7 @@ def test_a_run_leaves_a_whole_folder(tmp_path):
         "accuracy_before", "accuracy_after", "seconds", "tokens", "critic", "calibration", "examples", "versions",
         "seed",
     }  # fmt: skip
-    assert set(summary["critic"]) == {"pearson", "spearman", "brier", "ece"}
+    assert set(summary["critic"]) == {"pearson", "spearman", "brier", "ece", "bias"}
     assert len(summary["examples"]) == 3
     assert summary["steps"] == 3
     assert summary["responses"] == 48

@@ -142,6 +142,8 @@ def _bar(share: float | None, before: float | None = None) -> Text:
 def _critic_line(critic: Summary) -> str:
     names = {"pearson": "Pearson", "spearman": "Spearman", "brier": "Brier", "ece": "ECE"}
     scores = [f"{name} {critic[key]:.3f}" for key, name in names.items() if critic.get(key) is not None]
+    if critic.get("bias") is not None:
+        scores.append(f"bias {critic['bias']:+.3f}")
     return "  ".join(scores) + "\n[dim]Correlations: 1 is best. Brier score and calibration error (ECE): 0 is best.[/]"
 
 

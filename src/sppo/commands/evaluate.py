@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.algorithms.table import get_algorithm
 from sppo.config import Config, ModelConfig
 from sppo.config.evaluation import benchmark_config, evaluation_config
 from sppo.critics.build import Owner, build_critic
@@ -31,7 +30,7 @@ from sppo.rollouts.encode import opens_thinking
 from sppo.rollouts.engines import ALONE, build_engine, engine_options
 from sppo.rollouts.sample import longest_sequence, sampling_parameters
 from sppo.runs.progress import NoProgress, Progress
-from sppo.training.build import load_prompts
+from sppo.training.build import algorithm_of, load_prompts
 from sppo.training.given import Given, require_data
 from sppo.training.prompts import load_held_out
 from sppo.types import Prompt
@@ -115,9 +114,12 @@ def _say_if_other(trained_with: str | None, function: RewardFunction, progress: 
 def _critic_beside(
     model: ModelConfig, config: Config, policy: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]
 ) -> Critic | None:
-    """The critic of prompts that a run's checkpoint holds beside its policy."""
-    saved, algorithm = Path(model.path or "").parent / "critic", get_algorithm(config.algorithm.name)
-    if not saved.is_dir() or algorithm.critic != "prompt":
+    """The critic of prompts that a run's checkpoint holds beside its policy, be it only for the choice of prompts."""
+    saved = Path(model.path or "").parent / "critic"
+    if not saved.is_dir():
+        return None
+    algorithm = algorithm_of(config)
+    if algorithm.critic not in ("prompt", "history"):
         return None
     owner = Owner(
         policy, tokenizer, algorithm, config.optimizer, config.sampling, config.data.max_prompt_tokens, prompts,

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -152,6 +153,16 @@ class BeliefCritic:
                 "critic with it."
             )
         self.history.load(load_file(folder / HISTORY_FILE))
+
+    def without_history(self) -> BeliefCritic:
+        """V of the text alone, by the same source."""
+        return BeliefCritic(self.source, recalibrate=self.recalibrate)
+
+    def remembers(self, prompts: Sequence[Prompt]) -> NDArray[np.bool_]:
+        """[N] whether outcomes of the prompt are counted."""
+        if self.history is None:
+            return np.zeros(len(prompts), np.bool_)
+        return self.history.store.find(prompt_keys(prompts)) >= 0
 
     def _plain(self, read: _Reading) -> bool:
         """Whether V is the source's own."""

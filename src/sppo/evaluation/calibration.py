@@ -38,6 +38,12 @@ def brier(values: ArrayLike, outcomes: ArrayLike) -> float:
     return float(np.mean((v - r) ** 2))
 
 
+def bias(values: ArrayLike, outcomes: ArrayLike) -> float:
+    """Mean V less the mean outcome; both [N]. Above 0 where V expects too much."""
+    v, r = _pair(values, outcomes)
+    return float(v.mean() - r.mean())
+
+
 def binary_cross_entropy(values: ArrayLike, outcomes: ArrayLike) -> float:
     """Mean BCE in nats; both [N]."""
     v, r = _pair(values, outcomes)
@@ -201,6 +207,7 @@ def calibration_metrics(values: ArrayLike, outcomes: ArrayLike) -> dict[str, flo
         "bce": binary_cross_entropy(values, outcomes),
         "brier": brier(values, outcomes),
         "ece": expected_calibration_error(values, outcomes),
+        "bias": bias(values, outcomes),
         "explained_variance": explained_variance(values, outcomes),
         "pearson": pearson(values, outcomes),
     }

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.critics.critic import Critic
 from sppo.errors import TrainingError
-from sppo.evaluation.calibration import brier, expected_calibration_error, pearson, reliability_rows, spearman
+from sppo.evaluation.calibration import bias, brier, expected_calibration_error, pearson, reliability_rows, spearman
 from sppo.evaluation.scores import natural
 from sppo.evaluation.statistics import total_spread
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
@@ -91,6 +91,7 @@ class Evaluation:
             "spearman": spearman(values, rates),
             "brier": brier(values, rates),
             "ece": expected_calibration_error(values, rates),
+            "bias": bias(values, rates),
         }
         known = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         return {"critic": known, "calibration": reliability_rows(values, rates)}
