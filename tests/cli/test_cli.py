@@ -277,6 +277,78 @@ def test_live_panel_fits_and_training_goes_on_after_an_evaluation(width: int) ->
         assert shown in text
 
 
+CHOOSING = {
+    "reward/mean": 0.5, "critic/value_mean": 0.41, "critic/bias": -0.04, "critic/brier": 0.12,
+    "selection/control_share": 0.1, "selection/control_reward": 0.25, "selection/dead_share": 0.62,
+    "selection/gain": 4.13,
+}  # fmt: skip
+
+
+def test_the_panel_tells_the_reward_of_chosen_prompts_from_that_of_all() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    progress = LiveProgress(console)
+    progress.phase("training", 60)
+
+    def shown(metrics: dict[str, float]) -> str:
+        progress.update(1, metrics)
+        screen = Console(file=io.StringIO(), width=80)
+        screen.print(progress.render())
+        return screen.file.getvalue()  # type: ignore[attr-defined]
+
+    text = shown(CHOOSING)
+    assert re.search(r"reward of chosen +0\.500", text)
+    assert re.search(r"reward at large +0\.250 +of the 10% of the prompts that nobody chose", text)
+    assert re.search(r"critic expected +0\.410 +where R was 0\.500 \(bias -0\.040\), Brier 0\.120", text)
+    assert re.search(r"dead prompts +62% +solved never or always; best teach 4\.1 x as much", text)
+    # A step of auto that chose none.
+    text = shown({**CHOOSING, "selection/control_share": 1.0})
+    progress.close()
+    assert re.search(r"reward +0\.500", text)
+    assert "nobody chose" not in text
+
+
+def test_the_log_tells_the_reward_of_chosen_prompts_from_that_of_all() -> None:
+    console = Console(file=io.StringIO(), width=110)
+    progress = PlainProgress(console)
+    progress.phase("training", 1)
+    progress.update(1, CHOOSING)
+    assert "reward 0.500  of chosen, 0.250 at large  V 0.410" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_story_says_whose_reward_it_was_and_what_the_critic_cost() -> None:
+    def told(summary: dict[str, object]) -> str:
+        console = Console(file=io.StringIO(), width=110)
+        print_result(console, summary)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    selection = {
+        "steps": 40,
+        "steps_chosen": 30,
+        "reward": 0.5,
+        "control_reward": 0.25,
+        "dead_share": 0.62,
+        "gain": 4.1,
+    }
+    # Loading and evaluations are no training: 1 + 2 + 1 of 20 seconds.
+    seconds = {
+        "rollout": 9.0,
+        "grade": 1.0,
+        "policy": 6.0,
+        "value": 1.0,
+        "critic": 2.0,
+        "select": 1.0,
+        "evaluate": 40.0,
+    }
+    text = told({"seconds": seconds, "selection": selection})
+    assert "the critic took 20% of training" in text
+    assert "chosen in 30 of 40 steps: reward 0.500 of late is theirs, 0.250 of prompts nobody chose" in text
+    assert "62% of the pool is believed to be solved always or never; the most promising teach 4.1 x" in text
+    text = told({"seconds": {"rollout": 9.0, "critic": 0.001}, "selection": {**selection, "steps_chosen": 0}})
+    assert "as they came, none chosen" in text
+    assert "critic took" not in text
+    assert "prompts" not in told({"seconds": seconds})
+
+
 def test_story_tells_everything_in_80_columns() -> None:
     group = {"2 operations": {"accuracy": 0.25, "prompts": 100, "stderr": 0.04}}
     summary = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sppo.report.comparison_text import number
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress
+from sppo.training.build import algorithm_of
 from tests.conftest import tiny_config
 
 WARM = [{"demonstrations": "full", "steps": 2, "batch_size": 4}]
@@ -99,6 +101,35 @@ def test_the_recipes_own_options_are_not_forced_upon_other_algorithms(recipe):
     ppo, sppo = planned(recipe, "ppo,sppo")
     assert ppo.config.algorithm.options == {"gae_lambda": 0.9}
     assert sppo.config.algorithm.options == {}
+
+
+def test_a_group_algorithm_with_our_choice_keeps_the_recipes_critic_and_without_it_has_none(recipe):
+    Path(recipe).write_text(to_yaml(load_recipe(recipe, {"critic.history": True, "critic.prefit.samples": 32,
+                                                         "selection.name": "sqrt"})), encoding="utf-8")  # fmt: skip
+    sppo, rloo, chosen = planned(recipe, "sppo,rloo,rloo:chosen,selection.name=top", ("responses",))
+    assert (sppo.config.selection.name, sppo.config.critic.history) == ("sqrt", True)
+    assert algorithm_of(rloo.config).critic is None
+    assert (rloo.config.selection.name, rloo.config.critic.history) == (None, False)
+    assert rloo.config.critic.prefit.samples == 0
+    assert algorithm_of(chosen.config).critic == "prompt"
+    assert chosen.config.critic == replace(sppo.config.critic, minibatch_size=chosen.config.critic.minibatch_size)
+    # What the critic is fitted to beforehand is paid from the budget.
+    budgets = planned(recipe, "sppo,rloo", ("responses",), budget="responses=300")
+    assert [job.config.steps for job in budgets] == [(300 - 32) // 16, 300 // 16]
+    with pytest.raises(ConfigError, match="is 40 responses, but one step has 16, after 32 that the critic is fitted"):
+        planned(recipe, "sppo", budget="responses=40")
+
+
+def test_what_a_critic_was_fitted_to_beforehand_counts(recipe, tmp_path, started):
+    variants = "rloo,rloo:chosen,selection.name=top,critic.prefit.samples=24"
+    found = compare(recipe, variants, match="responses", samples=4, output=tmp_path / "out", targets=(0.9,))
+    assert not any(run["error"] for run in found["runs"])
+    plain, chosen = found["runs"]
+    assert [point["responses"] for point in plain["points"]] == [0, 16, 32]
+    assert [point["responses"] for point in chosen["points"]] == [24, 40, 56]
+    assert plain["points"][0]["seconds"] == 0 < chosen["points"][0]["seconds"]
+    assert plain["responses_per_step"] == chosen["responses_per_step"] == 16
+    assert [row["label"] for row in found["results"]["responses"]] == ["rloo", "chosen"]
 
 
 def test_variants_have_options_of_their_own(recipe):

@@ -118,6 +118,9 @@ def test_before_the_first_step_the_critic_learns_while_the_policy_rests(tmp_path
     assert not torch.equal(weights(plain, 0, "critic"), weights(fitted, 0, "critic"))
     last = read_metrics(fitted)[-1]
     assert last["responses/total"] == 24 + 16 * last["step"]
+    first = read_metrics(fitted)[0]
+    assert (first["step"], first["responses/total"]) == (0, 24)
+    assert first["time/prefit"] > 0
     records = [record for record in read_records(fitted) if record["step"] == 0]
     assert len(records) == 24
     assert {record["policy_version"] for record in records} == {0}
@@ -135,6 +138,8 @@ def test_a_critic_that_was_fitted_beforehand_serves_several_runs(tmp_path):
     train(tiny_config(run, model__path=policy, sft__phases=[], critic__prefit__path=str(made), checkpoint__keep=9))
     assert torch.equal(weights(made, 0, "critic"), weights(run, 0, "critic"))
     assert read_metrics(run)[-1]["responses/total"] == 24 + 16 * 3
+    # Its time is counted for each run that starts from it.
+    assert read_metrics(run)[0]["time/prefit"] == read_metrics(made)[0]["time/prefit"] > 0
     with pytest.raises(RunFolderError, match=r"critic\.prefit\.path is .*, which holds no critic .* sppo prefit"):
         train(tiny_config(tmp_path / "other", critic__prefit__path=str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match=r"critic\.prefit\.samples is 0, so that there is nothing to fit"):

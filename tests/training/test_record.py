@@ -10,7 +10,7 @@ import torch
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Credit, Estimates
 from sppo.training.collate import LengthRules, collate
-from sppo.training.record import credit_metrics
+from sppo.training.record import credit_metrics, selection_summary
 from sppo.types import Verdict
 from tests.conftest import make_rollout
 
@@ -27,3 +27,18 @@ def test_advantages_are_measured_on_what_is_trained_on(advantages):
     by_token = len(advantages[0]) == 2
     assert found["advantage/mean"] == pytest.approx(2 / 3 if by_token else 0.5)
     assert found["advantage/std"] == pytest.approx(2**0.5 / 3 if by_token else 0.5)
+
+
+def test_the_summary_tells_when_prompts_were_chosen_and_whose_the_reward_was():
+    def line(step, share, reward, of_control=None, **more):
+        known = {} if of_control is None else {"selection/control_reward": of_control}
+        shares = {"selection/control_share": share, "selection/dead_share": 0.5}
+        return {"step": step, "reward/mean": reward, **shares, **known, **more}
+
+    steps = [line(n, 1.0, 0.9, 0.9) for n in range(1, 6)]
+    steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n}) for n in range(6, 15)]
+    steps.append(line(15, 0.1, 0.5))
+    assert selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps])["selection"] == pytest.approx(
+        {"steps": 15, "steps_chosen": 10, "reward": 0.59, "control_reward": 0.2, "dead_share": 0.5, "gain": 17.0}
+    )
+    assert selection_summary([{"step": 1, "reward/mean": 0.5}]) == {}

@@ -14,7 +14,7 @@ from sppo.config import AlgorithmConfig, CriticConfig
 from sppo.critics.critic import NoCritic
 from sppo.data.selection import BeliefSelection, UniformSelection
 from sppo.errors import ConfigError
-from sppo.runs.folder import read_metrics
+from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.records import read_records
 from sppo.types import Beliefs
 from tests.conftest import tiny_config
@@ -109,6 +109,9 @@ def test_a_group_algorithm_learns_what_to_ask(tmp_path, name):
     last = read_metrics(tmp_path / "run")[-1]
     assert last["selection/control_share"] == 0.25
     assert 0 <= last["critic/brier"] <= 1
+    assert last["critic/bias"] == pytest.approx(last["critic/value_mean"] - last["reward/mean"])
+    assert {"time/value", "time/critic", "time/select", "time/estimate"} <= set(last)
+    assert read_summary(tmp_path / "run")["selection"]["steps_chosen"] == 2
     assert (tmp_path / "run" / "checkpoints" / "last" / "critic").is_dir()
     assert len({record["prompt_id"] for record in read_records(tmp_path / "run") if record["step"] == 2}) == 4
 

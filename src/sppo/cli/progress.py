@@ -220,13 +220,13 @@ class LiveProgress(_Phases):
             since = f"at step {step}" + (f", {first:.3f} at step {first_step}" if step != first_step else "")
             rows.add_row("held-out accuracy", f"{last:.3f}", f"[dim]{since}[/]")
         if "critic/value_mean" in metrics:
-            against = f"[dim]mean V; mean R was {metrics['reward/mean']:.3f}[/]"
-            rows.add_row("critic expected", f"{metrics['critic/value_mean']:.3f}", against)
+            rows.add_row(
+                "critic expected", f"{metrics['critic/value_mean']:.3f}", f"[dim]{_against_reward(metrics)}[/]"
+            )
         if "selection/dead_share" in metrics:
             gain = metrics.get("selection/gain")
-            said = (
-                "" if gain is None else f"[dim]always or never solved; choosing others teaches {gain:.1f} x as much[/]"
-            )
+            taught = "" if gain is None else f"; best teach {gain:.1f} x as much"
+            said = f"[dim]solved never or always{taught}[/]"
             rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
         if metrics.get("reward/error_share"):
             timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
@@ -245,11 +245,20 @@ class LiveProgress(_Phases):
         self.console.print("[green]✓[/]" if phase.over else "[yellow]·[/]", "  ".join(fact for fact in facts if fact))
 
 
+def _against_reward(metrics: Mapping[str, float]) -> str:
+    """What came where the critic expected mean V, and how well it is calibrated now."""
+    said = f"where R was {metrics['reward/mean']:.3f}"
+    if "critic/bias" in metrics:
+        said += f" (bias {metrics['critic/bias']:+.3f})"
+    return said + (f", Brier {metrics['critic/brier']:.3f}" if "critic/brier" in metrics else "")
+
+
 def _grid() -> Table:
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    # The rest of the line: remarks that don't fit are cut, never names and numbers.
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     return table
 
 

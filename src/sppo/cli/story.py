@@ -169,7 +169,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         longest = sorted(phases, key=lambda name: -phases[name])[:4]
         parts = ", ".join(f"{name} {duration(phases[name])}" for name in longest)
         total = duration(seconds.get("total", sum(seconds.values())))
-        facts.append(("time", f"{total} ({parts})" if parts else total))
+        share = critic_share(seconds)
+        critic = f"; the critic took {share:.0%} of training" if share >= 0.005 else ""
+        facts.append(("time", (f"{total} ({parts})" if parts else total) + critic))
+    facts += _choice(summary.get("selection") or {})
     if tokens.get("sampled"):
         facts.append(("tokens", f"{tokens['sampled']:,} sampled"))
     if summary.get("output"):
@@ -178,6 +181,31 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         if (folder / "curves.png").exists():
             facts.append(("picture", str(folder / "curves.png")))
     return facts
+
+
+def critic_share(seconds: Mapping[str, float]) -> float:
+    """Share of the training phases' seconds that a critic costs: its values, its learning, choosing prompts by it."""
+    critic = sum(seconds.get(phase, 0.0) for phase in ("value", "critic", "select"))
+    rest = sum(seconds.get(phase, 0.0) for phase in ("rollout", "grade", "estimate", "policy"))
+    return critic / (critic + rest) if critic else 0.0
+
+
+def _choice(selection: Summary) -> list[tuple[str, str]]:
+    """Which prompts were asked, as the reward of training is theirs alone."""
+    if not selection:
+        return []
+    gain, dead = selection.get("gain"), selection.get("dead_share")
+    known = [] if dead is None else [f"{dead:.0%} of the pool is believed to be solved always or never"]
+    if gain is not None:
+        known.append(f"the most promising teach {gain:.1f} x as much as any")
+    facts = [("", "; ".join(known))] if known else []
+    if not selection["steps_chosen"]:
+        return [("prompts", "as they came, none chosen"), *facts]
+    reward = f"reward {selection['reward']:.3f} of late is theirs"
+    if "control_reward" in selection:
+        reward += f", {selection['control_reward']:.3f} of prompts nobody chose"
+    chosen = f"chosen in {selection['steps_chosen']:,} of {selection['steps']:,} steps: {reward}"
+    return [("prompts", chosen), *facts]
 
 
 def duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from sppo.algorithms.table import get_algorithm
 from sppo.commands.runner import peak_memory, run_command
-from sppo.config import Config
+from sppo.config import Config, CriticConfig, flatten, to_dict
 from sppo.config.compatibility import config_differences, written_config
 from sppo.config.parsing import read_yaml
 from sppo.config.recipes import list_recipes, load_recipe
@@ -36,6 +36,7 @@ from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.build import check
 from sppo.training.given import Given
+from sppo.training.start import read_prefit
 
 SET_BY_COMPARE = {
     "seed": "--seeds", "output": "--output", "algorithm.name": "--algorithms",
@@ -46,6 +47,14 @@ FIRST_STEPS = 3
 """Steps that are timed first where the budget is in seconds."""
 SAME_FOR_ALL = ("model.", "data.", "evaluation.", "sft.", "seed", "output", "steps", "prompts_per_step", "device")
 """What an entry of --algorithms may not change, for the comparison to be one of algorithms."""
+
+
+_OF_BELIEFS = {
+    f"critic.{key}": value
+    for key, value in flatten(to_dict(CriticConfig())).items()
+    if key.startswith(("source", "members", "recalibrate", "history", "known_rates", "prefit."))
+}
+"""Options that only critics of prompts have, as they are by default: those who choose no prompts may have none."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +325,7 @@ def _step_sizes(setting: Setting, size: int, convention: str) -> list[str]:
 
 
 def _recommended(setting: Setting, entry: Entry) -> list[str]:
-    """Overrides that name the algorithm and set it up as its own recipe does.
+    """Overrides that name the algorithm and set it up as its own recipe does, with its own way to choose prompts.
 
     Where RECIPE_NAME is a built-in recipe, those are its sections algorithm, critic and optimizer. Elsewhere it is
     the algorithm section of demo_NAME alone: the demo's learning rates are of no use to another model.
@@ -325,6 +334,9 @@ def _recommended(setting: Setting, entry: Entry) -> list[str]:
     if setting.base.algorithm.name != entry.algorithm:
         # The recipe's own options belong to its own algorithm, and another would refuse them.
         values["algorithm.options"] = {}
+        values["selection.name"] = None
+        if not any(option.startswith("selection.name=") and "uniform" not in option for option in entry.options):
+            values |= _OF_BELIEFS
         own = f"{setting.recipe}_{entry.algorithm}"
         name = own if own in list_recipes() else f"demo_{entry.algorithm}"
         if name in list_recipes():
@@ -338,11 +350,18 @@ def _recommended(setting: Setting, entry: Entry) -> list[str]:
 
 def _steps(budget: Budget, config: Config) -> int:
     """The steps that a budget buys; for seconds they are found out on the way."""
-    if budget.unit == "responses" and budget.amount < config.sequences_per_step:
-        raise ConfigError(f"--budget is {budget.amount} responses, but one step has {config.sequences_per_step}.")
     if budget.unit == "seconds":
         return FIRST_STEPS
-    return budget.amount if budget.unit == "steps" else budget.amount // config.sequences_per_step
+    if budget.unit == "steps":
+        return budget.amount
+    made = config.critic.prefit
+    before = made.samples if made.path is None else read_prefit(Path(made.path))["responses"]
+    if budget.amount - before < config.sequences_per_step:
+        fitted = f", after {before} that the critic is fitted to" if before else ""
+        raise ConfigError(
+            f"--budget is {budget.amount} responses, but one step has {config.sequences_per_step}{fitted}."
+        )
+    return int((budget.amount - before) // config.sequences_per_step)
 
 
 def _require_same(config: Config) -> None:
@@ -385,9 +404,10 @@ def _steps_missing(job: Job, budget: Budget) -> int:
     done = int(read_summary(job.folder).get("steps", 0))
     if budget.unit != "seconds":
         return 0 if done >= job.config.steps else job.config.steps
-    took = [step_seconds(line) for line in read_metrics(job.folder) if 0 < line["step"] <= done]
-    left = budget.amount - sum(took)
-    if left <= 0:
+    lines = [line for line in read_metrics(job.folder) if line["step"] <= done]
+    took = [step_seconds(line) for line in lines if line["step"]]
+    left = budget.amount - sum(map(step_seconds, lines))
+    if left <= 0 and took:
         return 0
     return done + math.ceil(1.05 * left / median(took)) if took else FIRST_STEPS
 

@@ -1,8 +1,9 @@
 """What `sppo compare` found, in numbers, from the run folders alone.
 
 A run's curve has a point for each evaluation on the held-out prompts: steps, responses and seconds spent by then, and
-the accuracy. Seconds are the wall-clock time of the training phases (rollout, grading, estimates, critic, policy);
-evaluations, checkpoints and the warm start are left out. A curve ends where the budget does.
+the accuracy. Seconds are the wall-clock time of the training phases (choice of prompts, rollout, grading, estimates,
+critic, policy); evaluations, checkpoints and the warm start are left out. What a critic was fitted to beforehand counts
+before the first step. A curve ends where the budget does.
 
 Time to a target: linear interpolation between the last evaluation below it and the first at or above it. A run that
 never gets there counts as infinitely slow in the median and the range.
@@ -37,7 +38,7 @@ Run = Mapping[str, Any]
 
 
 def step_seconds(line: Mapping[str, Any]) -> float:
-    """Seconds of a step's training phases, from its line of metrics.jsonl."""
+    """Seconds of a step's training phases, from its line of metrics.jsonl; of step 0, those of a pre-fit."""
     return sum(value for name, value in line.items() if name.startswith("time/") and name not in _NOT_TRAINING)
 
 
@@ -50,20 +51,22 @@ def read_run(folder: Path, unit: str, amount: float) -> dict[str, Any]:
         amount: of that unit.
     """
     points: list[Point] = []
-    took, responses, seconds = [], [0.0], 0.0
+    took, before, responses, seconds = [], 0.0, 0.0, 0.0
     for line in read_metrics(folder):
+        seconds += step_seconds(line)
+        responses = line.get("responses/total", responses)
         if line["step"] > 0:
             took.append(step_seconds(line))
-            seconds += took[-1]
-            responses.append(line["responses/total"])
-        spent = {"steps": line["step"], "responses": responses[-1], "seconds": round(seconds, 3)}
+        else:
+            before = responses
+        spent = {"steps": line["step"], "responses": responses, "seconds": round(seconds, 3)}
         if "eval/accuracy" in line and spent[unit] <= amount:
             known = {"accuracy": line["eval/accuracy"], "stderr": line.get("eval/accuracy_stderr", 0.0)}
             points.append({**spent, **known})
     return {
         "points": points,
         "seconds_per_step": median(took) if took else None,
-        "responses_per_step": responses[-1] / len(took) if took else None,
+        "responses_per_step": (responses - before) / len(took) if took else None,
     }
 
 

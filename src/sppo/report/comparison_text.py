@@ -10,8 +10,9 @@ from sppo.report.comparison_numbers import CONVENTIONS, UNITS
 _NOTES = """\
 - Every run of a seed starts from the same warm start and is measured on the same held-out prompts. Each is a process of
   its own; they ran one after the other on one machine.
-- Seconds are the wall-clock time of the training phases: rollout, grading, estimates, critic, policy. Evaluations,
-  checkpoints and the warm start are left out.
+- Seconds are the wall-clock time of the training phases: choice of prompts, rollout, grading, estimates, critic and
+  policy. Evaluations, checkpoints and the warm start are left out. Responses and seconds that a critic was fitted to
+  beforehand are counted before the first step.
 - Final accuracy: mean over seeds ± standard error, sqrt(mean over seeds of the squared standard error over prompts +
   variance between seeds / number of seeds). The difference to {first} is taken seed by seed, ± its standard error over
   seeds.

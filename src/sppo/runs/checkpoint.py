@@ -66,8 +66,8 @@ class TrainingState:
     """Responses without a reward."""
     reliability: list[dict[str, Any]] = field(default_factory=list)
     """V, as read before each update, against R: reliability bins over all responses so far."""
-    prefit: dict[str, int] = field(default_factory=dict)
-    """Responses and tokens that the critic learned from before the first step; empty where there were none."""
+    prefit: dict[str, Any] = field(default_factory=dict)
+    """Responses, tokens and seconds that the critic has cost before the first step; empty where there were none."""
     before: dict[str, Any] = field(default_factory=dict)
     """Accuracy and examples before training, for the summary."""
 

@@ -24,11 +24,11 @@ from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import StopRequest
 from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
-from sppo.training.record import Recorder, response_records, summarise
+from sppo.training.record import Recorder, response_records, selection_summary, summarise
 from sppo.update.learner import PolicyLearner
 from sppo.update.schedule import Curve, follow
 from sppo.verifiers.grading import Grader
@@ -151,6 +151,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             estimates = credit = None
             if batch is not None:
                 values = parts.critic.values(batch)  # before it learns from their rewards
+                recorder.note("value")
                 estimates, gaps = parts.policy.estimate(batch, values)
                 recorder.note("estimate", gaps)
                 credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
@@ -219,7 +220,7 @@ def finish(run: Run, parts: Parts, recorder: Recorder, **names: Any) -> dict[str
     """The last evaluation, and the summary, which is written and returned; `names` go into it."""
     measured = run.final or evaluate(run, parts, recorder, "after", final=True)
     recorder.count_time()
-    summary = summarise(run.state, measured, **names)
+    summary = summarise(run.state, measured, **names) | selection_summary(read_metrics(run.folder.path))
     run.folder.write_summary(summary)
     return summary
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -286,3 +286,27 @@ def summarise(state: TrainingState, measured: Evaluation, **names: Any) -> dict[
         **names,
         "versions": versions(),
     }
+
+
+def selection_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the summary says of the choice of prompts, from the lines of metrics.jsonl; empty where there was none.
+
+    `selection` holds steps, and steps_chosen of them that asked for chosen prompts; of the last ten steps the mean
+    reward, that of prompts nobody chose (control_reward), and dead_share; and the last gain.
+    """
+    steps = [line for line in lines if "selection/control_share" in line]
+    if not steps:
+        return {}
+    chosen = [line for line in steps if line["selection/control_share"] < 1]
+    found: dict[str, Any] = {"steps": len(steps), "steps_chosen": len(chosen)}
+    means = {
+        "reward": "reward/mean",
+        "control_reward": "selection/control_reward",
+        "dead_share": "selection/dead_share",
+    }
+    for name, key in means.items():
+        values = [line[key] for line in steps[-10:] if key in line]
+        if values:
+            found[name] = sum(values) / len(values)
+    gains = [line["selection/gain"] for line in steps if "selection/gain" in line]
+    return {"selection": {**found, "gain": gains[-1]} if gains else found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def _start(run: Run, parts: Parts, recorder: Recorder) -> None:
         run.state.before = story("before", measured)
         prefit(run, parts, recorder)
     note_best(run.state, measured.accuracy)
-    recorder.write(0, **measured.metrics())
+    recorder.write(0, **measured.metrics(), **_spent(run.state.prefit))
     save(run, parts, recorder)
 
 
@@ -112,18 +112,30 @@ def prefit(run: Run, parts: Parts, recorder: Recorder) -> None:
     run.state.prefit = {
         "responses": run.state.responses - responses,
         "tokens": run.state.tokens_sampled - tokens,
+        "seconds": round(run.state.seconds["prefit"], 3),
     }
     run.folder.write_records(0, records)
 
 
-def read_prefit(folder: Path) -> dict[str, int]:
-    """Returns the responses and tokens that the critic in a folder of `sppo prefit` has cost.
+def _spent(made: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of step 0 on what came before the first step; none where nothing did."""
+    if not made:
+        return {}
+    return {
+        "responses/total": made["responses"],
+        "tokens/total": made["tokens"],
+        "time/prefit": made.get("seconds", 0.0),
+    }
+
+
+def read_prefit(folder: Path) -> dict[str, Any]:
+    """Returns the responses, tokens and seconds that the critic in a folder of `sppo prefit` has cost.
 
     Raises:
         RunFolderError: there is none.
     """
     state = read_json(prefit_checkpoint(folder) / "state.json")
-    made: dict[str, int] = (state or {}).get("prefit") or {}
+    made: dict[str, Any] = (state or {}).get("prefit") or {}
     if not made:
         raise RunFolderError(
             f"critic.prefit.path is {folder}, which holds no critic that was fitted beforehand. Make one with "
