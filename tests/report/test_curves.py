@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sppo.report import write_curves
+from sppo.report.plots import draw_curves
 
 STEP = {
     "reward/mean": 0.5, "critic/value_mean": 0.4, "critic/bce": 0.6, "critic/brier": 0.2, "critic/ece": 0.1,
@@ -35,8 +36,12 @@ BINS = [
 ]
 
 
-def test_nothing_is_cut_off_at_the_edges(tmp_path: Path) -> None:
-    lines = [{"step": step, **STEP, "eval/accuracy": 0.5, "eval/accuracy_stderr": 0.01} for step in range(1, 61)]
+@pytest.mark.parametrize("chose", [False, True])
+def test_nothing_is_cut_off_at_the_edges(tmp_path: Path, chose: bool) -> None:
+    more = CHOICE if chose else {}
+    lines = [
+        {"step": step, **STEP, **more, "eval/accuracy": 0.5, "eval/accuracy_stderr": 0.01} for step in range(1, 61)
+    ]
     scores = {"pearson": -0.202, "spearman": -0.172, "brier": 0.016, "ece": 0.012}
     summary = {**SUMMARY, "critic": scores, "calibration": BINS, "calibration_in_training": BINS}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -65,3 +70,64 @@ def test_any_run_has_a_picture(lines, summary, tmp_path: Path) -> None:
     assert path == tmp_path / "curves.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".*"))
+
+
+def panels(folder: Path, lines: list[dict]) -> dict[str, list[str]]:
+    """The panels by title, with the labels of their lines."""
+    import matplotlib.pyplot as plt
+
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    figure = draw_curves(folder)
+    found = {axis.get_title(loc="left") or axis.get_title(): axis for axis in figure.axes}
+    plt.close(figure)
+    return {title: axis.get_legend_handles_labels()[1] for title, axis in found.items() if title}
+
+
+CHOICE = {
+    "selection/control_share": 0.1, "selection/control_reward": 0.2, "selection/dead_share": 0.6,
+    "selection/gain": 4.2, "critic/bias": -0.1,
+}  # fmt: skip
+
+
+def test_a_run_that_chose_prompts_tells_their_reward_from_that_of_the_others(tmp_path: Path) -> None:
+    uniform = {**CHOICE, "selection/control_share": 1.0}
+    lines = [{"step": step, **STEP, **(CHOICE if step not in (1, 5) else uniform)} for step in range(1, 9)]
+    found = panels(tmp_path, [{"step": 0, "eval/accuracy": 0.1}, *lines])
+    assert len(found) == 8
+    assert found["Reward and held-out accuracy"] == ["of chosen prompts", "prompts nobody chose", "held-out accuracy"]
+    # Two stretches of steps chose, named once.
+    assert found["Choice of prompts"] == ["dead (left axis)", "gain (right axis)", "prompts chosen"]
+    assert found["Calibration of V now (mean of 10 steps)"] == ["bias, V - R", "Brier score"]
+    # Beliefs that add to V of the text are held against it.
+    fused = panels(tmp_path, [{**line, "critic/brier_text": 0.3} for line in lines])
+    assert fused["Calibration of V now (mean of 10 steps)"][-1] == "the same of V of the text"
+
+
+def test_the_gain_stands_against_what_auto_goes_by(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    lines = [{"step": step, **STEP, **CHOICE} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "summary.json").write_text('{"selection": {"auto_from": {"sqrt": 2.0, "top": 4.0}}}', encoding="utf-8")
+    figure = draw_curves(tmp_path)
+    plt.close(figure)
+    (axis,) = (axis for axis in figure.axes if axis.texts and axis.texts[0].get_text().startswith("auto"))
+    assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [
+        ("auto: sqrt", 2.0),
+        ("auto: top", 4.0),
+    ]
+
+
+def test_a_run_that_could_choose_and_did_not_has_one_reward(tmp_path: Path) -> None:
+    found = panels(tmp_path, [{"step": 1, **STEP, **CHOICE, "selection/control_share": 1.0}])
+    assert found["Reward and held-out accuracy"] == ["training reward"]
+    assert found["Choice of prompts"] == ["dead (left axis)", "gain (right axis)"]
+
+
+def test_a_run_without_a_choice_has_the_six_panels(tmp_path: Path) -> None:
+    found = panels(tmp_path, [{"step": step, **STEP} for step in (1, 2)])
+    assert list(found) == [
+        "Reward and held-out accuracy", "What the critic expected, and what came", "Critic", "Policy",
+        "Response length, in tokens", "Calibration of V",
+    ]  # fmt: skip
+    assert found["Reward and held-out accuracy"] == ["training reward"]

@@ -38,7 +38,9 @@ def test_the_summary_tells_when_prompts_were_chosen_and_whose_the_reward_was():
     steps = [line(n, 1.0, 0.9, 0.9) for n in range(1, 6)]
     steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n}) for n in range(6, 15)]
     steps.append(line(15, 0.1, 0.5))
-    assert selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps])["selection"] == pytest.approx(
+    found = selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps])["selection"]
+    assert found.pop("auto_from") == {"sqrt": 2.0, "top": 4.0}
+    assert found == pytest.approx(
         {"steps": 15, "steps_chosen": 10, "reward": 0.59, "control_reward": 0.2, "dead_share": 0.5, "gain": 17.0}
     )
     assert selection_summary([{"step": 1, "reward/mean": 0.5}]) == {}

@@ -1,7 +1,7 @@
 """curves.png: one picture of a run, drawn from metrics.jsonl and summary.json and from nothing else.
 
 A panel whose metrics are missing says so instead of failing, so a run of one step or one that was cut short has a
-picture too.
+picture too. Where a critic could choose prompts there are two more: what choosing gains, and how V is calibrated now.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sppo.runs.folder import read_metrics, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
 STYLE = {
@@ -37,6 +38,9 @@ STYLE = {
 }
 _LEGEND: dict[str, Any] = {"borderpad": 0.2, "handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.1}
 _COUNT: dict[str, Any] = {"fontsize": 8, "color": "#6b7079"}
+_THRESHOLD: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7.5, "color": BLUE}
+_RECENT = 10
+"""Steps that noisy metrics are averaged over."""
 Metrics = Sequence[Mapping[str, Any]]
 
 
@@ -51,19 +55,29 @@ def write_curves(folder: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    metrics, summary = read_metrics(folder), read_summary(folder)
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(2, 3, figsize=(14, 7.6))
-        figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, hspace=0.04, wspace=0.03)
-        figure.suptitle(_title(folder, metrics, summary), x=0.012, ha="left", fontsize=13, fontweight="bold")
-        panels = (_reward, _value_against_reward, _critic, _policy, _length, _reliability)
-        for draw, axis in zip(panels, axes.flat, strict=True):
-            draw(axis, metrics, summary)
+        figure = draw_curves(folder)
         path = folder / "curves.png"
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=130)
         plt.close(figure)
     return path
+
+
+def draw_curves(folder: Path) -> Figure:
+    """The picture, in matplotlib's present style."""
+    import matplotlib.pyplot as plt
+
+    metrics, summary = read_metrics(folder), read_summary(folder)
+    chose = any("selection/control_share" in line for line in metrics)
+    figure, axes = plt.subplots(2, 4 if chose else 3, figsize=(18.6 if chose else 14, 7.6))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, hspace=0.04, wspace=0.03)
+    figure.suptitle(_title(folder, metrics, summary), x=0.012, ha="left", fontsize=13, fontweight="bold")
+    first, second = [_reward, _value_against_reward, _critic], [_policy, _length, _reliability]
+    panels = [*first, _choice, *second, _now] if chose else [*first, *second]
+    for draw, axis in zip(panels, axes.flat, strict=True):
+        draw(axis, metrics, summary)
+    return figure
 
 
 def _title(folder: Path, metrics: Metrics, summary: Mapping[str, Any]) -> str:
@@ -93,7 +107,17 @@ def _line(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **styl
     return bool(values)
 
 
-def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step") -> None:
+def _smoothed(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **style: Any) -> None:
+    """The mean of the last `_RECENT` values at each step, and faintly the values themselves."""
+    steps, values = _series(metrics, key)
+    if len(values) > 1:
+        axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+    means = [sum(part) / len(part) for part in (values[max(0, n - _RECENT) : n] for n in range(1, len(values) + 1))]
+    smooth = [{"step": step, key: mean} for step, mean in zip(steps, means, strict=True)]
+    _line(axis, smooth, key, label, color, **style)
+
+
+def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step", columns: int = 4) -> None:
     """Titles the panel, its legend between title and plot; `share` makes the y axis 0 to 100%."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -113,18 +137,29 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
             axis.set_xlim(left - 1, right + 1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, **_LEGEND)
+        axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, **_LEGEND)
 
 
 def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
-    _line(axis, metrics, "reward/mean", "training reward", BLUE, alpha=0.85)
+    chosen = any(line.get("selection/control_share", 1) < 1 for line in metrics)
+    _line(axis, metrics, "reward/mean", "of chosen prompts" if chosen else "training reward", BLUE, alpha=0.85)
+    if chosen:
+        # A control group is a tenth of a step's prompts, so a single step's reward says little.
+        _smoothed(axis, metrics, "selection/control_reward", "prompts nobody chose", RED)
     steps, accuracy = _series(metrics, "eval/accuracy")
     measure = summary.get("measure", "accuracy")
     if accuracy:
         error = {line["step"]: line.get("eval/accuracy_stderr") or 0.0 for line in metrics}
         low = [value - 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
         high = [value + 2 * error[step] for step, value in zip(steps, accuracy, strict=True)]
-        axis.plot(steps, accuracy, color=ORANGE, marker="o", ms=4, label=f"held-out {measure} ± 2 s.e.")
+        axis.plot(
+            steps,
+            accuracy,
+            color=ORANGE,
+            marker="o",
+            ms=4,
+            label=f"held-out {measure}" + ("" if chosen else " ± 2 s.e."),
+        )
         axis.fill_between(steps, low, high, color=ORANGE, alpha=0.18, linewidth=0)
     _finish(axis, f"Reward and held-out {measure}", share=True)
 
@@ -141,6 +176,51 @@ def _critic(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     _line(axis, metrics, "critic/brier", "Brier score", ORANGE)
     _line(axis, metrics, "critic/ece", "ECE", BLUE)
     _finish(axis, "Critic")
+
+
+def _now(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    """How V is calibrated at each step, as it lags behind the policy: all of training says nothing of that."""
+    if _series(metrics, "critic/bias")[1]:
+        axis.axhline(0, color=GREY, linewidth=1, linestyle="--")
+    _smoothed(axis, metrics, "critic/bias", "bias, V - R", GREEN)
+    _smoothed(axis, metrics, "critic/brier", "Brier score", ORANGE)
+    _smoothed(axis, metrics, "critic/brier_text", "the same of V of the text", GREY)
+    _finish(axis, f"Calibration of V now (mean of {_RECENT} steps)")
+
+
+def _choice(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
+    """Dead prompts and what choosing gains; shaded where prompts were chosen."""
+    from matplotlib.ticker import PercentFormatter
+
+    _smoothed(axis, metrics, "selection/dead_share", "dead (left axis)", GREY)
+    axis.set_ylim(-0.02, 1.02)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    steps, gains = _series(metrics, "selection/gain")
+    if gains:
+        right = axis.twinx()
+        right.plot(steps, gains, color=BLUE, marker="o" if len(gains) == 1 else None, ms=4)
+        levels = (summary.get("selection") or {}).get("auto_from") or {}
+        right.set_ylim(0, max(1.2 * max(levels.values(), default=0), 1.1 * max(gains)))
+        right.grid(visible=False)
+        axis.plot([], [], color=BLUE, label="gain (right axis)")
+        for rule, level in levels.items():
+            right.axhline(level, color=BLUE, linewidth=0.7, linestyle=(0, (2, 2)))
+            right.text(0.01, level, f"auto: {rule}", transform=right.get_yaxis_transform(), **_THRESHOLD)
+    shares = [(line["step"], line["selection/control_share"]) for line in metrics if "selection/control_share" in line]
+    for number, (start, end) in enumerate(_runs([step for step, share in shares if share < 1])):
+        axis.axvspan(start - 0.5, end + 0.5, color=GREEN, alpha=0.1, lw=0, label="" if number else "prompts chosen")
+    _finish(axis, "Choice of prompts", columns=3)
+
+
+def _runs(steps: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and last of each stretch of steps that follow one another."""
+    found: list[tuple[int, int]] = []
+    for step in steps:
+        if found and step == found[-1][1] + 1:
+            found[-1] = (found[-1][0], step)
+        else:
+            found.append((step, step))
+    return found
 
 
 def _policy(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:

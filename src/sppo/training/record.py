@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch, Credit, Estimates
+from sppo.data.gain import SQRT_FROM, TOP_FROM
 from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
 from sppo.evaluation.held_out import Evaluation
 from sppo.runs.checkpoint import TrainingState
@@ -292,13 +293,15 @@ def selection_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the summary says of the choice of prompts, from the lines of metrics.jsonl; empty where there was none.
 
     `selection` holds steps, and steps_chosen of them that asked for chosen prompts; of the last ten steps the mean
-    reward, that of prompts nobody chose (control_reward), and dead_share; and the last gain.
+    reward, that of prompts nobody chose (control_reward), and dead_share; the last gain, and auto_from, the gains from
+    which selection auto goes by which rule.
     """
     steps = [line for line in lines if "selection/control_share" in line]
     if not steps:
         return {}
     chosen = [line for line in steps if line["selection/control_share"] < 1]
     found: dict[str, Any] = {"steps": len(steps), "steps_chosen": len(chosen)}
+    found["auto_from"] = {"sqrt": SQRT_FROM, "top": TOP_FROM}
     means = {
         "reward": "reward/mean",
         "control_reward": "selection/control_reward",
