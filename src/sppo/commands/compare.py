@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 from sppo.algorithms.table import get_algorithm
+from sppo.commands.entries import Entry, parse_algorithms
 from sppo.commands.runner import peak_memory, run_command
 from sppo.config import Config, CriticConfig, flatten, to_dict
 from sppo.config.compatibility import config_differences, written_config
@@ -45,26 +46,12 @@ SET_BY_COMPARE = {
 """Keys that may not be overridden for all runs, and the flag to use instead."""
 FIRST_STEPS = 3
 """Steps that are timed first where the budget is in seconds."""
-SAME_FOR_ALL = ("model.", "data.", "evaluation.", "sft.", "seed", "output", "steps", "prompts_per_step", "device")
-"""What an entry of --algorithms may not change, for the comparison to be one of algorithms."""
-
-
 _OF_BELIEFS = {
     f"critic.{key}": value
     for key, value in flatten(to_dict(CriticConfig())).items()
     if key.startswith(("source", "members", "recalibrate", "history", "known_rates", "prefit."))
 }
 """Options that only critics of prompts have, as they are by default: those who choose no prompts may have none."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the comparison: an algorithm, its name in tables, and options of its own."""
-
-    algorithm: str
-    label: str
-    options: tuple[str, ...] = ()
-    """key=value, as on the command line."""
 
 
 @dataclass(frozen=True)
@@ -184,37 +171,6 @@ def _run_all(
             progress.message(f"{job.name} failed: {error}")
         runs.append(_described(job, error))
     return runs
-
-
-def parse_algorithms(text: str) -> list[Entry]:
-    """Reads --algorithms: "sppo,grpo" or "sppo,sppo:small,critic.config.hidden_size=16,grpo".
-
-    Raises:
-        ConfigError: an unknown algorithm, an option without one, a label twice or that can't be a folder's name.
-    """
-    entries: list[Entry] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if "=" not in part:
-            name, _, label = part.partition(":")
-            entries.append(Entry(get_algorithm(name).name, label or name))
-        elif not entries:
-            raise ConfigError(f"--algorithms starts with the option {part!r}: name the algorithm it belongs to first.")
-        elif part.startswith(SAME_FOR_ALL):
-            raise ConfigError(
-                f"--algorithms: {part} of {entries[-1].label!r} would change what all runs have to share. "
-                f"Give it for all of them, as in --{part}."
-            )
-        else:
-            entries[-1] = replace(entries[-1], options=(*entries[-1].options, part))
-    if not entries:
-        raise ConfigError("--algorithms is empty: name at least one, as in --algorithms sppo,grpo.")
-    labels = [entry.label for entry in entries]
-    for label in labels:
-        if not re.fullmatch(r"\w[\w.-]*", label):
-            raise ConfigError(f"--algorithms: the label {label!r} may have letters, digits, '_', '-' and '.' alone.")
-        if labels.count(label) > 1:
-            raise ConfigError(f"--algorithms names {label!r} twice: label one of them, as in {label}:other,key=value.")
-    return entries
 
 
 def parse_budget(text: str) -> Budget:
