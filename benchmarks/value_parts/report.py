@@ -181,8 +181,8 @@ def _table(rows: list[dict[str, Any]], target: str, seeds: int, ours: str) -> li
 
 def _more(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | pass@1 | pass@8 | asymptote | efficiency | s a step | critic | failed | processor |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | pass@1 | pass@8 | asymptote | efficiency | s a step | critic | choice | failed | processor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if row["seeds"]:
@@ -190,7 +190,8 @@ def _more(rows: list[dict[str, Any]]) -> list[str]:
             cells = [
                 _number(row["pass_1"], ".3f"), _number(row["pass_k"], ".3f"), _number(fit.get("asymptote"), ".2f"),
                 _number(fit.get("efficiency"), ".1f"), _number(row["step_seconds"], ".3f"),
-                _number(row["shares"].get("critic"), ".0%"), str(len(row["failed"])),
+                _number(row["shares"].get("critic", 0.0) + row["shares"].get("value", 0.0), ".0%"),
+                _number(row["shares"].get("select", 0.0), ".0%"), str(len(row["failed"])),
                 _number(row["processor_share"], ".0%"),
             ]  # fmt: skip
             lines.append(f"| {row['method']} | {' | '.join(cells)} |")
