@@ -16,6 +16,7 @@ from sppo.algorithms.options import PpoOptions, SpoOptions
 from sppo.algorithms.table import ALGORITHMS
 from sppo.batch import Batch, Credit, Estimates, Outcomes
 from sppo.config import CriticConfig, OptimizerConfig
+from sppo.critics.learning import means_of_others
 from sppo.critics.models import TokenCritic
 from sppo.critics.outcomes import digests
 from sppo.critics.token import TokenModelCritic
@@ -335,3 +336,9 @@ def test_log_probabilities_that_are_not_finite_leave_the_counts_finite():
     # Never answered before, so rho is 0.96; then as far as can be, 0.875.
     assert counts_of(critic, "p0")[0] == pytest.approx(0.875 * (0.96 + 1) + 1)
     assert counts_of(critic, "p1")[0] == pytest.approx(0.875 * 0.96)
+
+
+def test_at_the_start_v_is_the_mean_reward_of_the_other_prompts():
+    rewards, groups = torch.tensor([1.0, 0.0, 1.0, 0.5]), torch.tensor([0, 0, 1, 2])
+    assert means_of_others(rewards, groups).tolist() == pytest.approx([0.75, 0.75, 0.5, 2 / 3])
+    assert means_of_others(torch.tensor([1.0, 1.0]), torch.tensor([0, 0])).tolist() == [0.5, 0.5]

@@ -30,16 +30,25 @@ def by_prompt(prompts, completions, **columns):
 
 @pytest.mark.parametrize("name", ["sppo", "ppo", "ppo_bce"])
 def test_v_is_read_before_the_critic_learns_from_the_same_rewards(tmp_path, name):
-    # A new critic says the first batch's mean reward m of everything, so the advantages are 1 - m and -m. After so
-    # large a step of its own it would say something else.
-    (metrics,) = run(tmp_path, by_prompt, algorithm__name=name, critic__learning_rate=0.1)
+    # A new critic says its prior of everything, so the advantages are .7 and -.3. After so large a step of its own it
+    # would say something else.
+    (metrics,) = run(tmp_path, by_prompt, algorithm__name=name, critic__learning_rate=0.1, critic__prior=0.3)
     mean = metrics["reward/mean"]
     assert 0.2 < mean < 0.8
-    assert metrics["critic/value_mean"] == pytest.approx(mean, abs=1e-5)
+    assert metrics["critic/value_mean"] == pytest.approx(0.3, abs=1e-5)
     if name == "sppo":  # PPO's advantages are those of tokens
-        assert metrics["advantage/mean"] == pytest.approx(0.0, abs=1e-5)
+        assert metrics["advantage/mean"] == pytest.approx(mean - 0.3, abs=1e-5)
         assert metrics["advantage/std"] == pytest.approx(math.sqrt(mean * (1 - mean)), abs=1e-5)
     assert metrics["critic/grad_norm"] > 0
+
+
+def test_a_first_step_without_a_prior_takes_the_mean_of_the_others_for_v(tmp_path):
+    # No response's own outcome is in its V: with a share m of n right, 1 less (n m - 1) / (n - 1) of others, and so on.
+    (metrics,) = run(tmp_path, by_prompt, algorithm__name="sppo")
+    mean, n = metrics["reward/mean"], 8
+    assert metrics["critic/value_mean"] == pytest.approx(mean, abs=1e-5)
+    assert metrics["advantage/mean"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["advantage/std"] == pytest.approx(math.sqrt(mean * (1 - mean)) * n / (n - 1), abs=1e-5)
 
 
 def test_a_trackers_v_is_read_before_the_outcome_is_counted(tmp_path):
@@ -69,15 +78,16 @@ def test_v_starts_at_the_first_batchs_mean_and_never_again(tmp_path, name):
 
 
 def test_each_sample_counts_once_in_the_critics_loss_however_many_share_a_prompt(tmp_path):
-    # Four samples of the easy prompt, all right; of the hard one a single wrong one has a reward. V starts at their
-    # mean, 4/5. The loss is -(4 log 4/5 + log 1/5) / 5; by prompts it would be -(log 4/5 + log 1/5) / 2.
+    # Four samples of the easy prompt, all right; of the hard one a single wrong one has a reward. V starts at 4/5. The loss is -(4 log 4/5 + log 1/5) / 5; by prompts it would be -(log 4/5 + log 1/5) / 2.
     def three_unknown(prompts, completions, **columns):
         hard = [index for index, prompt in enumerate(prompts) if prompt == HARD]
         return [None if index in hard[1:] else float(index not in hard) for index in range(len(prompts))]
 
     for seed in range(20):  # until the step's two prompts are one of each
         folder = tmp_path / str(seed)
-        (metrics,) = run(folder, three_unknown, seed=seed, prompts_per_step=2, sampling__samples_per_prompt=4)
+        (metrics,) = run(
+            folder, three_unknown, seed=seed, prompts_per_step=2, sampling__samples_per_prompt=4, critic__prior=0.8
+        )
         if metrics["reward/left_out_share"] == 3 / 8:
             break
     assert metrics["reward/left_out_share"] == 3 / 8

@@ -12,7 +12,7 @@ from torch import Tensor
 from sppo.batch import Batch
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
-from sppo.critics.models import ScalarHead
+from sppo.critics.models import PRIORS, ScalarHead
 from sppo.types import Prompt
 from sppo.update.steps import StepGuard, make_optimizer, mean_of_finite, minibatches
 
@@ -56,16 +56,25 @@ class _ModelCritic(Generic[Learner]):
         """Never given any, as it lacks none."""
         raise AssertionError("a model lacks no outcomes")
 
-    def _start(self, batch: Batch) -> None:
-        """Before its first batch, V of everything becomes the prior, or that batch's mean reward."""
+    def _start(self, batch: Batch) -> Tensor | None:
+        """Before its first batch, V of everything becomes the prior, or that batch's mean reward.
+
+        Returns:
+            [B, 1] V of that first batch where V comes from it: the mean reward of the other prompts, so that no
+            response's own outcome is in its V. None elsewhere: V is what the model says.
+        """
         if self.model.started:
-            return
+            return None
         prior = float(batch.rewards.mean()) if self.config.prior is None else self.config.prior
         if self.model.probability:
             self.model.set_prior(prior)
         else:
             self.model.set_bias(prior)
         self.model.started = True
+        if self.config.prior is not None:
+            return None
+        of_others = means_of_others(batch.rewards, batch.groups)
+        return (of_others.clamp(*PRIORS) if self.model.probability else of_others)[:, None]
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes trunk, tokenizer and head."""
@@ -88,3 +97,16 @@ class _ModelCritic(Generic[Learner]):
             norms.append(self.guard.step(self.name, self.adam, self.model, loss))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}
+
+
+def means_of_others(rewards: Tensor, groups: Tensor) -> Tensor:
+    """[B] the mean reward of the responses to other prompts; one half where there is no other prompt.
+
+    Args:
+        rewards: [B].
+        groups: [B] int64 from 0 on, equal for responses to one prompt.
+    """
+    total = torch.zeros(int(groups.max()) + 1).index_add(0, groups, rewards)[groups]
+    count = torch.bincount(groups)[groups]
+    others = len(rewards) - count
+    return torch.where(others > 0, (rewards.sum() - total) / others.clamp(min=1), 0.5)

@@ -43,6 +43,8 @@ from sppo.types import Prompt, TokenIds
 Model = TypeVar("Model", bound="ValueModel")
 
 OTHER_TRUNK = "Choose another trunk with --critic.path or --critic.config."
+PRIORS = 0.01, 0.99
+"""Between these V starts, as the logits of 0 and 1 are infinite."""
 HEAD_FILE = "value_head.safetensors"
 
 
@@ -74,7 +76,7 @@ class ScalarHead(nn.Module):
 
     def set_prior(self, solve_rate: float) -> None:
         """Starts sigmoid(logit) at `solve_rate`; kept away from 0 and 1, where the logit is infinite."""
-        rate = min(max(solve_rate, 0.01), 0.99)
+        rate = min(max(solve_rate, PRIORS[0]), PRIORS[1])
         self.set_bias(math.log(rate / (1 - rate)))
 
     def set_bias(self, bias: float) -> None:

@@ -72,9 +72,9 @@ class ProbeSource(_ModelCritic[ScalarHead]):
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1]; the states that it reads are kept for `learn`."""
-        self._start(batch)
+        first = self._start(batch)
         self._read = batch, self._batch_features(batch)
-        return self._values(self._read[1])
+        return self._values(self._read[1]) if first is None else first
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> Tensor:
         """[N, 1] V of prompts by the policy as it is now."""

@@ -42,8 +42,8 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1] probabilities; of a critic that learns by squares, rewards."""
-        self._start(batch)
-        return self.model.row_values(self._token_rows(batch))
+        first = self._start(batch)
+        return self.model.row_values(self._token_rows(batch)) if first is None else first
 
     def _token_rows(self, batch: Batch) -> list[TokenIds]:
         if self.reads_policy_ids:

@@ -50,7 +50,9 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
     @torch.no_grad()
     def values(self, batch: Batch) -> Tensor:
         """[B, T], 0 outside the mask: what the policy didn't write has no V of its own."""
-        self._start(batch)
+        first = self._start(batch)
+        if first is not None:
+            return torch.where(batch.mask, first, 0.0)
         raw = torch.zeros_like(batch.sampler_logprobs)
         for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):
             raw[rows] = self._outputs(batch, rows).cpu()
