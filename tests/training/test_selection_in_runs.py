@@ -32,6 +32,10 @@ def test_sppo_chooses_by_itself_and_the_others_take_what_comes():
     assert settled("sppo", critic=CriticConfig(loss="mse")).selection == "uniform"
 
 
+def test_sppo_chooses_nothing_by_itself_where_dynamic_sampling_throws_outcomes_away():
+    assert settle_algorithm(AlgorithmConfig(dynamic_sampling=True), 4).selection == "uniform"
+
+
 def test_a_group_algorithm_has_a_critic_only_where_a_choice_asks_for_one():
     assert settled("grpo").critic is None
     assert settled("grpo", selection="top").critic == "prompt"

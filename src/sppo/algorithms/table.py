@@ -160,7 +160,7 @@ def _with_selection(algorithm: Algorithm, selection: str | None) -> Algorithm:
     """The algorithm with its choice of prompts, and a critic for it where it has none of its own."""
     believes = algorithm.values_the_prompt and algorithm.needs_unit_rewards
     if selection is None:
-        return algorithm if believes else replace(algorithm, selection="uniform")
+        return algorithm if believes and not algorithm.dynamic_sampling else replace(algorithm, selection="uniform")
     if selection == "uniform":
         return replace(algorithm, selection="uniform")
     start = f"selection.name is {selection}, which chooses prompts by how solvable they are believed to be, but "
