@@ -103,6 +103,30 @@ def test_second_responses_need_no_choice_of_prompts():
     assert len(collected.rollouts) == engine.responses == 8
 
 
+def test_second_responses_have_the_greedy_reward_of_their_own_prompt():
+    parts, engine = made(
+        has_a_three, algorithm__name="remax", selection__name="top", sampling__adaptive_share=0.25,
+        critic__minibatch_size=8,
+    )  # fmt: skip
+    collected = parts.collector.collect(1, version=0)
+    assert max(collected.groups.count(group) for group in range(6)) > 1
+    assert engine.responses == 8 + 6  # one greedy response a prompt
+    of_prompt = dict(zip(collected.groups, collected.greedy_rewards, strict=True))
+    assert collected.greedy_rewards == [of_prompt[group] for group in collected.groups]
+
+
+def test_second_responses_go_to_what_is_unknown_as_to_one_half_worth_a_sample():
+    rates = [np.nan, 0.5, 0.1, np.nan]  # E[p (1 - p)] = .125, .25, .09, .125
+    order, parts = (
+        made(has_a_three, algorithm__name="spo", selection__name="uniform", sampling__adaptive_share=0.5)[0]
+        for _ in range(2)
+    )
+    asked = [prompt.id for prompt in order.collector.selection.stream.take(4)]
+    critic = Knowing(lambda prompt: rates[asked.index(prompt.id)])
+    collected = replace(parts.collector, critic=critic).collect(1, version=0)
+    assert [collected.groups.count(group) for group in range(4)] == [2, 3, 1, 2]
+
+
 @pytest.mark.parametrize("name", ["grpo", "rloo", "dr_grpo"])
 def test_a_group_algorithm_learns_what_to_ask(tmp_path, name):
     config = tiny_config(

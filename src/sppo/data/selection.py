@@ -162,7 +162,7 @@ class BeliefSelection:
         # At least one a step, so that no prompt starves.
         control = self.control.take_others(max(round(self.uniform_share * count), 1), taken)
         places = self.stream.take_others(min(self.candidates * count, pool) - len(control), taken)
-        asked = _known(believe(self.stream.at(control + places)))
+        asked = known(believe(self.stream.at(control + places)))
         judged, wanted = asked[len(control) :], count - len(control)
         rng = random.Random(self.seed(step))
         picked = RULES[rule](judged, wanted, rng, min(step / self.steps, 1.0))
@@ -174,7 +174,7 @@ class BeliefSelection:
     def take_next(self, count: int, believe: Believe) -> Chosen:
         """A control group of all; the bar is that of the prompts themselves."""
         prompts = self.stream.take(count)
-        beliefs = _known(believe(prompts))
+        beliefs = known(believe(prompts))
         bar = float(np.sort(beliefs.spread)[-max(round(count / self.candidates), 1)])
         return Chosen(prompts, np.ones(count, np.bool_), beliefs, bar)
 
@@ -211,9 +211,9 @@ class BeliefSelection:
             self.gain.load_state_dict(state["gain"])
 
 
-def _known(beliefs: Beliefs | None) -> Beliefs:
+def known(beliefs: Beliefs | None) -> Beliefs:
     """The beliefs, with those of which a critic knows nothing at one half."""
-    assert beliefs is not None, "a choice of prompts needs a critic of prompts"
+    assert beliefs is not None, "choice of prompts and second responses need a critic of prompts"
     unknown = ~np.isfinite(beliefs.mean)
     mean, worth = UNKNOWN
     return Beliefs(np.where(unknown, mean, beliefs.mean), np.where(unknown, worth, beliefs.worth))

@@ -20,7 +20,7 @@ from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch
 from sppo.critics.critic import Critic
 from sppo.data.adaptive import responses
-from sppo.data.selection import Chosen, Metrics, Selection
+from sppo.data.selection import Chosen, Metrics, Selection, known
 from sppo.errors import RewardError
 from sppo.models.process_rewards import ProcessRewards
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
@@ -131,7 +131,9 @@ class Collector:
             rollouts=rollouts,
             verdicts=verdicts,
             groups=[index for index, group in enumerate(kept) for _ in group[0]],
-            greedy_rewards=None if greedy is None else [reward for reward in greedy for _ in range(self.samples)],
+            greedy_rewards=None
+            if greedy is None
+            else [reward for reward, group in zip(greedy, kept, strict=True) for _ in group[0]],
             extra_responses=len(extra),
             extra_tokens=sum(rollout.completion.written for rollout in extra),
             discarded_groups=len(discarded),
@@ -211,9 +213,7 @@ class Collector:
         chosen = self.selection.take(step, self.prompts - extra, self.critic.beliefs)
         if not extra:
             return chosen, [self.samples] * len(chosen.prompts)
-        beliefs = chosen.beliefs or self.critic.beliefs(chosen.prompts)
-        assert beliefs is not None, "second responses need a critic of prompts"
-        return chosen, responses(beliefs, extra)
+        return chosen, responses(known(chosen.beliefs or self.critic.beliefs(chosen.prompts)), extra)
 
     def _sample(
         self,
