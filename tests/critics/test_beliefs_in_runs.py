@@ -168,6 +168,8 @@ def test_a_rate_that_is_none_is_refused_by_row_and_value(columns, said):
         ({"source": "probe", "config": {}}, "prompt", "critic.config is set"),
         ({"source": "probe", "members": 2}, "prompt", "two logistic regressions"),
         ({"known_rates": "rate"}, "prompt", "Set critic.history to true"),
+        ({"source": "probe", "history": True}, "history", "source is probe, .* by past outcomes alone"),
+        ({"members": 2}, "history", "members is 2, .* set selection.name to top and critic.history to true"),
         ({"known_rates": "rate"}, "tracker", "critic.known_rates is rate, .* a tracker critic"),
     ],
 )

@@ -146,6 +146,30 @@ def test_a_critic_that_was_fitted_beforehand_serves_several_runs(tmp_path):
         prefit(tiny_config(tmp_path / "other"))
 
 
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"critic__source": "probe", "critic__config": None}, "probe_head"),
+        ({"algorithm__name": "rloo", "sampling__samples_per_prompt": 4, "selection__name": "history",
+          "optimizer__minibatch_size": 64}, "mean_rate"),
+    ],
+)  # fmt: skip
+def test_a_critic_that_was_fitted_beforehand_has_to_be_of_the_runs_kind(tmp_path, options, missing):
+    made = tmp_path / "made"
+    prefit(tiny_config(made, critic__prefit__samples=8))
+    policy = str(made / "checkpoints" / "last" / "policy")
+    config = tiny_config(
+        tmp_path / "run", model__path=policy, sft__phases=[], critic__prefit__path=str(made), **options
+    )
+    with pytest.raises(ModelError, match=rf"holds no critic of this kind: {missing}\.safetensors is missing"):
+        train(config)
+
+
+def test_a_pre_fit_is_refused_where_v_is_of_samples_of_its_own(tmp_path):
+    with pytest.raises(ConfigError, match=r"astar_po samples what its V starts from by itself\. Leave it out"):
+        train(tiny_config(tmp_path / "run", algorithm__name="astar_po", critic__prefit__samples=8))
+
+
 def test_several_samples_a_prompt_are_a_number_not_another_path(tmp_path):
     train(tiny_config(tmp_path / "run", steps=1, prompts_per_step=8, sampling__samples_per_prompt=4, **{
         "optimizer.minibatch_size": 16, "critic.minibatch_size": 16,

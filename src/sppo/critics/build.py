@@ -119,6 +119,11 @@ def check_critic(config: CriticConfig, kind: str | None) -> None:
             f"critic.known_rates is {config.known_rates}, but nothing counts outcomes that they could begin. Set "
             "critic.history to true."
         )
+    if kind == "history" and (config.source == "probe" or config.members == 2):
+        raise ConfigError(
+            f"{first}, which is about V of a prompt's text, but selection.name is history, which chooses by past "
+            "outcomes alone. Leave it out, or set selection.name to top and critic.history to true."
+        )
 
 
 def _prompt_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:

@@ -97,7 +97,12 @@ class ScalarHead(nn.Module):
         )
 
     def load_head(self, folder: Path) -> None:
-        """Reads the head that `save_pretrained` wrote."""
+        """Reads the head that `save_pretrained` wrote.
+
+        Raises:
+            ModelError: the folder holds none, or that of another kind of critic.
+        """
+        require_file(folder, self.file)
         self.head.load_state_dict(load_file(folder / self.file))
         with safe_open(folder / self.file, "pt") as head:
             said = head.metadata() or {}
@@ -168,8 +173,7 @@ class ValueModel(ScalarHead):
             ModelError: the folder holds no critic.
         """
         path = Path(folder)
-        if not (path / HEAD_FILE).is_file():
-            raise ModelError(f"{path} holds no critic: {HEAD_FILE} is missing.")
+        require_file(path, HEAD_FILE)
         try:
             trunk = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
         except LOAD_FAILURES as error:
@@ -210,6 +214,16 @@ class PromptCritic(ValueModel):
         for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
             logits[part] = self.logits([token_rows[row] for row in part]).cpu()
         return (logits.sigmoid() if self.probability else logits)[inverse]
+
+
+def require_file(folder: Path, name: str) -> None:
+    """Refuses a folder without the file that a kind of critic is read from.
+
+    Raises:
+        ModelError: names the file.
+    """
+    if not (folder / name).is_file():
+        raise ModelError(f"{folder} holds no critic of this kind: {name} is missing.")
 
 
 def last_states(trunk: PreTrainedModel, token_rows: Sequence[TokenIds]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sppo.batch import Batch, Credit, Estimates
 from sppo.critics.critic import Metrics
+from sppo.critics.models import require_file
 from sppo.critics.prompt import PromptModelCritic
 from sppo.runs.seeds import derive_seed
 from sppo.types import Prompt
@@ -107,5 +108,10 @@ class RateSource:
         save_file({"rate": np.array([self.solved, self.samples])}, folder / RATE_FILE)
 
     def load(self, folder: Path) -> None:
-        """Reads them."""
+        """Reads them.
+
+        Raises:
+            ModelError: the folder holds another kind of critic.
+        """
+        require_file(folder, RATE_FILE)
         self.solved, self.samples = load_file(folder / RATE_FILE)["rate"].tolist()

@@ -85,10 +85,10 @@ def check(config: Config, given: Given) -> Config:
         require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
     check_critic(config.critic, algorithm.critic)
     prefit = config.critic.prefit
-    if (prefit.samples or prefit.path is not None) and algorithm.critic in (None, "tracker"):
+    if (prefit.samples or prefit.path is not None) and algorithm.critic in (None, "tracker", "optimal"):
         raise ConfigError(
             f"critic.prefit fits a critic before the first update, but {algorithm.name} "
-            + ("has none." if algorithm.critic is None else "samples what its counts start from by itself.")
+            + ("has none." if algorithm.critic is None else "samples what its V starts from by itself.")
             + " Leave it out."
         )
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
