@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sppo import __version__
-from sppo.config import Config, DataConfig, ModelConfig, SftConfig, SftPhase, to_dict
+from sppo.config import Config, DataConfig, ModelConfig, SelectionConfig, SftConfig, SftPhase, to_dict
 from sppo.config.compatibility import RESUMABLE_CHANGES, config_differences, read_config, written, written_config
 from sppo.config.evaluation import evaluation_config
 from sppo.config.gone import GONE
@@ -52,6 +52,12 @@ def test_no_options_are_no_difference():
     one, other = written(to_dict(GOOD)), replace(GOOD, data=DataConfig(options={"prompts": 5}))
     assert config_differences(one, other) == ["data.options.prompts: None -> 5"]
     assert config_differences(one, GOOD) == []
+
+
+def test_steps_may_differ_unless_a_curriculum_goes_by_them():
+    for name, found in ((None, []), ("top", []), ("curriculum", ["steps: 5 -> 6"])):
+        config = replace(GOOD, steps=5, selection=SelectionConfig(name=name))
+        assert config_differences(written(to_dict(config)), replace(config, steps=6)) == found
 
 
 def test_a_config_that_cannot_be_read(tmp_path):

@@ -31,7 +31,7 @@ RESUMABLE_CHANGES = (
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
 rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on. The
-number of steps is one of them where no learning rate falls with it."""
+number of steps is one of them where neither a learning rate nor a curriculum goes by it."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,11 @@ def _followed(key: str, went: Gone) -> str:
 
 
 def _may_change(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a run may go on with another value; with other steps not where they say how fast a rate falls."""
-    rates = {said[f"{section}.learning_rate_decay"] for said in (before, after) for section in ("optimizer", "critic")}
-    return key.startswith(RESUMABLE_CHANGES) and (key != "steps" or rates == {"constant"})
+    """Whether a run may go on with another value; with other steps not where a rate or a curriculum goes by them."""
+    if key != "steps":
+        return key.startswith(RESUMABLE_CHANGES)
+    paced = ("optimizer.learning_rate_decay", "critic.learning_rate_decay", "selection.name")
+    return all(said[name] not in ("linear", "cosine", "curriculum") for said in (before, after) for name in paced)
 
 
 def config_differences(old: Written, new: Config) -> list[str]:
