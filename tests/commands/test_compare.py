@@ -120,6 +120,23 @@ def test_a_group_algorithm_with_our_choice_keeps_the_recipes_critic_and_without_
         planned(recipe, "sppo", budget="responses=40")
 
 
+def test_a_share_of_v_and_second_responses_stay_with_the_algorithm_that_has_them(recipe):
+    own = {"critic.share": 0.5, "sampling.adaptive_share": 0.25}
+    Path(recipe).write_text(to_yaml(load_recipe(recipe, own)), encoding="utf-8")
+    sppo, *others = planned(recipe, "sppo,grpo,rloo:chosen,selection.name=top,remax", ("responses",))
+    assert (sppo.config.critic.share, sppo.config.sampling.adaptive_share) == (0.5, 0.25)
+    assert {(job.config.critic.share, job.config.sampling.adaptive_share) for job in others} == {(1.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("selection.name", "curriculum"), ("optimizer.learning_rate_decay", "cosine")]
+)
+def test_seconds_buy_no_steps_that_go_by_their_number(recipe, key, value):
+    assert planned(recipe, "sppo", **{key: value})[0].config.steps == 3
+    with pytest.raises(ConfigError, match=f"--budget is in seconds, .* but {key} goes by that number"):
+        planned(recipe, "sppo", budget="seconds=5", **{key: value})
+
+
 def test_what_a_critic_was_fitted_to_beforehand_counts(recipe, tmp_path, started):
     variants = "rloo,rloo:chosen,selection.name=top,critic.prefit.samples=24"
     found = compare(recipe, variants, match="responses", samples=4, output=tmp_path / "out", targets=(0.9,))

@@ -26,7 +26,7 @@ from sppo.algorithms.table import get_algorithm
 from sppo.commands.entries import Entry, parse_algorithms
 from sppo.commands.runner import peak_memory, run_command
 from sppo.config import Config, CriticConfig, flatten, to_dict
-from sppo.config.compatibility import config_differences, written_config
+from sppo.config.compatibility import config_differences, goes_by_steps, written_config
 from sppo.config.parsing import read_yaml
 from sppo.config.recipes import list_recipes, load_recipe
 from sppo.errors import ConfigError, RunFolderError, TrainingError
@@ -289,8 +289,7 @@ def _recommended(setting: Setting, entry: Entry) -> list[str]:
     values: dict[str, Any] = {}
     if setting.base.algorithm.name != entry.algorithm:
         # The recipe's own options belong to its own algorithm, and another would refuse them.
-        values["algorithm.options"] = {}
-        values["selection.name"] = None
+        values |= {"algorithm.options": {}, "selection.name": None, "critic.share": 1.0, "sampling.adaptive_share": 0.0}
         if not any(option.startswith("selection.name=") and "uniform" not in option for option in entry.options):
             values |= _OF_BELIEFS
         own = f"{setting.recipe}_{entry.algorithm}"
@@ -307,6 +306,12 @@ def _recommended(setting: Setting, entry: Entry) -> list[str]:
 def _steps(budget: Budget, config: Config) -> int:
     """The steps that a budget buys; for seconds they are found out on the way."""
     if budget.unit == "seconds":
+        key = goes_by_steps(flatten(to_dict(config)))
+        if key is not None:
+            raise ConfigError(
+                f"--budget is in seconds, so that the number of steps is found out on the way, but {key} goes by that "
+                "number. Give the budget in steps or responses, or leave that option out."
+            )
         return FIRST_STEPS
     if budget.unit == "steps":
         return budget.amount

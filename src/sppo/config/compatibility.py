@@ -165,8 +165,13 @@ def _may_change(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -
     """Whether a run may go on with another value; with other steps not where a rate or a curriculum goes by them."""
     if key != "steps":
         return key.startswith(RESUMABLE_CHANGES)
-    paced = ("optimizer.learning_rate_decay", "critic.learning_rate_decay", "selection.name")
-    return all(said[name] not in ("linear", "cosine", "curriculum") for said in (before, after) for name in paced)
+    return goes_by_steps(before) is None and goes_by_steps(after) is None
+
+
+def goes_by_steps(said: Mapping[str, Any]) -> str | None:
+    """Returns the first of a config's flat options by which a step depends on how many there are; None: none does."""
+    keys = ("optimizer.learning_rate_decay", "critic.learning_rate_decay", "selection.name")
+    return next((key for key in keys if said[key] in ("linear", "cosine", "curriculum")), None)
 
 
 def config_differences(old: Written, new: Config) -> list[str]:
