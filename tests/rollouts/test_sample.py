@@ -110,8 +110,15 @@ def test_a_prompt_is_tokenised_once_and_again_where_the_chat_template_changes(mo
 
 
 def test_tokenised_prompts_are_forgotten_before_they_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(encode, "_MOST_TOKENS", 100)
+    row = 3 * 4 + encode._OF_A_ROW
+    monkeypatch.setattr(encode, "_MOST_BYTES", 10 * row)
     tokenizer = character_tokenizer(ALPHABET)
-    for number in range(100, 200):
+    for number in range(100, 125):
         encode_many([Prompt("a", str(number))], tokenizer)
-    assert len(encode._ENCODED[tokenizer].rows) <= 100 // 3 + 1
+    known = encode._ENCODED[tokenizer]
+    assert (len(known.rows), known.bytes) == (5, 5 * row)  # of the last five, after two times ten
+    # A whole pool is no part of it, nor does it stay whole behind.
+    pool = [Prompt("b", str(number)) for number in range(200, 211)]
+    encoded = encode_many(pool, tokenizer)
+    assert (known.rows, known.bytes) == ({}, 0)
+    assert [tokenizer.decode(ids) for ids in encoded] == [prompt.content for prompt in pool]

@@ -28,18 +28,25 @@ def encode_many(prompts: list[Prompt], tokenizer: Tokenizer) -> list[TokenIds]:
     a small critic's forward.
     """
     known = _ENCODED.setdefault(tokenizer, _Encoded())
-    if known.template != tokenizer.chat_template or known.tokens > _MOST_TOKENS:
-        known.template, known.rows, known.tokens = tokenizer.chat_template, {}, 0
+    if known.template != tokenizer.chat_template:
+        known.template, known.rows, known.bytes = tokenizer.chat_template, {}, 0
     keys = [_key(prompt) for prompt in prompts]
     new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known.rows}
-    for key, ids in zip(new, _encode(list(new.values()), tokenizer), strict=True):
-        known.rows[key] = ids
-        known.tokens += len(ids)
-    return [known.rows[key] for key in keys]
+    made = dict(zip(new, _encode(list(new.values()), tokenizer), strict=True))
+    encoded = [made[key] if key in made else known.rows[key] for key in keys]
+    size = sum(ids.nbytes + _OF_A_ROW for ids in made.values())
+    if known.bytes + size > _MOST_BYTES:
+        known.rows, known.bytes = {}, 0
+    if size <= _MOST_BYTES:  # not a whole pool at once, as it is read when a run begins
+        known.rows |= made
+        known.bytes += size
+    return encoded
 
 
-_MOST_TOKENS = 2**22
-"""Of prompts that are remembered, for each tokenizer: 16 MiB."""
+_MOST_BYTES = 2**26
+"""Taken by what is remembered for each tokenizer."""
+_OF_A_ROW = 256
+"""Bytes of a remembered prompt beside its tokens: an array and its place, the text being the prompt's own."""
 
 
 @dataclass
@@ -49,7 +56,7 @@ class _Encoded:
     template: Any = None
     """The chat template that it had."""
     rows: dict[Hashable, TokenIds] = field(default_factory=dict)
-    tokens: int = 0
+    bytes: int = 0
 
 
 _ENCODED: WeakKeyDictionary[Tokenizer, _Encoded] = WeakKeyDictionary()
