@@ -41,8 +41,10 @@ def run(arguments: Sequence[str]) -> int:
     print_result(console, summary)
     last = Path(summary["output"]) / "checkpoints" / "last" / "policy"
     console.print("\nTrain with it:", markup=False)
+    # With a folder of its own, as RECIPE's is this one; RECIPE may ask for a pre-fit itself.
     console.print(
-        f"  sppo train RECIPE --model.path {last} --sft.phases [] --critic.prefit.path {summary['output']}",
+        f"  sppo train RECIPE --model.path {last} --sft.phases [] --critic.prefit.samples 0 "
+        f"--critic.prefit.path {summary['output']} --output NAME",
         markup=False,
     )
     return 0
