@@ -78,7 +78,8 @@ def test_v_starts_at_the_first_batchs_mean_and_never_again(tmp_path, name):
 
 
 def test_each_sample_counts_once_in_the_critics_loss_however_many_share_a_prompt(tmp_path):
-    # Four samples of the easy prompt, all right; of the hard one a single wrong one has a reward. V starts at 4/5. The loss is -(4 log 4/5 + log 1/5) / 5; by prompts it would be -(log 4/5 + log 1/5) / 2.
+    # Four samples of the easy prompt, all right; of the hard one a single wrong one has a reward. V starts at 4/5.
+    # The loss is -(4 log 4/5 + log 1/5) / 5; by prompts it would be -(log 4/5 + log 1/5) / 2.
     def three_unknown(prompts, completions, **columns):
         hard = [index for index, prompt in enumerate(prompts) if prompt == HARD]
         return [None if index in hard[1:] else float(index not in hard) for index in range(len(prompts))]

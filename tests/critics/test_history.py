@@ -25,7 +25,9 @@ def floats(*numbers):
 
 
 def learn(history, of, values, rewards, limit=FREE):
+    """A step's outcomes, after which the policy moves."""
     history.learn(keys(*of), floats(*values), np.full(len(of), limit), floats(*rewards))
+    history.policy_moved()
 
 
 def believe(history, key, value, limit=FREE):
@@ -87,16 +89,16 @@ def test_the_weights_are_beta_binomial_likelihoods_that_fade():
     history = History()
     learn(history, [4], [0.3], [1.0])
     # The first outcome of a prompt says nothing of the pairs: under each it has the probability V.
-    assert history.log_likelihood == pytest.approx(np.full((8, 5), math.log(0.3)))
+    assert history.log_likelihood == pytest.approx(np.full((8, 5), 0.9 * math.log(0.3)))
     learn(history, [4, 4, 4, 6], [0.3, 0.3, 0.3, 0.5], [1.0, 0.0, 1.0, 0.0])
     for i, m in enumerate(WORTHS[:-1]):
         for k, gamma in enumerate(DISCOUNTS):
             # Three outcomes of 4 in a certain order; binomial coefficient taken out.
             own = betabinom.logpmf(2, 3, m * 0.3 + gamma, m * 0.7) - math.log(3)
-            expected = 0.9 * math.log(0.3) + own + math.log(0.5)
+            expected = 0.9 * (0.9 * math.log(0.3) + own + math.log(0.5))
             assert history.log_likelihood[i, k] == pytest.approx(expected)
     assert history.log_likelihood[-1, 0] == pytest.approx(
-        0.9 * math.log(0.3) + math.log(0.3 * 0.7 * 0.3) + math.log(0.5), abs=1e-4
+        0.9 * (0.9 * math.log(0.3) + math.log(0.3 * 0.7 * 0.3) + math.log(0.5)), abs=1e-4
     )
 
 
@@ -172,3 +174,14 @@ def test_history_comes_back_bit_for_bit(tmp_path):
         name: array.tolist() for name, array in history.arrays().items()
     }
     assert believe(again, 1, 0.4) == believe(history, 1, 0.4)
+
+
+def test_outcomes_of_a_policy_at_rest_stay_fresh():
+    rested, at_once = History(), History()
+    for key, reward in ((1, 1.0), (2, 0.0), (3, 1.0)):
+        rested.learn(keys(key), floats(0.5), floats(FREE), floats(reward))
+    at_once.learn(keys(1, 2, 3), floats(0.5, 0.5, 0.5), np.full(3, FREE), floats(1.0, 0.0, 1.0))
+    assert believe(rested, 1, 0.5) == pytest.approx(believe(rested, 3, 0.5)) == pytest.approx(believe(at_once, 1, 0.5))
+    assert rested.log_likelihood == pytest.approx(at_once.log_likelihood)
+    rested.policy_moved()
+    assert believe(rested, 1, 0.5)[0] < believe(at_once, 1, 0.5)[0]

@@ -94,6 +94,8 @@ def test_a_lagging_v_is_better_recalibrated_before_it_is_fused_than_after(noise,
             }  # fmt: skip
             plain.learn(keys, values, free, rewards)
             straight.learn(keys, first, free, rewards)
+            plain.policy_moved()
+            straight.policy_moved()
             for name, belief in found.items():
                 errors[name].append(float(np.mean((belief - rates) ** 2)))
     excess = {name: np.mean(all_of) for name, all_of in errors.items()}

@@ -26,8 +26,9 @@ class Algorithm:
     """Advantages, and what the critic learns, from rewards and estimates; last come the algorithm's own options."""
     critic: Literal["prompt", "token", "tracker", "history", "optimal"] | None = None
     """V of the prompt by a model, V before each token by a model, V of the prompt by counting, by its past outcomes
-    alone, V* of the prompt from the reference's outcomes, or none. One that `credit` doesn't look at serves the choice
-    of prompts."""
+    alone, V* of the prompt from the reference's outcomes, or none."""
+    critic_is_baseline: bool = True
+    """Whether `credit` looks at V; else the critic, if there is one, serves the choice of prompts alone."""
     selection: str = "uniform"
     """How prompts are chosen, where the run doesn't say."""
     value_loss: Literal["bce", "squared"] = "bce"

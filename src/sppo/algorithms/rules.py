@@ -63,11 +63,14 @@ def check_rewards(algorithm: Algorithm, config: AlgorithmConfig) -> None:
     if not algorithm.needs_unit_rewards:
         return
     if config.overlong_penalty_tokens:
+        whose = f"{algorithm.name}'s critic" if algorithm.critic_is_baseline else "the critic that chooses prompts"
+        instead = "" if algorithm.critic_is_baseline else ", or selection.name to uniform"
         raise ConfigError(
-            f"algorithm.overlong_penalty_tokens takes up to 1 from the reward, but {algorithm.name}'s critic predicts "
-            "a probability, so rewards must stay in [0, 1]. Set it to 0, or use algorithm.truncated."
+            f"algorithm.overlong_penalty_tokens takes up to 1 from the reward, but {whose} predicts a probability, so "
+            f"rewards must stay in [0, 1]. Set it to 0, or use algorithm.truncated{instead}."
         )
-    if config.kl_coefficient and config.kl_place == "reward" and algorithm.values_the_prompt:
+    own = algorithm.critic_is_baseline and algorithm.values_the_prompt
+    if config.kl_coefficient and config.kl_place == "reward" and own:
         raise ConfigError(
             f"algorithm.kl_place is reward, but {algorithm.name}'s critic predicts the probability of solving, which "
             "a KL penalty is no part of. Set algorithm.kl_place to loss."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from sppo.algorithms import rules
 from sppo.algorithms.algorithm import Algorithm
@@ -170,7 +171,8 @@ def _with_selection(algorithm: Algorithm, selection: str | None) -> Algorithm:
             "Set algorithm.dynamic_sampling to false, or selection.name to uniform."
         )
     if algorithm.critic is None:
-        return replace(algorithm, selection=selection, critic="history" if selection == "history" else "prompt")
+        kind: Literal["history", "prompt"] = "history" if selection == "history" else "prompt"
+        return replace(algorithm, selection=selection, critic=kind, critic_is_baseline=False)
     if selection == "history":
         raise ConfigError(
             f"selection.name is history, which is for algorithms without a critic, but {algorithm.name} has one. Set "

@@ -75,7 +75,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         ("micro-batches", f"{config.optimizer.tokens_per_microbatch:,} tokens ({config.optimizer.layout})"),
         (
             "steps",
-            f"{config.steps:,}; {config.steps * config.prompts_per_step / len(training):.2f} passes over the prompts",
+            f"{config.steps:,}; prompts asked: {config.steps * config.prompts_per_step / len(training):.2f} x the pool",
         ),
         ("optimiser steps", f"{config.steps * updates:,}"),
         *memory(config, algorithm, policy, critic, _scoring(config, prompts), len(prompts.held_out)),

@@ -41,6 +41,9 @@ class Critic(Protocol):
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """One step's learning; `seed` fixes the order of rows. Returns its metrics."""
 
+    def policy_moved(self) -> None:
+        """The policy was updated: outcomes that were seen before are of an older one."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes the critic into a checkpoint."""
 
@@ -66,6 +69,9 @@ class NoCritic:
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """Nothing to learn."""
         return {}
+
+    def policy_moved(self) -> None:
+        """Nothing gets older."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Nothing to save."""

@@ -55,6 +55,9 @@ class Source(Protocol):
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """One step's learning from `credit.value_targets` [B, 1]."""
 
+    def policy_moved(self) -> None:
+        """The policy was updated."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes it into a folder, which may be there already."""
 
@@ -132,6 +135,12 @@ class BeliefCritic:
             self.history.learn(prompt_keys(batch.prompts), read.text, read.limits, rewards)
             metrics |= {"critic/history_m": self.history.worth, "critic/history_gamma": self.history.discount}
         return metrics
+
+    def policy_moved(self) -> None:
+        """Outcomes that were counted get a step older."""
+        self.source.policy_moved()
+        if self.history is not None:
+            self.history.policy_moved()
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the source, and history beside it."""

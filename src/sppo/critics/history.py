@@ -45,7 +45,7 @@ class History:
         self.store = OutcomeStore(len(DISCOUNTS))
         self.log_likelihood = np.zeros((len(WORTHS), len(DISCOUNTS)))
         self.clock = 0
-        """Steps whose outcomes were taken in."""
+        """How often the policy has moved."""
 
     def start(self, keys: Keys, rates: Floats, worth: float) -> None:
         """Begins the counts of prompts whose solve rates are known, as if `worth` outcomes had just been seen.
@@ -92,12 +92,16 @@ class History:
         solved = np.bincount(inverse, rewards).astype(np.float64)  # [U]
         failed = np.bincount(inverse, 1 - rewards).astype(np.float64)
         likelihood = self._log_likelihoods(distinct, values[first], limits[first], solved, failed)
-        self.log_likelihood = FADING * self.log_likelihood + likelihood
+        self.log_likelihood += likelihood
         rows = self.store.add(distinct)
         discounts = DISCOUNTS ** (self.clock - self.store.seen[rows])[:, None]
         self.store.alpha[rows] = self.store.alpha[rows] * discounts + solved[:, None]
         self.store.beta[rows] = self.store.beta[rows] * discounts + failed[:, None]
         self.store.seen[rows] = self.clock
+
+    def policy_moved(self) -> None:
+        """What was seen before is a step older; outcomes of a policy at rest, as in a pre-fit, stay fresh."""
+        self.log_likelihood *= FADING
         self.clock += 1
 
     @property

@@ -47,6 +47,8 @@ class _ModelCritic(Generic[Learner]):
         self.guard = guard or StepGuard(max_skipped=1)
         self.adam = make_optimizer(model, config.learning_rate, config.weight_decay)
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {name: self.adam}
+        if config.prior is not None and not model.started:
+            self._begin_at(config.prior)
 
     def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
         """Nothing: a model has a value for every prompt."""
@@ -56,8 +58,18 @@ class _ModelCritic(Generic[Learner]):
         """Never given any, as it lacks none."""
         raise AssertionError("a model lacks no outcomes")
 
+    def _begin_at(self, prior: float) -> None:
+        if self.model.probability:
+            self.model.set_prior(prior)
+        else:
+            self.model.set_bias(prior)
+        self.model.started = True
+
+    def policy_moved(self) -> None:
+        """Nothing: a model follows the policy by learning."""
+
     def _start(self, batch: Batch) -> Tensor | None:
-        """Before its first batch, V of everything becomes the prior, or that batch's mean reward.
+        """Before its first batch, V of everything becomes that batch's mean reward, where there is no prior.
 
         Returns:
             [B, 1] V of that first batch where V comes from it: the mean reward of the other prompts, so that no
@@ -65,14 +77,7 @@ class _ModelCritic(Generic[Learner]):
         """
         if self.model.started:
             return None
-        prior = float(batch.rewards.mean()) if self.config.prior is None else self.config.prior
-        if self.model.probability:
-            self.model.set_prior(prior)
-        else:
-            self.model.set_bias(prior)
-        self.model.started = True
-        if self.config.prior is not None:
-            return None
+        self._begin_at(float(batch.rewards.mean()))
         of_others = means_of_others(batch.rewards, batch.groups)
         return (of_others.clamp(*PRIORS) if self.model.probability else of_others)[:, None]
 

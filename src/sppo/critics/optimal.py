@@ -51,6 +51,9 @@ class OptimalValueCritic:
         assert before.values is not None, "V* was read before"
         return {"critic/optimal_value_mean": float(before.values.mean()), "critic/prompts": len(self.optimal)}
 
+    def policy_moved(self) -> None:
+        """Nothing: V* is of the starting policy."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes V* of every prompt."""
         folder.mkdir()

@@ -59,6 +59,9 @@ class PairSource:
         second = self.second.learn(batch, before, credit, seed=derive_seed(seed, "second critic"))
         return {name: (value + second[name]) / 2 for name, value in first.items()}
 
+    def policy_moved(self) -> None:
+        """Nothing: models follow the policy by learning."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes the first as a single critic is written, and the second in a folder in it."""
         self.first.save_pretrained(folder)
@@ -98,9 +101,14 @@ class RateSource:
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """Counts the targets."""
         assert credit.value_targets is not None, "there is nothing to count"
-        self.solved = RATE_DISCOUNT * self.solved + float(credit.value_targets.sum())
-        self.samples = RATE_DISCOUNT * self.samples + len(batch)
+        self.solved += float(credit.value_targets.sum())
+        self.samples += len(batch)
         return {}
+
+    def policy_moved(self) -> None:
+        """Earlier outcomes count for less."""
+        self.solved *= RATE_DISCOUNT
+        self.samples *= RATE_DISCOUNT
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes both sums."""

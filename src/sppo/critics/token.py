@@ -43,8 +43,8 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             rows: B when no sample is left out.
             guard: takes the optimiser steps.
         """
-        super().__init__(model, config, rows=rows, guard=guard)
         model.probability = probability
+        super().__init__(model, config, rows=rows, guard=guard)
         self.value_clip = value_clip
 
     @torch.no_grad()

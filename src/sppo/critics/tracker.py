@@ -146,6 +146,9 @@ class TrackerCritic:
                 drift[known[index]] = float(moved) if bool(moved.isfinite()) else math.inf
         return drift
 
+    def policy_moved(self) -> None:
+        """Nothing: how far it has moved is measured where a prompt comes again."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes counts, and the beginnings of the last responses end to end."""
         folder.mkdir()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 300
-"""Responses of the control group that the ratio is taken over, the newest."""
+"""Prompts of the control group that the ratio is taken over, the newest."""
 SQRT_FROM = 2.0
 """Ratio from which prompts are drawn by the square root of what is expected of them."""
 TOP_FROM = 4.0
@@ -35,12 +35,12 @@ class Gain:
     """A row a step: count and sum of control, then of what top would take."""
 
     def add(self, squared: NDArray[np.float64], control: NDArray[np.bool_], above: NDArray[np.bool_]) -> None:
-        """Takes in one step's responses.
+        """Takes in the prompts of one step.
 
         Args:
-            squared: [B] squared advantages.
-            control: [B] of the control group.
-            above: [B] of prompts that rule top would have taken.
+            squared: [P] squared advantages, the mean over each prompt's responses.
+            control: [P] whether of the control group.
+            above: [P] whether rule top would have taken it.
         """
         self.steps.append(
             [

@@ -9,7 +9,8 @@ token is generated, and of P prompts a step
 
 The control group makes what choosing gains measurable, and lets no prompt starve: each is asked at least once in
 pool / (f P) steps. Chosen or not, a candidate comes again with the next epoch. No prompt comes twice in a step, unless
-P exceeds the pool, when there is nothing to choose.
+P exceeds the pool, when there is nothing to choose. (Uniform alone is the plain walk, an epoch after the other, and may
+end one and begin the next in the same step.)
 
 The objective is then the mean solve rate of the prompts that were chosen, not of the pool: advantages are unbiased for
 each prompt, as the choice looks at nothing of the response, but no weights take the pool's distribution back.
@@ -173,7 +174,8 @@ class BeliefSelection:
 
     def take_next(self, count: int, believe: Believe) -> Chosen:
         """A control group of all; the bar is that of the prompts themselves."""
-        prompts = self.stream.take(count)
+        few = count > len(self.stream)
+        prompts = self.stream.take(count) if few else self.stream.at(self.stream.take_others(count, set()))
         beliefs = known(believe(prompts))
         bar = float(np.sort(beliefs.spread)[-max(round(count / self.candidates), 1)])
         return Chosen(prompts, np.ones(count, np.bool_), beliefs, bar)
@@ -182,9 +184,10 @@ class BeliefSelection:
         """Holds the squared advantages of the control group against those of the chosen prompts."""
         beliefs = chosen.beliefs
         assert beliefs is not None, "what is believed of prompts is asked before they are"
-        squared = (rewards - beliefs.mean[places]) ** 2
+        answered, prompt = np.unique(places, return_inverse=True)
+        squared = np.bincount(prompt, (rewards - beliefs.mean[places]) ** 2) / np.bincount(prompt)
+        self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= chosen.bar)
         control = chosen.control[places]
-        self.gain.add(squared, control, beliefs.spread[places] >= chosen.bar)
         of_control = beliefs.mean[chosen.control]
         metrics = {
             "selection/control_share": float(chosen.control.mean()),

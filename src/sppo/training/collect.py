@@ -299,7 +299,7 @@ def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict
                 f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but the critic predicts a "
                 "probability, so rewards must lie in [0, 1]. Rescale them in the reward function, for example "
                 "(reward - lowest) / (highest - lowest); or set critic.loss to mse, where the algorithm has a prompt "
-                "critic; or use an algorithm without a critic, such as grpo."
+                "critic; or use an algorithm without a critic, such as grpo, and selection.name uniform."
             )
 
 

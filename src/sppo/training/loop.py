@@ -164,6 +164,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
                     moved = parts.policy.update(batch, estimates, credit, seed=run.seed_of("policy", step))
                     recorder.note("policy", moved)
                     parts.hand_over_weights()
+                    parts.critic.policy_moved()
 
             if _due(step, run.schedule.record_every):
                 records = response_records(step, collected, batch, estimates, credit, parts.grader)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sppo.batch import Credit, Outcomes
+from sppo.batch import Credit, Estimates, Outcomes
 from sppo.errors import RunFolderError, TrainingError
 from sppo.runs.files import read_json, whole_folder
 from sppo.training.loop import Parts, Run, evaluate, note_best, save
@@ -99,9 +99,11 @@ def prefit(run: Run, parts: Parts, recorder: Recorder) -> None:
             estimates = credit = None
             if batch is not None:
                 values = parts.critic.values(batch)
-                estimates, _ = parts.policy.estimate(batch, values)
+                estimates = Estimates(batch.sampler_logprobs, values)
                 credit = Credit(torch.zeros(len(batch), 1), batch.rewards[:, None])
                 if not parts.algorithm.values_the_prompt:
+                    # A critic of tokens learns what the algorithm makes of its own values and the policy's.
+                    estimates, _ = parts.policy.estimate(batch, values)
                     credit = parts.algorithm.assign_credit(Outcomes.of(batch, estimates))
                 parts.collector.observe(collected, batch)
                 parts.critic.learn(batch, estimates, credit, seed=run.seed_of("prefit", number))
