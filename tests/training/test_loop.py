@@ -146,6 +146,20 @@ def test_a_critic_that_was_fitted_beforehand_serves_several_runs(tmp_path):
         prefit(tiny_config(tmp_path / "other"))
 
 
+def test_a_run_from_a_pre_fit_takes_the_steps_of_one_that_fits_by_itself(tmp_path):
+    options = {"critic__history": True, "selection__name": "sqrt", "evaluation__every": 0}
+    train(tiny_config(tmp_path / "start", steps=1))
+    policy = {"model__path": str(tmp_path / "start" / "checkpoints" / "last" / "policy"), "model__config": None}
+    prefit(tiny_config(tmp_path / "made", critic__prefit__samples=24, **options, **policy))
+    train(tiny_config(tmp_path / "taken", critic__prefit__path=str(tmp_path / "made"), **options, **policy))
+    train(tiny_config(tmp_path / "whole", critic__prefit__samples=24, **options, **policy))
+    same = [
+        [{k: v for k, v in line.items() if not k.startswith(("time/", "throughput/"))} for line in read_metrics(folder)]
+        for folder in (tmp_path / "taken", tmp_path / "whole")
+    ]
+    assert same[0][1:] == same[1][1:]
+
+
 @pytest.mark.parametrize(
     ("options", "missing"),
     [

@@ -164,6 +164,8 @@ def open_run(
             parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
             if checkpoint is not None:
                 restore(parts, checkpoint, state)
+            elif state.prefit:
+                take_up_prefit(parts, prefit_checkpoint(Path(str(config.critic.prefit.path))))
         state.held_out = fingerprint(parts.held_out.prompts, 0)
         try:
             # The ones to keep, the best, and one that is being written.
@@ -294,6 +296,14 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
         )
     restore_random_state(checkpoint)
     parts.hand_over_weights()
+
+
+def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
+    """Goes on from a pre-fit: the critic's optimiser and, over the same prompts, its walk and what choosing gained."""
+    load_optimizers(checkpoint, parts.critic.optimizers)
+    saved, selection = load_state(checkpoint).stream, parts.collector.selection
+    if saved["fingerprint"] == selection.stream.state_dict()["fingerprint"]:
+        selection.load_state_dict(saved)
 
 
 def _longest_sequence(config: Config) -> int:
