@@ -46,6 +46,11 @@ class Prompt:
     """A worked response for supervised fine-tuning, where the data has one."""
 
     @property
+    def plain(self) -> str | list[dict[str, str]]:
+        """The content as plain JSON values."""
+        return self.content if isinstance(self.content, str) else [dict(message) for message in self.content]
+
+    @property
     def text(self) -> str:
         """The prompt as one plain string (chat turns joined by newlines), for people and reward functions."""
         if isinstance(self.content, str):

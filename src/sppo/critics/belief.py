@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from sppo.types import Beliefs
 
-__all__ = ["PRIOR_WORTH", "Beliefs", "Floats"]
+__all__ = ["EDGE", "PRIOR_WORTH", "Beliefs", "Floats"]
 
 Floats = NDArray[np.float64]
 
+EDGE = 1e-6
+"""V is kept so far from 0 and 1 where logits or counts are made of it: a sigmoid of float32 can lie there, its logit
+would be infinite, and one outcome to the contrary impossible."""
 PRIOR_WORTH = 3.2
 """What V of a prompt's text is worth in samples before outcomes have told.
 

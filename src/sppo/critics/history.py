@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln
 
-from sppo.critics.belief import Beliefs, Floats
+from sppo.critics.belief import EDGE, Beliefs, Floats
 from sppo.critics.outcomes import Keys, OutcomeStore
 
 WORTHS = np.array([0.5, 1, 2, 4, 8, 16, 32, 1e6])
@@ -31,8 +31,6 @@ DISCOUNTS = np.array([0.5, 0.7, 0.85, 0.95, 1])
 """gamma: weight of an outcome a step later."""
 FADING = 0.9
 """Weight that the log-likelihood of earlier steps' outcomes keeps a step."""
-EDGE = 1e-6
-"""V is kept so far from 0 and 1, where a sigmoid of float32 can lie and one other outcome would be impossible."""
 LEAST_WORTH = 0.01
 """What V counts for at the least, however two critics disagree."""
 

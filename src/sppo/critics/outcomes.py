@@ -112,8 +112,4 @@ def digests(texts: Iterable[str]) -> Keys:
 
 def prompt_keys(prompts: Sequence[Prompt]) -> Keys:
     """[n] digests of what a prompt asks and how it is judged, not of its id: equal prompts share their counts."""
-    return digests(json.dumps([_plain(prompt), prompt.gold, prompt.verifier], sort_keys=True) for prompt in prompts)
-
-
-def _plain(prompt: Prompt) -> str | list[dict[str, str]]:
-    return prompt.content if isinstance(prompt.content, str) else [dict(turn) for turn in prompt.content]
+    return digests(json.dumps([prompt.plain, prompt.gold, prompt.verifier], sort_keys=True) for prompt in prompts)

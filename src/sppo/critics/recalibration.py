@@ -18,13 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sppo.critics.belief import Floats
+from sppo.critics.belief import EDGE, Floats
 from sppo.critics.outcomes import Keys
 
 RIDGE = np.array([10.0, 1.0])
 """Of (a - 1)^2 and of c^2."""
-EDGE = 1e-6
-"""V is kept so far from 0 and 1, whose logits are infinite."""
 _ITERATIONS, _ENOUGH = 50, 1e-10
 
 

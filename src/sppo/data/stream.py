@@ -110,6 +110,5 @@ def fingerprint(prompts: Sequence[Prompt], seed: int) -> str:
     """Returns 16 hex digits that change with the seed, the order, or any prompt's id, content, gold, verifier."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
     for prompt in prompts:
-        content = prompt.content if isinstance(prompt.content, str) else [dict(turn) for turn in prompt.content]
-        digest.update(json.dumps([prompt.id, content, prompt.gold, prompt.verifier], sort_keys=True).encode())
+        digest.update(json.dumps([prompt.id, prompt.plain, prompt.gold, prompt.verifier], sort_keys=True).encode())
     return digest.hexdigest()
