@@ -26,7 +26,7 @@ from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import load_policy, load_tokenizer
 from sppo.rollouts.encode import encode_many
 from sppo.runs.folder import read_metrics
-from sppo.training.build import Given
+from sppo.training.given import Given
 from sppo.types import Prompt
 
 

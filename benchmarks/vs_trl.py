@@ -38,7 +38,7 @@ from sppo.evaluation.held_out import HeldOut
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.sample import sampling_parameters
 from sppo.runs.progress import NoProgress
-from sppo.training.build import Given
+from sppo.training.given import Given
 from sppo.verifiers.exact import final_answer
 from sppo.verifiers.grading import Grader
 

@@ -25,8 +25,9 @@ from sppo.commands.calibrate import measure
 from sppo.config import Config
 from sppo.critics.fusion import BeliefCritic
 from sppo.runs.files import read_json, write_json
-from sppo.training.build import Parts, build
+from sppo.training.build import build
 from sppo.training.given import Given
+from sppo.training.loop import Parts
 from sppo.types import Prompt
 from value_parts import plan
 from value_parts.experiment import job_of

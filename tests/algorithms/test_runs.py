@@ -16,7 +16,8 @@ from sppo.config import AlgorithmConfig, Config, ModelConfig, SamplingConfig
 from sppo.errors import ConfigError, ModelError, RunFolderError
 from sppo.runs.folder import read_metrics
 from sppo.runs.progress import NoProgress
-from sppo.training.build import Given, check
+from sppo.training.build import check
+from sppo.training.given import Given
 from tests.conftest import files_of, tiny_config
 from tests.training.test_loop import train_on_rows
 

@@ -7,7 +7,8 @@ import pytest
 from sppo.config import AlgorithmConfig, Config, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
 from sppo.config.settle import check as validate
 from sppo.errors import ConfigError
-from sppo.training.build import Given, check
+from sppo.training.build import check
+from sppo.training.given import Given
 
 GOOD = Config(model=ModelConfig(path="some/model"))
 

@@ -16,7 +16,8 @@ from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.sample import sample
 from sppo.runs.seeds import row_seeds
-from sppo.training.build import Given, build, check
+from sppo.training.build import build, check
+from sppo.training.given import Given
 from sppo.types import Completion, Prompt, TokenIds
 from tests.conftest import tiny_qwen2
 

@@ -13,7 +13,8 @@ from sppo.config.evaluation import benchmark_config, evaluation_config
 from sppo.config.options import to_dict
 from sppo.critics.token import TokenModelCritic
 from sppo.errors import ConfigError, DataError, ModelError
-from sppo.training.build import Given, build
+from sppo.training.build import build
+from sppo.training.given import Given
 from sppo.training.loop import Parts
 from tests.conftest import tiny_config
 from tests.models.zoo import settings_of
@@ -94,8 +95,8 @@ def test_checks_leave_a_new_runs_weights_and_random_state_as_they_were(tmp_path,
     for checked in (False, True):
         with monkeypatch.context() as patch:
             if not checked:
-                patch.setattr("sppo.training.build.require_packing", lambda *_: None)
-                patch.setattr("sppo.training.build.require_recomputation", lambda *_: None)
+                patch.setattr("sppo.training.build.parts.require_packing", lambda *_: None)
+                patch.setattr("sppo.training.build.parts.require_recomputation", lambda *_: None)
                 patch.setattr("sppo.critics.build.require_recomputation", lambda *_: None)
                 patch.setattr("sppo.critics.build.require_masking", lambda *_: None)
                 patch.setattr("sppo.critics.checks.readable_tokens", lambda *_: 10**6)

@@ -18,7 +18,9 @@ from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import RewardError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics
-from sppo.training.build import Given, Parts, build, check
+from sppo.training.build import build, check
+from sppo.training.given import Given
+from sppo.training.loop import Parts
 from tests.conftest import tiny_qwen2
 from tests.training.test_loop import ROWS, train_on_rows
 

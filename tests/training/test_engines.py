@@ -21,7 +21,8 @@ from sppo.rollouts.engines import ENGINES, EngineKind, build_engine, engine_opti
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.sample import sample
 from sppo.runs.folder import read_metrics
-from sppo.training.build import Given, build, check
+from sppo.training.build import build, check
+from sppo.training.given import Given
 from sppo.types import Prompt
 from tests.conftest import tiny_config, tiny_qwen2
 from tests.training.copying import COPYING, CopyingEngine

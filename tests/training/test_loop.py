@@ -21,7 +21,8 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.progress import NoProgress
 from sppo.runs.records import read_records
-from sppo.training.build import Given, build
+from sppo.training.build import build
+from sppo.training.given import Given
 from sppo.verifiers import VERIFIERS
 from tests.conftest import begun, files_of, tiny_config, tiny_qwen2
 

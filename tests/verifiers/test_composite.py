@@ -11,7 +11,8 @@ from sppo.data.tasks import load_prompts
 from sppo.errors import ConfigError
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
-from sppo.training.build import Given, check
+from sppo.training.build import check
+from sppo.training.given import Given
 from sppo.types import Completion, Prompt, Rollout, Submission, Verdict
 from sppo.verifiers import check_golds, get_verifier
 from sppo.verifiers.composite import parts_of

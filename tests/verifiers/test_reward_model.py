@@ -37,9 +37,10 @@ from sppo.models.scoring import SequenceScorer, verifier_tools
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.records import read_records
-from sppo.training.build import Given, check
+from sppo.training.build import check
 from sppo.training.collate import collate
 from sppo.training.collect import require_unit_rewards
+from sppo.training.given import Given
 from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers import get_verifier
 from sppo.verifiers.grading import Grader

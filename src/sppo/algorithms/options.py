@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sppo.config.ranges import AtLeastOne, NotNegative, Positive, Section, Share
+from sppo.config.ranges import NotNegative, Positive, Section, Share
 
 PositiveOrInfinite = Annotated[float, Field(gt=0, allow_inf_nan=True)]
 
@@ -23,7 +23,7 @@ class SppoOptions(Section):
 
     objective: Literal["solve_rate", "log_likelihood", "pass_at_k"] = "solve_rate"
     """What is maximised over prompts: the mean of the solve rate p, of log p, or of pass@k = 1 - (1 - p)^k."""
-    k: AtLeastOne = 8
+    k: Annotated[int, Field(ge=1, le=1024)] = 8
     """Responses of pass_at_k, one of which has to be right."""
     floor: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Solve rate below which log_likelihood weighs a prompt no more: its weights are at most 1 / floor."""

@@ -126,7 +126,8 @@ def check_negative_share(algorithm: Algorithm, config: AlgorithmConfig, process_
     if algorithm.loss.ratio != "token":
         raise ConfigError(
             f"{start}with algorithm.ratio {algorithm.loss.ratio} every token moves by the ratio of the whole response, "
-            f"whichever are picked. {mend}, or algorithm.ratio to token."
+            f"whichever are picked. {mend}"
+            + (", or algorithm.ratio to token." if algorithm.loss.surrogate != "regression" else ".")
         )
     own = "each token has an advantage of its own"
     if algorithm.critic == "token":

@@ -173,10 +173,11 @@ def _with_selection(algorithm: Algorithm, selection: str | None) -> Algorithm:
     if algorithm.critic is None:
         kind: Literal["history", "prompt"] = "history" if selection == "history" else "prompt"
         return replace(algorithm, selection=selection, critic=kind, critic_is_baseline=False)
-    if selection == "history":
+    if selection == "history" and believes:
+        fused = ", and critic.history to true" if algorithm.critic == "prompt" else ""
         raise ConfigError(
             f"selection.name is history, which is for algorithms without a critic, but {algorithm.name} has one. Set "
-            "selection.name to auto or top, and critic.history to true where the critic is a model of the prompt."
+            f"selection.name to auto or top{fused}."
         )
     if not believes:
         said = {"token": "values tokens", "optimal": "knows what the starting policy solved alone"}.get(

@@ -62,9 +62,12 @@ class Phase:
     def update(self, step: int, metrics: Mapping[str, float], now: float) -> None:
         """Moves to `step`."""
         self.step, self.latest = step, now
+        if "reward/mean" in metrics:
+            # A step that chose nothing has no reward of chosen prompts, whatever an earlier one had.
+            self.metrics.pop("selection/chosen_reward", None)
         self.metrics.update(metrics)
         if metrics.get("reward/mean") is not None:
-            self.rewards.append(metrics["reward/mean"])
+            self.rewards.append(_reward(metrics))
         if metrics.get("eval/accuracy") is not None:
             self.accuracy.append((step, metrics["eval/accuracy"]))
         self.first = self.first or (now, step)
@@ -211,9 +214,9 @@ class LiveProgress(_Phases):
         rows = _grid()
         chosen = metrics.get("selection/control_share", 1.0) < 1
         name = "reward of chosen" if chosen else "reward"
-        rows.add_row(name, f"{metrics['reward/mean']:.3f}", f"[blue]{sparkline(phase.rewards, width)}[/]")
+        rows.add_row(name, f"{_reward(metrics):.3f}", f"[blue]{sparkline(phase.rewards, width)}[/]")
         if chosen and "selection/control_reward" in metrics:
-            at_large = f"[dim]of the {metrics['selection/control_share']:.0%} of the prompts that nobody chose[/]"
+            at_large = f"[dim]of the {metrics['selection/control_share']:.0%} of a step's prompts that nobody chose[/]"
             rows.add_row("reward at large", f"{metrics['selection/control_reward']:.3f}", at_large)
         if phase.accuracy:
             (first_step, first), (step, last) = phase.accuracy[0], phase.accuracy[-1]
@@ -226,7 +229,7 @@ class LiveProgress(_Phases):
         if "selection/dead_share" in metrics:
             gain = metrics.get("selection/gain")
             taught = "" if gain is None else f"; best teach {gain:.1f} x as much"
-            said = f"[dim]solved never or always{taught}[/]"
+            said = f"[dim]believed to be solved never or always{taught}[/]"
             rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
         if metrics.get("reward/error_share"):
             timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
@@ -278,12 +281,19 @@ def _facts(metrics: Mapping[str, float]) -> list[str]:
         "critic/value_mean": "V {:.3f}",
         "throughput/tokens_per_second": "{:,.0f} tokens/s",
     }
+    if "reward/mean" in metrics:
+        metrics = {**metrics, "reward/mean": _reward(metrics)}
     known = [text.format(metrics[key]) for key, text in shown.items() if metrics.get(key) is not None]
-    if metrics.get("selection/control_share", 1.0) < 1 and "selection/control_reward" in metrics:
+    if "selection/chosen_reward" in metrics and "selection/control_reward" in metrics:
         known.insert(1, f"of chosen, {metrics['selection/control_reward']:.3f} at large")
     if metrics.get("reward/error_share"):
         known.append(f"verifier errors {metrics['reward/error_share']:.1%}")
     return known or [f"{_short_name(key)} {_number(key, value)}" for key, value in list(metrics.items())[:3]]
+
+
+def _reward(metrics: Mapping[str, float]) -> float:
+    """Mean reward of the prompts that were chosen, where some were; else of all."""
+    return metrics.get("selection/chosen_reward", metrics["reward/mean"])
 
 
 def _number(key: str, value: float) -> str:

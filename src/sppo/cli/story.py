@@ -170,7 +170,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         parts = ", ".join(f"{name} {duration(phases[name])}" for name in longest)
         total = duration(seconds.get("total", sum(seconds.values())))
         share = critic_share(seconds)
-        critic = f"; the critic took {share:.0%} of training" if share >= 0.005 else ""
+        critic = f"; the critic took {share:.0%} of training" if share >= 0.005 and _has_critic(summary) else ""
         facts.append(("time", (f"{total} ({parts})" if parts else total) + critic))
     facts += _choice(summary.get("selection") or {})
     if tokens.get("sampled"):
@@ -181,6 +181,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         if (folder / "curves.png").exists():
             facts.append(("picture", str(folder / "curves.png")))
     return facts
+
+
+def _has_critic(summary: Summary) -> bool:
+    return bool(summary.get("critic")) or "selection" in summary
 
 
 def critic_share(seconds: Mapping[str, float]) -> float:
@@ -195,13 +199,13 @@ def _choice(selection: Summary) -> list[tuple[str, str]]:
     if not selection:
         return []
     gain, dead = selection.get("gain"), selection.get("dead_share")
-    known = [] if dead is None else [f"{dead:.0%} of the pool is believed to be solved always or never"]
+    known = [] if dead is None else [f"{dead:.0%} of the prompts are believed to be solved always or never"]
     if gain is not None:
         known.append(f"the most promising teach {gain:.1f} x as much as any")
     facts = [("", "; ".join(known))] if known else []
     if not selection["steps_chosen"]:
         return [("prompts", "as they came, none chosen"), *facts]
-    reward = f"reward {selection['reward']:.3f} of late is theirs"
+    reward = f"reward {selection['reward']:.3f} of late" if "reward" in selection else "none of late"
     if "control_reward" in selection:
         reward += f", {selection['control_reward']:.3f} of prompts nobody chose"
     chosen = f"chosen in {selection['steps_chosen']:,} of {selection['steps']:,} steps: {reward}"

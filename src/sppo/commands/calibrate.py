@@ -40,8 +40,9 @@ from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.records import JsonLines
 from sppo.runs.seeds import row_seeds
-from sppo.training.build import Parts, algorithm_of, build
+from sppo.training.build import algorithm_of, build
 from sppo.training.given import Given, require_data
+from sppo.training.loop import Parts
 from sppo.types import Prompt
 
 Said = tuple[Prompt, dict[str, float]]

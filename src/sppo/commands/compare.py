@@ -37,7 +37,7 @@ from sppo.runs.lock import lock
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.build import check
 from sppo.training.given import Given
-from sppo.training.start import read_prefit
+from sppo.training.prefit import read_prefit
 
 SET_BY_COMPARE = {
     "seed": "--seeds", "output": "--output", "algorithm.name": "--algorithms",
@@ -318,7 +318,7 @@ def _steps(budget: Budget, config: Config) -> int:
     made = config.critic.prefit
     before = made.samples if made.path is None else read_prefit(Path(made.path))["responses"]
     if budget.amount - before < config.sequences_per_step:
-        fitted = f", after {before} that the critic is fitted to" if before else ""
+        fitted = f", after {before} of critic.prefit" if before else ""
         raise ConfigError(
             f"--budget is {budget.amount} responses, but one step has {config.sequences_per_step}{fitted}."
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
+from sppo.algorithms.algorithm import Algorithm
 from sppo.commands.memory import Sized, memory
 from sppo.config import Config, ModelConfig, to_dict
 from sppo.critics.checks import known_rates
@@ -23,7 +24,7 @@ from sppo.models.loading import (
 )
 from sppo.rollouts.encode import require_context
 from sppo.runs.folder import require_new, require_resumable
-from sppo.training.build import algorithm_of, check, load_prompts
+from sppo.training.build import algorithm_of, check, load_prompts, notes_on
 from sppo.training.given import Given, require_again
 from sppo.training.prompts import Prompts
 from sppo.verifiers import reward_model
@@ -68,9 +69,10 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
         (
             "a step",
-            f"{config.prompts_per_step:,} prompts x {config.sampling.samples_per_prompt} = {sequences:,} sequences, at "
-            f"most {sequences * config.sampling.max_response_tokens:,} response tokens",
+            f"{_asked(config)} = {sequences:,} sequences, at most "
+            f"{sequences * config.sampling.max_response_tokens:,} response tokens",
         ),
+        ("prompts", _choice(config, algorithm)),
         ("updates a step", f"{updates} of {size} sequences, at most {size * longest:,} tokens each"),
         ("micro-batches", f"{config.optimizer.tokens_per_microbatch:,} tokens ({config.optimizer.layout})"),
         (
@@ -83,7 +85,27 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     if config.sft.phases:
         phases = ", then ".join(f"{p.demonstrations} (at most {p.steps:,} steps)" for p in config.sft.phases)
         rows.insert(4, ("warm start", phases))
-    return rows + [("note", note) for note in prompts.notes]
+    return rows + [("note", note) for note in (*prompts.notes, *notes_on(config, algorithm, len(training)))]
+
+
+def _asked(config: Config) -> str:
+    """A step's prompts and the responses to each."""
+    prompts = config.prompts_per_step
+    more = round(config.sampling.adaptive_share * prompts)
+    if more:
+        return f"{prompts - more:,} prompts and {more:,} second and third responses"
+    return f"{prompts:,} prompts x {config.sampling.samples_per_prompt}"
+
+
+def _choice(config: Config, algorithm: Algorithm) -> str:
+    """How prompts are chosen, and what the critic learns from before."""
+    before = config.critic.prefit
+    fitted = f"; before, {before.samples:,} of them are answered for the critic" if before.samples else ""
+    fitted = f"; the critic is that of {before.path}" if before.path else fitted
+    if algorithm.selection == "uniform":
+        return f"as they come{fitted}"
+    share = config.selection.uniform_share
+    return f"chosen ({algorithm.selection}), {share:.0%} of them drawn uniformly{fitted}"
 
 
 def _require_allowed(config: Config, resume: bool) -> None:

@@ -174,6 +174,27 @@ def goes_by_steps(said: Mapping[str, Any]) -> str | None:
     return next((key for key in keys if said[key] in ("linear", "cosine", "curriculum")), None)
 
 
+_OF_A_PREFIT = ("critic.", "data.", "sampling.", "selection.")
+_NOT_OF_A_PREFIT = (
+    "critic.prefit.", "critic.share", "critic.learning_rate", "critic.weight_decay", "critic.minibatch_size",
+    "critic.epochs", "critic.prior", "critic.gradient_checkpointing", "sampling.samples_per_prompt",
+    "sampling.adaptive_share",
+)  # fmt: skip
+
+
+def prefit_differences(made: Config, config: Config) -> list[str]:
+    """Returns "key: made with -> now" for what makes a critic of `sppo prefit` another one than a run's.
+
+    What it is, what it has read, and how responses were sampled; not how it goes on learning.
+    """
+    before, now = ({k: v for k, v in flatten(to_dict(c)).items() if v != {}} for c in (made, config))
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.startswith(_OF_A_PREFIT) and not key.startswith(_NOT_OF_A_PREFIT)
+    ]
+
+
 def config_differences(old: Written, new: Config) -> list[str]:
     """Returns "key: old -> new" for each key that changes training and differs.
 

@@ -88,6 +88,13 @@ def _check_start(config: Config) -> None:
     """Refuses a critic and a ratio that could not start where they have to."""
     if config.critic.loss == "bce" and config.critic.prior is not None and not 0 < config.critic.prior < 1:
         raise ConfigError(f"critic.prior is {config.critic.prior}, but must lie strictly between 0 and 1.")
+    if config.critic.prefit.path == "":
+        raise ConfigError("critic.prefit.path is empty: name the folder that `sppo prefit` made, or set it to null.")
+    if config.critic.prefit.path is not None and config.sft.phases:
+        raise ConfigError(
+            "critic.prefit.path names a critic that was fitted to a policy, but sft.phases would fine-tune that policy "
+            "first. Set sft.phases to [], with model.path the policy in the same folder."
+        )
     if config.critic.prefit.samples and config.critic.prefit.path is not None:
         raise ConfigError(
             f"critic.prefit.samples is {config.critic.prefit.samples}, but critic.prefit.path names a critic that has "

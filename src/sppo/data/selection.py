@@ -50,6 +50,8 @@ class Chosen:
     """[P] drawn whatever was believed of them."""
     beliefs: Beliefs | None = None
     """[P] of the prompts, before any of their responses; None where nobody asked."""
+    dead_share: float = 0.0
+    """Of all prompts that were judged for the step, drawn whatever was believed of them, those believed dead."""
     bar: float = 0.0
     """The least expected squared advantage that rule top takes, of the step's candidates."""
 
@@ -170,7 +172,7 @@ class BeliefSelection:
         chosen = control + [places[index] for index in picked]
         kept = np.concatenate([np.arange(len(control)), len(control) + picked])
         bar = float(np.partition(judged.spread, -wanted)[-wanted]) if wanted else np.inf
-        return Chosen(self.stream.at(chosen), np.arange(count) < len(control), asked[kept], bar)
+        return Chosen(self.stream.at(chosen), np.arange(count) < len(control), asked[kept], _dead_share(asked), bar)
 
     def take_next(self, count: int, believe: Believe) -> Chosen:
         """A control group of all; the bar is that of the prompts themselves."""
@@ -178,7 +180,7 @@ class BeliefSelection:
         prompts = self.stream.take(count) if few else self.stream.at(self.stream.take_others(count, set()))
         beliefs = known(believe(prompts))
         bar = float(np.sort(beliefs.spread)[-max(round(count / self.candidates), 1)])
-        return Chosen(prompts, np.ones(count, np.bool_), beliefs, bar)
+        return Chosen(prompts, np.ones(count, np.bool_), beliefs, _dead_share(beliefs), bar)
 
     def observe(self, chosen: Chosen, places: NDArray[np.int64], rewards: NDArray[np.float64]) -> Metrics:
         """Holds the squared advantages of the control group against those of the chosen prompts."""
@@ -188,14 +190,14 @@ class BeliefSelection:
         squared = np.bincount(prompt, (rewards - beliefs.mean[places]) ** 2) / np.bincount(prompt)
         self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= chosen.bar)
         control = chosen.control[places]
-        of_control = beliefs.mean[chosen.control]
         metrics = {
             "selection/control_share": float(chosen.control.mean()),
-            "selection/dead_share": float(((of_control < DEAD) | (of_control > 1 - DEAD)).mean()),
+            "selection/dead_share": chosen.dead_share,
             **self.gain.metrics(),
         }
-        if control.any():
-            metrics["selection/control_reward"] = float(rewards[control].mean())
+        for name, rows in (("control", control), ("chosen", ~control)):
+            if rows.any():
+                metrics[f"selection/{name}_reward"] = float(rewards[rows].mean())
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,6 +214,10 @@ class BeliefSelection:
         if "control" in state:
             self.control.load_state_dict(state["control"])
             self.gain.load_state_dict(state["gain"])
+
+
+def _dead_share(beliefs: Beliefs) -> float:
+    return float(((beliefs.mean < DEAD) | (beliefs.mean > 1 - DEAD)).mean())
 
 
 def known(beliefs: Beliefs | None) -> Beliefs:

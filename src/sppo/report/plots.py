@@ -140,9 +140,15 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, **_LEGEND)
 
 
+def _chosen_reward(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The reward of chosen prompts in the place of that of all, where there is one."""
+    return {"reward/mean": line["selection/chosen_reward"]} if "selection/chosen_reward" in line else {}
+
+
 def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     chosen = any(line.get("selection/control_share", 1) < 1 for line in metrics)
-    _line(axis, metrics, "reward/mean", "of chosen prompts" if chosen else "training reward", BLUE, alpha=0.85)
+    asked = [{**line, **_chosen_reward(line)} for line in metrics]
+    _line(axis, asked, "reward/mean", "of chosen prompts" if chosen else "training reward", BLUE, alpha=0.85)
     if chosen:
         # A control group is a tenth of a step's prompts, so a single step's reward says little.
         _smoothed(axis, metrics, "selection/control_reward", "prompts nobody chose", RED)

@@ -237,7 +237,7 @@ class Collector:
         with now.timing("grade"):
             verdicts = self.grader.grade(rollouts)
         if self.algorithm.needs_unit_rewards:
-            require_unit_rewards(rollouts, verdicts)
+            require_unit_rewards(rollouts, verdicts, only_chooses=not self.algorithm.critic_is_baseline)
         return rollouts, verdicts
 
     def _greedy_rewards(self, prompts: Sequence[Prompt], now: _Collecting) -> tuple[list[float] | None, list[Rollout]]:
@@ -287,19 +287,34 @@ class Collector:
             now.version = version
 
 
-def require_unit_rewards(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> None:
+def require_unit_rewards(
+    rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], *, only_chooses: bool = False
+) -> None:
     """Refuses rewards outside [0, 1], which a critic that is a probability cannot learn.
+
+    Args:
+        rollouts: responses.
+        verdicts: of each.
+        only_chooses: whether the critic serves the choice of prompts alone, for the way out.
 
     Raises:
         RewardError: names the first such sample and how to rescale.
     """
+    whose, instead = (
+        "the critic",
+        (
+            "or set critic.loss to mse, where the algorithm has a prompt critic; or use an algorithm without a critic, "
+            "such as grpo"
+        ),
+    )
+    if only_chooses:
+        whose, instead = "what chooses the prompts", "or set selection.name to uniform"
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         if verdict.reward is not None and not 0 <= verdict.reward <= 1:
             raise RewardError(
-                f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but the critic predicts a "
+                f"The reward of prompt {rollout.prompt.id!r} is {verdict.reward:g}, but {whose} predicts a "
                 "probability, so rewards must lie in [0, 1]. Rescale them in the reward function, for example "
-                "(reward - lowest) / (highest - lowest); or set critic.loss to mse, where the algorithm has a prompt "
-                "critic; or use an algorithm without a critic, such as grpo, and selection.name uniform."
+                f"(reward - lowest) / (highest - lowest); {instead}."
             )
 
 

@@ -241,7 +241,8 @@ def evaluate(
         measured = parts.held_out.evaluate(samples, parts.policy.version)
     if parts.algorithm.needs_unit_rewards:
         for record in measured.records:
-            require_unit_rewards(record.rollouts, record.verdicts)
+            only_chooses = not parts.algorithm.critic_is_baseline
+            require_unit_rewards(record.rollouts, record.verdicts, only_chooses=only_chooses)
     return measured
 
 

@@ -303,7 +303,7 @@ def selection_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": len(steps), "steps_chosen": len(chosen)}
     found["auto_from"] = {"sqrt": SQRT_FROM, "top": TOP_FROM}
     means = {
-        "reward": "reward/mean",
+        "reward": "selection/chosen_reward",
         "control_reward": "selection/control_reward",
         "dead_share": "selection/dead_share",
     }

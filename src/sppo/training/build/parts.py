@@ -1,7 +1,4 @@
-"""From options to a run: everything it needs, checked and loaded in an order that fails early and cheaply.
-
-The options are read here and no further: what the loop works with holds the few values that it uses.
-"""
+"""Data, models, critic and engine, made from the options in an order that fails early and cheaply."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.algorithms.algorithm import Algorithm
 from sppo.algorithms.table import settle_algorithm
 from sppo.config import Config, to_dict
+from sppo.config.compatibility import prefit_differences, written_config
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import Owner, build_critic, check_critic
@@ -59,10 +58,11 @@ from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
 from sppo.training.given import Given, load_given_policy, load_given_tokenizer, require_again, section_of_rows
 from sppo.training.loop import Parts, Run, Schedule, WarmStart
+from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.training.record import Recorder
 from sppo.training.rules import check_rewards
-from sppo.training.start import prefit_checkpoint, read_prefit, require_reference
+from sppo.training.start import require_reference
 from sppo.update.estimate import sampler_notes
 from sppo.update.learner import PolicyLearner
 from sppo.update.schedule import Curve
@@ -70,130 +70,7 @@ from sppo.update.steps import StepGuard, make_optimizer
 from sppo.verifiers.functions import RewardFunction, handed_over, load_function
 from sppo.verifiers.grading import Grader
 from sppo.verifiers.tools import Tools
-
-
-def check(config: Config, given: Given) -> Config:
-    """Checks all that can be checked without data or models; returns the config with what was handed over noted.
-
-    Raises:
-        ConfigError: an option or combination that cannot work.
-    """
-    config = _noted(config, given)
-    check_options(config)
-    algorithm = algorithm_of(config)
-    if algorithm.critic in ("prompt", "token"):
-        require_divisor(config, "critic.minibatch_size", config.critic.minibatch_size)
-    check_critic(config.critic, algorithm.critic)
-    prefit = config.critic.prefit
-    if (prefit.samples or prefit.path is not None) and algorithm.critic in (None, "tracker", "optimal"):
-        raise ConfigError(
-            f"critic.prefit fits a critic before the first update, but {algorithm.name} "
-            + ("has none." if algorithm.critic is None else "samples what its V starts from by itself.")
-            + " Leave it out."
-        )
-    sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
-    check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
-    require_sinks(config.logging.sinks)
-    engine_options(config.engine)
-    return config
-
-
-def algorithm_of(config: Config) -> Algorithm:
-    """The algorithm as the run uses it, with its options in it; raises as `settle_algorithm`."""
-    return settle_algorithm(
-        config.algorithm,
-        config.sampling.samples_per_prompt,
-        critic=config.critic,
-        process_rewards=config.verification.process.used,
-        selection=config.selection.name,
-        adaptive_share=config.sampling.adaptive_share,
-    )
-
-
-def _noted(config: Config, given: Given) -> Config:
-    """The config with what was handed over in the place of what it stands for."""
-    data, evaluation = config.data, config.evaluation
-    if given.model is not None:
-        name = getattr(given.model, "name_or_path", "") or type(given.model).__name__
-        config = replace(config, model=replace(config.model, path=name, config=None))
-    if given.rows is not None:
-        data, evaluation = replace(data, task="rows", path=None), replace(evaluation, data=None)
-    if given.held_out_rows is not None:
-        evaluation = replace(evaluation, data=section_of_rows(data))
-    if given.reward_function is not None:
-        data = replace(data, reward=handed_over(given.reward_function))
-    return replace(config, data=data, evaluation=evaluation)
-
-
-@contextmanager
-def open_run(
-    config: Config, given: Given, *, resume: bool, progress: Progress, fine_tuning: bool = False
-) -> Iterator[tuple[Run, Parts, Recorder]]:
-    """Checks and loads everything, makes or opens the run folder, and gives processes and files back at the end.
-
-    Args:
-        config: all options.
-        given: what a Python program handed over.
-        resume: go on from the last checkpoint in `config.output`.
-        progress: told how far it is.
-        fine_tuning: only the supervised phases will run.
-
-    Raises:
-        SppoError: whatever is missing or doesn't fit together, before anything is written.
-    """
-    config = check(config, given)
-    if resume:
-        require_again(Path(config.output), given)
-    options, algorithm = to_dict(config), algorithm_of(config)
-    with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
-        checkpoint = find_checkpoint(folder.path) if resume else None
-        state = TrainingState() if checkpoint is None else load_state(checkpoint)
-        if checkpoint is None and config.critic.prefit.path is not None:
-            state.prefit = read_prefit(Path(config.critic.prefit.path))
-            state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
-        if algorithm.needs_reference and not fine_tuning:
-            require_reference(folder.path, state.step)
-        guard = StepGuard(
-            max_norm=config.optimizer.max_grad_norm,
-            skipped_total=state.skipped_optimizer_steps,
-            skipped_in_a_row=dict(state.skipped_in_a_row),
-            taken=dict(state.optimizer_steps),
-        )
-        recorder = Recorder(folder, progress, state, algorithm)
-        with recorder.timing("load"):
-            parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
-            if checkpoint is not None:
-                restore(parts, checkpoint, state)
-            elif state.prefit:
-                take_up_prefit(parts, prefit_checkpoint(Path(str(config.critic.prefit.path))))
-        state.held_out = fingerprint(parts.held_out.prompts, 0)
-        try:
-            # The ones to keep, the best, and one that is being written.
-            missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
-            folder.require_space(parts.checkpoint_bytes * missing)
-            after = -1 if checkpoint is None else state.step
-            folder.begin(after)
-            recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
-            for note in [*parts.notes, *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling))]:
-                progress.message(note)
-            yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
-        finally:
-            parts.engine.close()
-            recorder.close()
-
-
-def _schedule(config: Config, parts: Parts) -> Schedule:
-    """What is due when."""
-    return Schedule(
-        steps=config.steps,
-        evaluate_every=config.evaluation.every,
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        record_every=config.logging.rollouts_every,
-        prefit=config.critic.prefit.samples,
-        samples=config.evaluation_samples(config.evaluation.samples_per_prompt),
-        final_samples=config.evaluation_samples(config.evaluation.final_samples_per_prompt),
-    )
+from sppo.training.build.checks import algorithm_of
 
 
 def build(
@@ -231,6 +108,7 @@ def build(
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
     if config.critic.known_rates is not None and checkpoint is None:
         known_rates(prompts.training, config.critic.known_rates)  # looked at before models are loaded
+    _require_prompts(config.critic.prefit.samples, len(prompts.training))
     tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
@@ -281,29 +159,13 @@ def reward_function_of(config: Config, given: Given) -> RewardFunction | None:
     return given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
 
 
-def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
-    """Puts optimisers, generators and the data cursor back to where the checkpoint was made.
-
-    Raises:
-        RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
-    """
-    load_optimizers(checkpoint, parts.optimizers)
-    parts.collector.selection.load_state_dict(state.stream)
-    if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
-        raise RunFolderError(
-            "The held-out prompts are not those that the run was started with, so that its accuracies could not be "
-            "compared. Resume with the same rows or file, or start a new run."
+def _require_prompts(samples: int, pool: int) -> None:
+    """Refuses a pre-fit that would ask prompts twice."""
+    if samples > pool:
+        raise ConfigError(
+            f"critic.prefit.samples is {samples}, but there are only {pool} prompts to train on, each asked once. Set it "
+            "to at most that."
         )
-    restore_random_state(checkpoint)
-    parts.hand_over_weights()
-
-
-def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
-    """Goes on from a pre-fit: the critic's optimiser and, over the same prompts, its walk and what choosing gained."""
-    load_optimizers(checkpoint, parts.critic.optimizers)
-    saved, selection = load_state(checkpoint).stream, parts.collector.selection
-    if saved["fingerprint"] == selection.stream.state_dict()["fingerprint"]:
-        selection.load_state_dict(saved)
 
 
 def _longest_sequence(config: Config) -> int:

@@ -1,0 +1,184 @@
+"""A run folder with everything that a run needs, opened, and given back at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sppo.algorithms.algorithm import Algorithm
+from sppo.algorithms.table import settle_algorithm
+from sppo.config import Config, to_dict
+from sppo.config.compatibility import prefit_differences, written_config
+from sppo.config.settle import check as check_options
+from sppo.config.settle import require_divisor
+from sppo.critics.build import Owner, build_critic, check_critic
+from sppo.critics.checks import known_rates
+from sppo.critics.critic import Critic
+from sppo.data.selection import BeliefSelection, Selection, UniformSelection
+from sppo.data.stream import PromptStream, fingerprint
+from sppo.errors import ConfigError, ModelError, RunFolderError
+from sppo.evaluation.held_out import HeldOut
+from sppo.models.checks import causal_outputs, require_packing, require_recomputation
+from sppo.models.loading import (
+    context_length,
+    load_model_config,
+    load_policy,
+    prepare_device,
+    require_end_token,
+    trainable_parameters,
+)
+from sppo.models.packing import TokenRow
+from sppo.models.process_rewards import ProcessRewards, load_process_rewards
+from sppo.models.scoring import verifier_tools
+from sppo.rollouts.encode import opens_thinking, require_context
+from sppo.rollouts.engines import BESIDE_TRAINING, build_engine, engine_options
+from sppo.rollouts.engines.engine import Engine
+from sppo.rollouts.sample import sampling_parameters
+from sppo.runs.checkpoint import (
+    TrainingState,
+    count_checkpoints,
+    find_checkpoint,
+    load_optimizers,
+    load_state,
+    restore_random_state,
+)
+from sppo.runs.folder import RunFolder
+from sppo.runs.progress import Progress
+from sppo.runs.seeds import derive_seed
+from sppo.runs.sinks import Sinks, require_sinks
+from sppo.training.collate import LengthRules
+from sppo.training.collect import Collector
+from sppo.training.given import Given, load_given_policy, load_given_tokenizer, require_again, section_of_rows
+from sppo.training.loop import Parts, Run, Schedule, WarmStart
+from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
+from sppo.training.prompts import Prompts, load_data, load_demonstrations
+from sppo.training.record import Recorder
+from sppo.training.rules import check_rewards
+from sppo.training.start import require_reference
+from sppo.update.estimate import sampler_notes
+from sppo.update.learner import PolicyLearner
+from sppo.update.schedule import Curve
+from sppo.update.steps import StepGuard, make_optimizer
+from sppo.verifiers.functions import RewardFunction, handed_over, load_function
+from sppo.verifiers.grading import Grader
+from sppo.verifiers.tools import Tools
+from sppo.training.build.checks import algorithm_of, check, notes_on
+from sppo.training.build.parts import build
+
+
+@contextmanager
+def open_run(
+    config: Config, given: Given, *, resume: bool, progress: Progress, fine_tuning: bool = False
+) -> Iterator[tuple[Run, Parts, Recorder]]:
+    """Checks and loads everything, makes or opens the run folder, and gives processes and files back at the end.
+
+    Args:
+        config: all options.
+        given: what a Python program handed over.
+        resume: go on from the last checkpoint in `config.output`.
+        progress: told how far it is.
+        fine_tuning: only the supervised phases will run.
+
+    Raises:
+        SppoError: whatever is missing or doesn't fit together, before anything is written.
+    """
+    config = check(config, given)
+    if resume:
+        require_again(Path(config.output), given)
+    options, algorithm = to_dict(config), algorithm_of(config)
+    with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
+        checkpoint = find_checkpoint(folder.path) if resume else None
+        state = TrainingState() if checkpoint is None else load_state(checkpoint)
+        if checkpoint is None and config.critic.prefit.path is not None:
+            state.prefit = _made_for(Path(config.critic.prefit.path), config)
+            state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
+        if algorithm.needs_reference and not fine_tuning:
+            require_reference(folder.path, state.step)
+        guard = StepGuard(
+            max_norm=config.optimizer.max_grad_norm,
+            skipped_total=state.skipped_optimizer_steps,
+            skipped_in_a_row=dict(state.skipped_in_a_row),
+            taken=dict(state.optimizer_steps),
+        )
+        recorder = Recorder(folder, progress, state, algorithm)
+        with recorder.timing("load"):
+            parts = build(config, given, checkpoint, guard=guard, fine_tuning=fine_tuning)
+            if checkpoint is not None:
+                restore(parts, checkpoint, state)
+            elif state.prefit:
+                take_up_prefit(parts, prefit_checkpoint(Path(str(config.critic.prefit.path))))
+        state.held_out = fingerprint(parts.held_out.prompts, 0)
+        try:
+            # The ones to keep, the best, and one that is being written.
+            missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
+            folder.require_space(parts.checkpoint_bytes * missing)
+            after = -1 if checkpoint is None else state.step
+            folder.begin(after)
+            recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
+            pool = len(parts.collector.selection.stream)
+            told = [] if fine_tuning else notes_on(config, algorithm, pool)
+            for note in [*parts.notes, *told, *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling))]:
+                progress.message(note)
+            yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
+        finally:
+            parts.engine.close()
+            recorder.close()
+
+
+def _made_for(folder: Path, config: Config) -> dict[str, Any]:
+    """What the pre-fit in a folder has cost.
+
+    Raises:
+        RunFolderError: there is none, or it is of another kind of critic, or of other data or sampling.
+    """
+    made = read_prefit(folder)
+    then = written_config(folder).config
+    differences = prefit_differences(then, config)
+    kinds = algorithm_of(then).critic, algorithm_of(config).critic
+    if kinds[0] != kinds[1]:
+        differences.insert(0, f"kind of critic: {kinds[0]} -> {kinds[1]}")
+    if differences:
+        raise RunFolderError(
+            f"critic.prefit.path is {folder}, whose critic was fitted with other options: {'; '.join(differences)}. Give "
+            "the same ones, or fit another with `sppo prefit`."
+        )
+    return made
+
+
+def _schedule(config: Config, parts: Parts) -> Schedule:
+    """What is due when."""
+    return Schedule(
+        steps=config.steps,
+        evaluate_every=config.evaluation.every,
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        record_every=config.logging.rollouts_every,
+        prefit=config.critic.prefit.samples,
+        samples=config.evaluation_samples(config.evaluation.samples_per_prompt),
+        final_samples=config.evaluation_samples(config.evaluation.final_samples_per_prompt),
+    )
+
+
+def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
+    """Puts optimisers, generators and the data cursor back to where the checkpoint was made.
+
+    Raises:
+        RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
+    """
+    load_optimizers(checkpoint, parts.optimizers)
+    parts.collector.selection.load_state_dict(state.stream)
+    if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
+        raise RunFolderError(
+            "The held-out prompts are not those that the run was started with, so that its accuracies could not be "
+            "compared. Resume with the same rows or file, or start a new run."
+        )
+    restore_random_state(checkpoint)
+    parts.hand_over_weights()
