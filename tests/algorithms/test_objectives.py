@@ -140,7 +140,7 @@ def test_objectives_of_a_probability_are_refused_where_v_is_none():
     [
         (AlgorithmConfig(options={"k": 4}), "options.k is for objective pass_at_k, but .* is solve_rate"),
         (AlgorithmConfig(options={"objective": "pass_at_k", "floor": 0.1}), "floor is for objective log_likelihood"),
-        (AlgorithmConfig(options={"objective": "pass_at_k", "k": 0}), "options.k is 0, but must be at least 1"),
+        (AlgorithmConfig(options={"objective": "pass_at_k", "k": 0}), r"options.k is 0, but must be in \[1, 1024\]"),
         (AlgorithmConfig(options={"objective": "accuracy"}), "options.objective is 'accuracy'"),
         (AlgorithmConfig(options={"lambda": 1}), r"no option of sppo, .* objective \(default solve_rate\): "),
         (AlgorithmConfig(name="spo", options={"objective": "pass_at_k"}), "objective is no option of spo"),

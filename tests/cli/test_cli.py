@@ -280,7 +280,7 @@ def test_live_panel_fits_and_training_goes_on_after_an_evaluation(width: int) ->
 CHOOSING = {
     "reward/mean": 0.5, "critic/value_mean": 0.41, "critic/bias": -0.04, "critic/brier": 0.12,
     "selection/control_share": 0.1, "selection/control_reward": 0.25, "selection/dead_share": 0.62,
-    "selection/gain": 4.13,
+    "selection/gain": 4.13, "selection/chosen_reward": 0.528,
 }  # fmt: skip
 
 
@@ -296,12 +296,14 @@ def test_the_panel_tells_the_reward_of_chosen_prompts_from_that_of_all() -> None
         return screen.file.getvalue()  # type: ignore[attr-defined]
 
     text = shown(CHOOSING)
-    assert re.search(r"reward of chosen +0\.500", text)
-    assert re.search(r"reward at large +0\.250 +of the 10% of the prompts that nobody chose", text)
+    assert re.search(r"reward of chosen +0\.528", text)
+    assert re.search(r"reward at large +0\.250 +of the 10% that nobody chose", text)
     assert re.search(r"critic expected +0\.410 +where R was 0\.500 \(bias -0\.040\), Brier 0\.120", text)
-    assert re.search(r"dead prompts +62% +solved never or always; best teach 4\.1 x as much", text)
+    assert re.search(r"dead prompts +62% +as is believed; best teach 4\.1 x the mean", text)
     # A step of auto that chose none.
-    text = shown({**CHOOSING, "selection/control_share": 1.0})
+    text = shown(
+        {name: value for name, value in {**CHOOSING, "selection/control_share": 1.0}.items() if "chosen" not in name}
+    )
     progress.close()
     assert re.search(r"reward +0\.500", text)
     assert "nobody chose" not in text
@@ -312,7 +314,7 @@ def test_the_log_tells_the_reward_of_chosen_prompts_from_that_of_all() -> None:
     progress = PlainProgress(console)
     progress.phase("training", 1)
     progress.update(1, CHOOSING)
-    assert "reward 0.500  of chosen, 0.250 at large  V 0.410" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "reward 0.528  of chosen, 0.250 at large  V 0.410" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_story_says_whose_reward_it_was_and_what_the_critic_cost() -> None:
@@ -341,8 +343,8 @@ def test_the_story_says_whose_reward_it_was_and_what_the_critic_cost() -> None:
     }
     text = told({"seconds": seconds, "selection": selection})
     assert "the critic took 20% of training" in text
-    assert "chosen in 30 of 40 steps: reward 0.500 of late is theirs, 0.250 of prompts nobody chose" in text
-    assert "62% of the pool is believed to be solved always or never; the most promising teach 4.1 x" in text
+    assert "chosen in 30 of 40 steps: reward 0.500 of late, 0.250 of prompts nobody chose" in text
+    assert "62% of the prompts are believed to be solved always or never; the most promising teach 4.1 x" in text
     text = told({"seconds": {"rollout": 9.0, "critic": 0.001}, "selection": {**selection, "steps_chosen": 0}})
     assert "as they came, none chosen" in text
     assert "critic took" not in text

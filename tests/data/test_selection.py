@@ -197,8 +197,22 @@ def test_what_is_said_of_a_step_is_said_of_its_control_group():
     rewards = np.where(chosen.control, 0.25, 1.0)
     metrics = chooser.observe(chosen, np.arange(8), rewards)
     assert metrics["selection/control_reward"] == 0.25
-    dead = np.mean([rates[i] == 0 for i in ids(chosen)[:4]])
-    assert metrics["selection/dead_share"] == dead
+    assert metrics["selection/chosen_reward"] == 1.0
+
+
+def test_the_dead_share_is_that_of_all_that_were_judged():
+    asked = []
+    rates = np.where(np.arange(60) < 30, 0.5, 0.0)
+
+    def believe(prompts):
+        asked.extend(int(prompt.id) for prompt in prompts)
+        return believing(rates)(prompts)
+
+    chooser = selection(60, "top", uniform_share=0.5)
+    chosen = chooser.take(1, 8, believe)
+    metrics = chooser.observe(chosen, np.arange(8), np.ones(8))
+    assert len(asked) == 48
+    assert metrics["selection/dead_share"] == np.mean([rates[i] == 0 for i in asked])
 
 
 @pytest.mark.parametrize("rule", [None, *RULES])

@@ -162,21 +162,52 @@ def test_a_run_from_a_pre_fit_takes_the_steps_of_one_that_fits_by_itself(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "missing"),
+    ("changes", "said"),
     [
-        ({"critic__source": "probe", "critic__config": None}, "probe_head"),
+        ({"algorithm__name": "ppo", "critic__config": None}, "kind of critic: prompt -> token"),
+        ({"critic__loss": "mse"}, r"critic\.loss: 'bce' -> 'mse'"),
+        ({"critic__members": 2}, r"critic\.members: 1 -> 2"),
+        ({"sampling__temperature": 0.5}, r"sampling\.temperature: 1\.0 -> 0\.5"),
+        ({"data__options": {"prompts": 77}}, r"data\.options\.prompts: \d+ -> 77"),
+        ({"model__path": None}, "was fitted to another policy: .* Start from that one, with --model.path"),
+        ({"sft__phases": [{"steps": 2}]}, r"but sft\.phases would fine-tune that policy first"),
+        ({"critic__prefit__samples": 8}, r"critic\.prefit\.samples is 8, but critic\.prefit\.path names"),
+        ({"critic__prefit__path": ""}, r"critic\.prefit\.path is empty"),
+    ],
+)
+def test_a_pre_fit_of_something_else_is_refused(tmp_path, changes, said):
+    made = tmp_path / "made"
+    prefit(tiny_config(made, critic__prefit__samples=8, sft__phases=[]))
+    options = {
+        "model__path": str(made / "checkpoints" / "last" / "policy"), "sft__phases": [],
+        "critic__prefit__path": str(made), "seed": 1, **changes,
+    }  # fmt: skip
+    with pytest.raises((ConfigError, RunFolderError), match=said):
+        train(tiny_config(tmp_path / "run", **options))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_more_samples_than_prompts_are_refused_before_they_are_taken(tmp_path):
+    with pytest.raises(ConfigError, match=r"critic\.prefit\.samples is 5000, but there are only \d+ prompts"):
+        train(tiny_config(tmp_path / "run", critic__prefit__samples=5000))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"critic__source": "probe", "critic__config": None}, "critic.source: 'model' -> 'probe'"),
         ({"algorithm__name": "rloo", "sampling__samples_per_prompt": 4, "selection__name": "history",
-          "optimizer__minibatch_size": 64}, "mean_rate"),
+          "optimizer__minibatch_size": 64}, "kind of critic: prompt -> history"),
     ],
 )  # fmt: skip
-def test_a_critic_that_was_fitted_beforehand_has_to_be_of_the_runs_kind(tmp_path, options, missing):
+def test_a_critic_that_was_fitted_beforehand_has_to_be_of_the_runs_kind(tmp_path, options, said):
     made = tmp_path / "made"
     prefit(tiny_config(made, critic__prefit__samples=8))
     policy = str(made / "checkpoints" / "last" / "policy")
     config = tiny_config(
         tmp_path / "run", model__path=policy, sft__phases=[], critic__prefit__path=str(made), **options
     )
-    with pytest.raises(ModelError, match=rf"holds no critic of this kind: {missing}\.safetensors is missing"):
+    with pytest.raises(RunFolderError, match=said):
         train(config)
 
 

@@ -32,8 +32,10 @@ def test_advantages_are_measured_on_what_is_trained_on(advantages):
 def test_the_summary_tells_when_prompts_were_chosen_and_whose_the_reward_was():
     def line(step, share, reward, of_control=None, **more):
         known = {} if of_control is None else {"selection/control_reward": of_control}
+        if share < 1:
+            known["selection/chosen_reward"] = reward
         shares = {"selection/control_share": share, "selection/dead_share": 0.5}
-        return {"step": step, "reward/mean": reward, **shares, **known, **more}
+        return {"step": step, "reward/mean": 0.4, **shares, **known, **more}
 
     steps = [line(n, 1.0, 0.9, 0.9) for n in range(1, 6)]
     steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n}) for n in range(6, 15)]

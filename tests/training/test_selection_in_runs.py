@@ -11,11 +11,13 @@ import torch
 from sppo.algorithms.table import ALGORITHMS, settle_algorithm
 from sppo.commands.train import train
 from sppo.config import AlgorithmConfig, CriticConfig
+from sppo.config.recipes import load_recipe
 from sppo.critics.critic import NoCritic
 from sppo.data.selection import BeliefSelection, UniformSelection
 from sppo.errors import ConfigError
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.records import read_records
+from sppo.training.build import algorithm_of, notes_on
 from sppo.types import Beliefs
 from tests.conftest import tiny_config
 from tests.training.test_collect import has_a_three, made
@@ -184,3 +186,35 @@ def test_the_reward_of_a_response_changes_no_value_and_no_choice_of_its_own_step
     assert torch.equal(one, other)
     assert prompts == same
     assert np.array_equal(mean, alike)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"selection.name": "top", "prompts_per_step": 16}, "a step asks 16 prompts, and there are 16"),
+        ({"selection.name": "top", "prompts_per_step": 1}, "a step asks a single prompt"),
+        ({"selection.name": "top", "selection.uniform_share": 1.0}, "uniform_share leaves none to choose"),
+        ({"sampling.adaptive_share": 0.05}, "adaptive_share 0.05 of 8 responses a step is none"),
+        ({"optimizer.learning_rate_warmup": 9}, "optimizer.learning_rate_warmup 9 reaches past the run's 5 steps"),
+        ({"critic.learning_rate_warmup": 5}, "critic.learning_rate_warmup 5 reaches past"),
+    ],
+)
+def test_what_can_have_no_effect_is_said(options, said):
+    config = load_recipe(
+        "demo",
+        {
+            "steps": 5,
+            "prompts_per_step": 8,
+            "optimizer.learning_rate_warmup": 0,
+            "optimizer.minibatch_size": 1,
+            "critic.minibatch_size": 1,
+            **options,
+        },
+    )
+    (note,) = notes_on(config, algorithm_of(config), pool=16)
+    assert said in note
+
+
+def test_of_a_sound_run_nothing_is_said():
+    config = load_recipe("demo", {"selection.name": "top", "sampling.adaptive_share": 0.25})
+    assert notes_on(config, algorithm_of(config), pool=20000) == []

@@ -216,7 +216,7 @@ class LiveProgress(_Phases):
         name = "reward of chosen" if chosen else "reward"
         rows.add_row(name, f"{_reward(metrics):.3f}", f"[blue]{sparkline(phase.rewards, width)}[/]")
         if chosen and "selection/control_reward" in metrics:
-            at_large = f"[dim]of the {metrics['selection/control_share']:.0%} of a step's prompts that nobody chose[/]"
+            at_large = f"[dim]of the {metrics['selection/control_share']:.0%} that nobody chose[/]"
             rows.add_row("reward at large", f"{metrics['selection/control_reward']:.3f}", at_large)
         if phase.accuracy:
             (first_step, first), (step, last) = phase.accuracy[0], phase.accuracy[-1]
@@ -228,8 +228,8 @@ class LiveProgress(_Phases):
             )
         if "selection/dead_share" in metrics:
             gain = metrics.get("selection/gain")
-            taught = "" if gain is None else f"; best teach {gain:.1f} x as much"
-            said = f"[dim]believed to be solved never or always{taught}[/]"
+            taught = "" if gain is None else f"; best teach {gain:.1f} x the mean"
+            said = f"[dim]as is believed{taught}[/]"
             rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
         if metrics.get("reward/error_share"):
             timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"

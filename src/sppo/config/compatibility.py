@@ -174,7 +174,7 @@ def goes_by_steps(said: Mapping[str, Any]) -> str | None:
     return next((key for key in keys if said[key] in ("linear", "cosine", "curriculum")), None)
 
 
-_OF_A_PREFIT = ("critic.", "data.", "sampling.", "selection.")
+_OF_A_PREFIT = ("critic.", "data.", "sampling.")
 _NOT_OF_A_PREFIT = (
     "critic.prefit.", "critic.share", "critic.learning_rate", "critic.weight_decay", "critic.minibatch_size",
     "critic.epochs", "critic.prior", "critic.gradient_checkpointing", "sampling.samples_per_prompt",
