@@ -200,17 +200,8 @@ def test_the_reward_of_a_response_changes_no_value_and_no_choice_of_its_own_step
     ],
 )
 def test_what_can_have_no_effect_is_said(options, said):
-    config = load_recipe(
-        "demo",
-        {
-            "steps": 5,
-            "prompts_per_step": 8,
-            "optimizer.learning_rate_warmup": 0,
-            "optimizer.minibatch_size": 1,
-            "critic.minibatch_size": 1,
-            **options,
-        },
-    )
+    small = {"steps": 5, "prompts_per_step": 8, "optimizer.minibatch_size": 1, "critic.minibatch_size": 1}
+    config = load_recipe("demo", {**small, "optimizer.learning_rate_warmup": 0, **options})
     (note,) = notes_on(config, algorithm_of(config), pool=16)
     assert said in note
 

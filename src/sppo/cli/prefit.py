@@ -8,8 +8,11 @@ from typing import Any
 
 from sppo.cli.recipe import run_recipe
 
-USAGE = "sppo prefit RECIPE --critic.prefit.samples N [--key value ...] [--print_config]"
-FLAGS = {"RECIPE": "Name of a built-in recipe, or a file that ends in .yaml, of the runs that are to have the critic."}
+USAGE = "sppo prefit RECIPE --critic.prefit.samples N [--key value ...] [--resume] [--print_config]"
+FLAGS = {
+    "RECIPE": "Name of a built-in recipe, or a file that ends in .yaml, of the runs that are to have the critic.",
+    "--resume": "Measure again what a folder holds; one that was stopped while it sampled starts over.",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
