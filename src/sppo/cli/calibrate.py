@@ -151,10 +151,10 @@ def _print_pool(console: Console, pool: Mapping[str, Any]) -> None:
 def _table(*headings: str) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -18,9 +18,9 @@ USAGE = (
 FLAGS = {
     "RECIPE": "Name of a built-in recipe, or a file that ends in .yaml; model, data and all else that runs share.",
     "--algorithms NAME,NAME,...": "What to compare, the first being what the others are held against. "
-    "NAME:LABEL,KEY=VALUE is a variant with options of its own, as in sppo,sppo:small,critic.config.hidden_size=16. What "
-    "one algorithm alone can have, such as selection.name or critic.share, is given so, or stands in a recipe of that "
-    "algorithm; as --key value it is asked of all.",
+    "NAME:LABEL,KEY=VALUE is a variant with options of its own, as in sppo,sppo:small,critic.config.hidden_size=16. "
+    "What one algorithm alone can have, such as selection.name or critic.share, is given so, or stands in a recipe of "
+    "that algorithm; as --key value it is asked of all.",
     "--seeds 0,1,2": "Seeds; each has one warm start that all algorithms go on from. Default: 0.",
     "--budget UNIT=N": "What each run spends: steps=N, responses=N or seconds=N (of training). Default: the recipe's "
     "steps.",
