@@ -31,6 +31,8 @@ def test_a_prompt_critics_belief_is_v_with_a_constant_worth(policy, tokenizer):
     with torch.no_grad():
         model.head.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     critic, prompts = BeliefCritic(PromptModelCritic(model, CriticConfig())), [Prompt("a", "1+1="), Prompt("b", "7-3=")]
+    assert critic.beliefs(prompts).values == [None, None]  # before V has a place to start from
+    model.started = True
     beliefs = critic.beliefs(prompts)
     assert beliefs.mean.tolist() == pytest.approx(model.values(prompts).flatten().tolist())
     assert beliefs.mean[0] != beliefs.mean[1]

@@ -46,6 +46,10 @@ class Source(Protocol):
     def probability(self) -> bool:
         """Whether V is a probability of solving."""
 
+    @property
+    def started(self) -> bool:
+        """Whether V says anything yet: not before the first batch, where no prior is given."""
+
     def values(self, batch: Batch) -> Tensor:
         """[B, M] V of each member before this step's learning, no gradient, on the CPU."""
 
@@ -106,6 +110,8 @@ class BeliefCritic:
         """How solvable prompts are; None of a critic that learns by squares."""
         if not self.source.probability:
             return None
+        if not self.source.started:
+            return Beliefs(np.full(len(prompts), np.nan), np.zeros(len(prompts)))
         members = self.source.prompt_values(prompts)
         return self._believe(prompts, _mean(members), worth_limits(members))
 

@@ -58,6 +58,11 @@ class _ModelCritic(Generic[Learner]):
         """Never given any, as it lacks none."""
         raise AssertionError("a model lacks no outcomes")
 
+    @property
+    def started(self) -> bool:
+        """Whether V has a place to start from."""
+        return self.model.started
+
     def _begin_at(self, prior: float) -> None:
         if self.model.probability:
             self.model.set_prior(prior)

@@ -45,6 +45,11 @@ class PairSource:
         """Of both."""
         return self.first.probability
 
+    @property
+    def started(self) -> bool:
+        """Of both."""
+        return self.first.started
+
     def values(self, batch: Batch) -> Tensor:
         """[B, 2]."""
         return torch.cat([self.first.values(batch), self.second.values(batch)], dim=1)
@@ -83,6 +88,11 @@ class RateSource:
     @property
     def probability(self) -> bool:
         """Always."""
+        return True
+
+    @property
+    def started(self) -> bool:
+        """Always: there is a prior."""
         return True
 
     @property

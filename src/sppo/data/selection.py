@@ -52,6 +52,8 @@ class Chosen:
     """[P] of the prompts, before any of their responses; None where nobody asked."""
     dead_share: float = 0.0
     """Of all prompts that were judged for the step, drawn whatever was believed of them, those believed dead."""
+    informed: bool = True
+    """Whether the critic knew anything of a prompt: a gain can't be told from beliefs that are none."""
     bar: float = 0.0
     """The least expected squared advantage that rule top takes, of the step's candidates."""
 
@@ -165,22 +167,24 @@ class BeliefSelection:
         # At least one a step, so that no prompt starves.
         control = self.control.take_others(max(round(self.uniform_share * count), 1), taken)
         places = self.stream.take_others(min(self.candidates * count, pool) - len(control), taken)
-        asked = known(believe(self.stream.at(control + places)))
+        asked, informed = _judged(believe(self.stream.at(control + places)))
         judged, wanted = asked[len(control) :], count - len(control)
         rng = random.Random(self.seed(step))
         picked = RULES[rule](judged, wanted, rng, min(step / self.steps, 1.0))
         chosen = control + [places[index] for index in picked]
         kept = np.concatenate([np.arange(len(control)), len(control) + picked])
         bar = float(np.partition(judged.spread, -wanted)[-wanted]) if wanted else np.inf
-        return Chosen(self.stream.at(chosen), np.arange(count) < len(control), asked[kept], _dead_share(asked), bar)
+        return Chosen(
+            self.stream.at(chosen), np.arange(count) < len(control), asked[kept], _dead_share(asked), informed, bar
+        )
 
     def take_next(self, count: int, believe: Believe) -> Chosen:
         """A control group of all; the bar is that of the prompts themselves."""
         few = count > len(self.stream)
         prompts = self.stream.take(count) if few else self.stream.at(self.stream.take_others(count, set()))
-        beliefs = known(believe(prompts))
+        beliefs, informed = _judged(believe(prompts))
         bar = float(np.sort(beliefs.spread)[-max(round(count / self.candidates), 1)])
-        return Chosen(prompts, np.ones(count, np.bool_), beliefs, _dead_share(beliefs), bar)
+        return Chosen(prompts, np.ones(count, np.bool_), beliefs, _dead_share(beliefs), informed, bar)
 
     def observe(self, chosen: Chosen, places: NDArray[np.int64], rewards: NDArray[np.float64]) -> Metrics:
         """Holds the squared advantages of the control group against those of the chosen prompts."""
@@ -188,7 +192,8 @@ class BeliefSelection:
         assert beliefs is not None, "what is believed of prompts is asked before they are"
         answered, prompt = np.unique(places, return_inverse=True)
         squared = np.bincount(prompt, (rewards - beliefs.mean[places]) ** 2) / np.bincount(prompt)
-        self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= chosen.bar)
+        if chosen.informed:
+            self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= chosen.bar)
         control = chosen.control[places]
         metrics = {
             "selection/control_share": float(chosen.control.mean()),
@@ -214,6 +219,12 @@ class BeliefSelection:
         if "control" in state:
             self.control.load_state_dict(state["control"])
             self.gain.load_state_dict(state["gain"])
+
+
+def _judged(beliefs: Beliefs | None) -> tuple[Beliefs, bool]:
+    """The beliefs, none of them unknown, and whether there were any."""
+    assert beliefs is not None, "choice of prompts needs a critic of prompts"
+    return known(beliefs), bool(np.isfinite(beliefs.mean).any())
 
 
 def _dead_share(beliefs: Beliefs) -> float:
