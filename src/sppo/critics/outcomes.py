@@ -112,4 +112,9 @@ def digests(texts: Iterable[str]) -> Keys:
 
 def prompt_keys(prompts: Sequence[Prompt]) -> Keys:
     """[n] digests of what a prompt asks and how it is judged, not of its id: equal prompts share their counts."""
-    return digests(json.dumps([prompt.plain, prompt.gold, prompt.verifier], sort_keys=True) for prompt in prompts)
+    return digests(_asked(prompt) for prompt in prompts)
+
+
+def _asked(prompt: Prompt) -> str:
+    content = prompt.content if isinstance(prompt.content, str) else json.dumps(prompt.plain, sort_keys=True)
+    return f"{content}\0{prompt.gold!r}\0{prompt.verifier}"
