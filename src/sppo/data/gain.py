@@ -24,8 +24,8 @@ WINDOW = 200
 SQRT_FROM = 2.0
 """Ratio from which prompts are drawn by the square root of what is expected of them."""
 TOP_FROM = 3.25
-"""Ratio from which the best are taken. A perfect belief has 2.9 where half of the prompts are dead, which is no case for
-that; a real one in training had 3 to 5 where four fifths were."""
+"""Ratio from which the best are taken. A perfect belief has 2.9 where half of the prompts are dead, which is no case
+for that; a real one in training had 3 to 5 where four fifths were."""
 
 
 @dataclass
