@@ -2,74 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.algorithms.table import settle_algorithm
-from sppo.config import Config, to_dict
-from sppo.config.compatibility import prefit_differences, written_config
+from sppo.config import Config
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
-from sppo.critics.build import Owner, build_critic, check_critic
-from sppo.critics.checks import known_rates
-from sppo.critics.critic import Critic
-from sppo.data.selection import BeliefSelection, Selection, UniformSelection
-from sppo.data.stream import PromptStream, fingerprint
-from sppo.errors import ConfigError, ModelError, RunFolderError
-from sppo.evaluation.held_out import HeldOut
-from sppo.models.checks import causal_outputs, require_packing, require_recomputation
-from sppo.models.loading import (
-    context_length,
-    load_model_config,
-    load_policy,
-    prepare_device,
-    require_end_token,
-    trainable_parameters,
-)
-from sppo.models.packing import TokenRow
-from sppo.models.process_rewards import ProcessRewards, load_process_rewards
-from sppo.models.scoring import verifier_tools
-from sppo.rollouts.encode import opens_thinking, require_context
-from sppo.rollouts.engines import BESIDE_TRAINING, build_engine, engine_options
-from sppo.rollouts.engines.engine import Engine
-from sppo.rollouts.sample import sampling_parameters
-from sppo.runs.checkpoint import (
-    TrainingState,
-    count_checkpoints,
-    find_checkpoint,
-    load_optimizers,
-    load_state,
-    restore_random_state,
-)
-from sppo.runs.folder import RunFolder
-from sppo.runs.progress import Progress
-from sppo.runs.seeds import derive_seed
-from sppo.runs.sinks import Sinks, require_sinks
-from sppo.training.collate import LengthRules
-from sppo.training.collect import Collector
-from sppo.training.given import Given, load_given_policy, load_given_tokenizer, require_again, section_of_rows
-from sppo.training.loop import Parts, Run, Schedule, WarmStart
-from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
-from sppo.training.prompts import Prompts, load_data, load_demonstrations
-from sppo.training.record import Recorder
+from sppo.critics.build import check_critic
+from sppo.errors import ConfigError
+from sppo.rollouts.engines import engine_options
+from sppo.runs.sinks import require_sinks
+from sppo.training.given import Given, section_of_rows
 from sppo.training.rules import check_rewards
-from sppo.training.start import require_reference
-from sppo.update.estimate import sampler_notes
-from sppo.update.learner import PolicyLearner
-from sppo.update.schedule import Curve
-from sppo.update.steps import StepGuard, make_optimizer
-from sppo.verifiers.functions import RewardFunction, handed_over, load_function
-from sppo.verifiers.grading import Grader
-from sppo.verifiers.tools import Tools
+from sppo.verifiers.functions import handed_over
 
 
 def check(config: Config, given: Given) -> Config:
@@ -150,7 +96,7 @@ def notes_on(config: Config, algorithm: Algorithm, pool: int) -> list[str]:
         warmup = section.learning_rate_warmup
         if warmup >= config.steps and not (key == "critic" and algorithm.critic is None):
             notes.append(
-                f"{key}.learning_rate_warmup {warmup} reaches past the run's {config.steps} steps: its learning rate never "
-                "stays at its peak."
+                f"{key}.learning_rate_warmup {warmup} reaches past the run's {config.steps} steps: its learning rate "
+                "never stays at its peak."
             )
     return notes
