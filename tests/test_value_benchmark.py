@@ -193,7 +193,7 @@ def test_every_method_has_the_same_responses_and_one_optimiser_step_a_step(name,
     config = configs.run_config(plan.CELLS["chains"], method, 3, {"optimizer.learning_rate": 0.125}, 1000, tmp_path)
     assert config.prompts_per_step * (method.generated or method.samples) == 128
     assert config.optimizer.minibatch_size == config.sequences_per_step
-    assert (config.steps, config.evaluation.every, config.optimizer.learning_rate) == (8, 2, 0.125)
+    assert (config.steps, config.evaluation.every, config.optimizer.learning_rate) == (8, 3, 0.125)
 
 
 def test_cells_of_a_recipe_share_the_warm_start_of_a_seed(tmp_path):

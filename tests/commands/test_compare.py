@@ -116,7 +116,7 @@ def test_a_group_algorithm_with_our_choice_keeps_the_recipes_critic_and_without_
     # What the critic is fitted to beforehand is paid from the budget.
     budgets = planned(recipe, "sppo,rloo", ("responses",), budget="responses=300")
     assert [job.config.steps for job in budgets] == [(300 - 32) // 16, 300 // 16]
-    with pytest.raises(ConfigError, match="is 40 responses, but one step has 16, after 32 that the critic is fitted"):
+    with pytest.raises(ConfigError, match=r"is 40 responses, but one step has 16, after 32 of critic\.prefit"):
         planned(recipe, "sppo", budget="responses=40")
 
 

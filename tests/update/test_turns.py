@@ -313,7 +313,7 @@ def test_the_record_says_what_the_policy_wrote(name):
     values = torch.where(batch.mask, torch.rand(batch.mask.shape), 0.0) if name == "ppo" else torch.full((8, 1), 0.4)
     before = Estimates(batch.sampler_logprobs, values)
     credit = credit_of(ALGORITHMS[name], batch, before)
-    collected = Collected(rollouts, verdicts, list(range(8)), None, 0, 0, 0, None, 0.0)
+    collected = Collected([], rollouts, verdicts, list(range(8)), None, 0, 0, 0, None, {})
     records = list(response_records(1, collected, batch, before, credit, Grader(lambda *_: [])))
     for row, (record, rollout) in enumerate(zip(records, rollouts, strict=True)):
         mask = rollout.completion.mask

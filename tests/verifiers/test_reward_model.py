@@ -259,7 +259,7 @@ def test_a_model_without_a_trained_head_is_noise(tmp_path):
         ({"verification.reward_model.path": "m", "verification.reward_model.scale": 0}, "scale is 0, but must be gr"),
         (
             {"critic.loss": "mse", "algorithm.name": "ppo"},
-            "critic.loss is mse, but that is for prompt critics, and ppo has a token critic",
+            "critic.loss is mse, but that is for prompt critics, and ppo has one of the kind token",
         ),
         (
             {"critic.loss": "mse", "algorithm.name": "rloo", "sampling.samples_per_prompt": 2},
@@ -321,9 +321,9 @@ def test_it_learns_rewards_of_any_size(policy):
     critic = PromptModelCritic(model, CriticConfig(loss="mse", learning_rate=5e-2, minibatch_size=4))
     prompts = [Prompt("a", "1+1="), Prompt("b", "7-3=")]
     rollouts = [rollout(prompts[row % 2].text, "2") for row in range(4)]
-    batch = collate(rollouts, [Verdict(-3.0), Verdict(40.0)] * 2)
-    # The first batch's mean reward is where V begins.
-    assert critic.values(batch).flatten().tolist() == pytest.approx([18.5] * 4)
+    batch = collate(rollouts, [Verdict(-3.0), Verdict(40.0)] * 2, groups=range(4))
+    # V begins at the mean reward of the first batch's others.
+    assert critic.values(batch).flatten().tolist() == pytest.approx([77 / 3, 34 / 3] * 2)
     for step in range(120):
         before = Estimates(batch.sampler_logprobs, critic.values(batch))
         credit = ALGORITHMS["sppo"].assign_credit(Outcomes.of(batch, before))
@@ -350,12 +350,12 @@ def test_a_run_with_raw_scores_and_a_critic_that_learns_by_squares(tmp_path):
     config = tiny_config(
         folder, steps=6, data__verifier="reward_model", critic__loss="mse", evaluation__data=None,
         verification__reward_model__path=saved(tmp_path / "model"), verification__reward_model__squash="none",
-        critic__minibatch_size=16,
+        critic__minibatch_size=16, critic__prior=1.5,
     )  # fmt: skip
     train(config)
     lines = read_metrics(folder)
     assert min(line["reward/mean"] for line in lines[1:]) < 0 or max(line["reward/mean"] for line in lines[1:]) > 1
-    assert lines[1]["critic/value_mean"] == pytest.approx(lines[1]["reward/mean"], rel=1e-4)  # the prior
+    assert lines[1]["critic/value_mean"] == pytest.approx(1.5, rel=1e-4)  # the prior
     assert {"critic/mse", "critic/loss"} <= set(lines[1])
     assert not {"critic/bce", "critic/brier", "critic/ece"} & set(lines[1])
     assert lines[1]["critic/mse"] == pytest.approx(lines[1]["critic/loss"], rel=1e-4)
