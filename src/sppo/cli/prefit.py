@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sppo.cli.recipe import run_recipe
+from sppo.cli.recipe import run_recipe, with_progress
+from sppo.config import Config
 
 USAGE = "sppo prefit RECIPE --critic.prefit.samples N [--key value ...] [--resume] [--print_config]"
 FLAGS = {
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prefit(*given: Any, **options: Any) -> dict[str, Any]:
+def _prefit(config: Config, *, resume: bool) -> dict[str, Any]:
     from sppo.commands.train import prefit
 
-    return prefit(*given, **options)
+    return with_progress(prefit, config, resume=resume)

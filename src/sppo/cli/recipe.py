@@ -1,50 +1,70 @@
-"""What `sppo sft` and `sppo prefit` share: a recipe with overrides, run to its summary with the live display."""
+"""What `sppo train`, `sppo sft` and `sppo prefit` share: a recipe with overrides, run to its summary."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from sppo.cli.options import parse, print_help, wants_help
+from sppo.config import Config
 
 PRINT_CONFIG = {"--print_config": "Print the recipe with the overrides in it, as YAML that can be run again."}
 
 
 def run_recipe(
-    arguments: Sequence[str], usage: str, about: str, flags: Mapping[str, str], work: Callable[..., dict[str, Any]]
+    arguments: Sequence[str],
+    usage: str,
+    about: str,
+    flags: Mapping[str, str],
+    work: Callable[..., dict[str, Any]],
+    *,
+    options: Literal["all", "named"] = "named",
+    plan: Callable[..., None] | None = None,
 ) -> dict[str, Any] | None:
-    """Shows help or the recipe where that is asked for, else does the work and prints what came of it.
+    """Shows help, the recipe or the plan where that is asked for, else does the work and prints what came of it.
 
     Args:
         arguments: of the command.
         usage: one line.
         about: what the command does, for its help.
-        flags: beside the recipe's own options; --resume is handed to the work.
-        work: from a config, with `progress` (and `resume`), to a summary.
+        flags: beside the recipe's own options and --print_config.
+        work: from a config, with `resume`, to a summary.
+        options: of the config that help shows.
+        plan: prints what --dry-run shows, from the same as the work; None: there is no such flag.
 
     Returns:
         The summary; None where nothing was done.
     """
     if wants_help(arguments):
-        print_help(usage, about, {**flags, **PRINT_CONFIG}, arguments)
+        print_help(usage, about, {**flags, **PRINT_CONFIG}, arguments, options=options)
         return None
-    resumes = "--resume" in flags
-    given = parse(arguments, usage, positional="RECIPE", switches=(*(["resume"] if resumes else []), "print_config"))
+    dry_run = [] if plan is None else ["dry_run"]
+    given = parse(arguments, usage, positional="RECIPE", switches=("resume", *dry_run, "print_config"))
     from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
+    resume = "resume" in given.switches
     if "print_config" in given.switches:
         print(to_yaml(config), end="")
         return None
+    if plan is not None and "dry_run" in given.switches:
+        plan(config, resume=resume)
+        return None
     from rich.console import Console
 
-    from sppo.cli.progress import make_progress
     from sppo.cli.story import print_result
+
+    summary = work(config, resume=resume)
+    print_result(Console(highlight=False), summary)
+    return summary
+
+
+def with_progress(work: Callable[..., dict[str, Any]], config: Config, *, resume: bool) -> dict[str, Any]:
+    """Does the work with the live display and returns its summary."""
+    from sppo.cli.progress import make_progress
 
     progress = make_progress()
     try:
-        summary = work(config, progress=progress, **({"resume": "resume" in given.switches} if resumes else {}))
+        return work(config, resume=resume, progress=progress)
     finally:
         progress.close()
-    print_result(Console(highlight=False), summary)
-    return summary

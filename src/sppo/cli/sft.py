@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sppo.cli.recipe import run_recipe
+from sppo.cli.recipe import run_recipe, with_progress
+from sppo.config import Config
 
 USAGE = "sppo sft RECIPE [--key value ...] [--resume] [--print_config]"
 FLAGS = {
@@ -20,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fine_tune(*given: Any, **options: Any) -> dict[str, Any]:
+def _fine_tune(config: Config, *, resume: bool) -> dict[str, Any]:
     from sppo.commands.train import fine_tune
 
-    return fine_tune(*given, **options)
+    return with_progress(fine_tune, config, resume=resume)
