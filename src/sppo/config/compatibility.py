@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,9 @@ def prefit_differences(made: Config, config: Config) -> list[str]:
 
     What it is, what it has read, and how responses were sampled; not how it goes on learning.
     """
-    before, now = ({k: v for k, v in flatten(to_dict(c)).items() if v != {}} for c in (made, config))
-    return [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.startswith(_OF_A_PREFIT) and not key.startswith(_NOT_OF_A_PREFIT)
-    ]
+    return _changes(
+        _said(made), _said(config), lambda key: key.startswith(_OF_A_PREFIT) and not key.startswith(_NOT_OF_A_PREFIT)
+    )
 
 
 def config_differences(old: Written, new: Config) -> list[str]:
@@ -200,8 +197,7 @@ def config_differences(old: Written, new: Config) -> list[str]:
 
     A key that an older version did not write counts as its default; one that this version lacks is named as such.
     """
-    # An empty dict of options is one key where the other config has its keys, and says nothing.
-    before, after = ({k: v for k, v in flatten(to_dict(c)).items() if v != {}} for c in (old.config, new))
+    before, after = _said(old.config), _said(new)
     differences = []
     for key, value in old.left_out.items():
         went = gone(key)
@@ -209,9 +205,18 @@ def config_differences(old: Written, new: Config) -> list[str]:
             differences.append(f"{key}: no longer an option")
         elif went.changes_training and not _still_holds(key, value, new):
             differences.append(f"{key}: {value!r}, but it is no longer an option. {went.instead}")
-    differences += [
+    return differences + _changes(before, after, lambda key: not _may_change(key, before, after))
+
+
+def _said(config: Config) -> dict[str, Any]:
+    """The flat options; an empty dict is one key where another config has its keys, and says nothing."""
+    return {key: value for key, value in flatten(to_dict(config)).items() if value != {}}
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], matters: Callable[[str], bool]) -> list[str]:
+    """The keys that differ and matter, as "key: before -> after"."""
+    return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key, before, after)
+        if before.get(key) != after.get(key) and matters(key)
     ]
-    return differences
