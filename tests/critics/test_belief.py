@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sppo.config import CriticConfig
-from sppo.critics.belief import PRIOR_WORTH, Beliefs
+from sppo.critics.belief import PRIOR_WORTH
 from sppo.critics.fusion import BeliefCritic
 from sppo.critics.models import PromptCritic
 from sppo.critics.prompt import PromptModelCritic
-from sppo.types import Prompt
+from sppo.types import Beliefs, Prompt
 
 
 def test_the_spread_is_the_mean_of_p_times_one_minus_p():

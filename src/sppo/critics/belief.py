@@ -1,16 +1,9 @@
-"""How solvable prompts are, as far as is known: one belief for baseline, choice of prompts, evaluation and report.
-
-N prompts.
-"""
+"""What all that makes or uses a belief (`sppo.types.Beliefs`) of how solvable a prompt is goes by."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from sppo.types import Beliefs
-
-__all__ = ["EDGE", "PRIOR_WORTH", "Beliefs", "Floats"]
 
 Floats = NDArray[np.float64]
 

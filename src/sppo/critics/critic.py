@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from sppo.batch import Batch, Credit, Estimates
-from sppo.critics.belief import Beliefs
-from sppo.types import Prompt
+from sppo.types import Beliefs, Prompt
 
 Metrics = dict[str, float]
 

@@ -24,13 +24,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from sppo.batch import Batch, Credit, Estimates
-from sppo.critics.belief import PRIOR_WORTH, Beliefs, Floats
+from sppo.critics.belief import PRIOR_WORTH, Floats
 from sppo.critics.critic import Metrics
 from sppo.critics.history import History
 from sppo.critics.outcomes import prompt_keys
 from sppo.critics.recalibration import recalibrated
 from sppo.errors import ModelError
-from sppo.types import Prompt
+from sppo.types import Beliefs, Prompt
 
 HISTORY_FILE = "history.safetensors"
 

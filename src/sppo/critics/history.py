@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln
 
-from sppo.critics.belief import EDGE, Beliefs, Floats
+from sppo.critics.belief import EDGE, Floats
 from sppo.critics.outcomes import Keys, OutcomeStore
+from sppo.types import Beliefs
 
 WORTHS = np.array([0.5, 1, 2, 4, 8, 16, 32, 1e6])
 """m: samples that V is worth; the last one is no history at all."""

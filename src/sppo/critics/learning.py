@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -13,7 +13,6 @@ from sppo.batch import Batch
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.models import PRIORS, ScalarHead
-from sppo.types import Prompt
 from sppo.update.steps import StepGuard, make_optimizer, mean_of_finite, minibatches
 
 Learner = TypeVar("Learner", bound=ScalarHead)
@@ -49,14 +48,6 @@ class _ModelCritic(Generic[Learner]):
         self.optimizers: Mapping[str, torch.optim.Optimizer] = {name: self.adam}
         if config.prior is not None and not model.started:
             self._begin_at(config.prior)
-
-    def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Nothing: a model has a value for every prompt."""
-        return [0] * len(prompts)
-
-    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
-        """Never given any, as it lacks none."""
-        raise AssertionError("a model lacks no outcomes")
 
     @property
     def started(self) -> bool:

@@ -61,7 +61,8 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
-        goals = batch.rewards[:, None] if credit.value_targets is None else credit.value_targets
+        assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
+        goals = credit.value_targets
         loss = bce_value_loss if self.model.probability else squared_value_loss
         prompts, inverse = distinct(self._token_rows(batch))
 

@@ -61,6 +61,14 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
     def beliefs(self, prompts: Sequence[Prompt]) -> None:
         """None: V belongs to states of a response."""
 
+    def lacking(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Nothing: a model has a value for every prompt."""
+        return [0] * len(prompts)
+
+    def observe(self, prompt: Prompt, rewards: Sequence[float]) -> None:
+        """Never given any, as it lacks none."""
+        raise AssertionError("a model lacks no outcomes")
+
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """The value loss, token mean over each mini-batch."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"

@@ -27,11 +27,11 @@ from sppo.algorithms.options import SpoOptions
 from sppo.algorithms.spo import retention
 from sppo.batch import Batch, Credit, Estimates, microbatches
 from sppo.config import OptimizerConfig
-from sppo.critics.belief import Beliefs, Floats
+from sppo.critics.belief import Floats
 from sppo.critics.critic import Metrics
 from sppo.critics.outcomes import Keys, OutcomeStore, digests
 from sppo.models.packing import TokenRow
-from sppo.types import Prompt, TokenIds
+from sppo.types import Beliefs, Prompt, TokenIds
 from sppo.update.logprobs import row_logprobs
 
 DRIFT_TOKENS = 1024
@@ -102,12 +102,11 @@ class TrackerCritic:
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """Takes the outcomes in, each discounted by how far the policy has moved on the prompt's last response."""
         drift = self._drift(batch)
-        for prompt in batch.prompts:
-            if self.counts.find(_keys([prompt]))[0] < 0:
+        keys = _keys(batch.prompts)
+        for prompt, found in zip(batch.prompts, self.counts.find(keys), strict=True):
+            if found < 0:
                 self.observe(prompt, [])
-        for row, (rollout, place) in enumerate(
-            zip(batch.rollouts, self.counts.find(_keys(batch.prompts)), strict=True)
-        ):
+        for row, (rollout, place) in enumerate(zip(batch.rollouts, self.counts.find(keys), strict=True)):
             rho, reward = retention(drift[rollout.prompt.id], self.options), float(batch.rewards[row])
             self.counts.alpha[place] = rho * self.counts.alpha[place] + reward
             self.counts.beta[place] = rho * self.counts.beta[place] + 1 - reward

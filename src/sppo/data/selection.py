@@ -133,8 +133,6 @@ def curriculum(beliefs: Beliefs, count: int, rng: random.Random, progress: float
 Rule = Callable[[Beliefs, int, random.Random, float], NDArray[np.int64]]
 RULES: Mapping[str, Rule] = {"sqrt": sqrt, "top": top, "history": top, "curriculum": curriculum}
 """How candidates are chosen by what is believed of them; history is top by the prompts' past outcomes alone."""
-SELECTIONS = ("auto", "uniform", *RULES)
-"""All choices of prompts by name."""
 
 
 @dataclass
