@@ -1,4 +1,4 @@
-"""The built-in task: hand-computed strings, disjoint splits, the spread of difficulty, and option errors."""
+"""The built-in task: hand-computed strings, disjoint splits, and the spread of difficulty."""
 
 import random
 from collections import Counter
@@ -9,21 +9,11 @@ from sppo.config import DataConfig
 from sppo.data.tasks import demonstrations, load_prompts
 from sppo.data.tasks.chain_arithmetic import ALPHABET, demonstration, is_held_out, running_values
 from sppo.errors import ConfigError, DataError
+from tests.data.tasks.scripted import Scripted
 
 
 def config(split="train", **options):
     return DataConfig(task="chain_arithmetic", split=split, options=options)
-
-
-class Scripted(random.Random):
-    """Gives the listed numbers in order."""
-
-    def __init__(self, numbers):
-        super().__init__()
-        self.numbers = list(numbers)
-
-    def random(self):
-        return self.numbers.pop(0)
 
 
 def test_full_demonstration_restates_each_operation_and_running_value():
@@ -134,33 +124,6 @@ def test_limit_takes_the_first_prompts():
     whole = load_prompts(config(prompts=30), seed=0).prompts
     limited = load_prompts(DataConfig(task="chain_arithmetic", limit=7, options={"prompts": 30}), seed=0).prompts
     assert limited == whole[:7]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"promts": 5}, ["data.options.promts is not an option", "Did you mean data.options.prompts?"]),
-        ({"prompts": 0}, ["prompts is 0", "at least 1"]),
-        ({"prompts": 2.5}, ["prompts is 2.5"]),
-        ({"prompts": True}, ["prompts is True"]),
-        ({"min_operations": 0}, ["min_operations is 0"]),
-        ({"max_operations": 101}, ["max_operations is 101", "in [1, 100]"]),
-        ({"min_operations": 5, "max_operations": 3}, ["min_operations is 5, more than max_operations 3"]),
-        ({"p_leave_out": 1.5}, ["p_leave_out is 1.5", "in [0, 1]"]),
-        ({"p_leave_out": "half"}, ["p_leave_out is 'half'"]),
-        ({"demonstrations": "ful"}, ["demonstrations is 'ful'", "must be 'full' or 'terse'"]),
-        ({"seed": -1}, ["seed is -1"]),
-    ],
-)
-def test_bad_options_are_named(options, words):
-    with pytest.raises(ConfigError) as caught:
-        load_prompts(config(**options), seed=0)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-def test_an_unknown_split_is_named():
-    with pytest.raises(ConfigError, match=r"data.split is 'held-out'. Did you mean 'held_out'"):
-        load_prompts(config("held-out"), seed=0)
 
 
 def test_more_held_out_prompts_than_there_are_is_refused_with_the_number():

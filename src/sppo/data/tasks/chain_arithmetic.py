@@ -15,24 +15,20 @@ import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from sppo.config import DataConfig
-from sppo.config.parsing import build
 from sppo.config.ranges import AtLeastOne, Count, Section, Share
+from sppo.data.tasks.built_in import KINDS, read_section, rounds, seed_of_split
 from sppo.data.tasks.problem import Problem, Row, Task
 from sppo.errors import ConfigError, DataError, did_you_mean
 
 ALPHABET = "0123456789+-=# *()/<>.,:;?!%^|&~@[]{}_"
 """The 14 characters of the task and 24 more: 40 tokens with padding and end of sequence."""
 
-KINDS = ("full", "terse")
-"""Kinds of demonstrations."""
-SPLITS = ("train", "held_out")
-"""Splits, disjoint as prompts."""
 _OPERATIONS = tuple(f"{sign}{digit}" for sign in "+-" for digit in "123")
 _PROMPT = re.compile(r"\d(?:[+-][1-3])+=")
 _LARGEST_LISTED = 4
@@ -63,10 +59,7 @@ def read_options(config: DataConfig, key: str = "data") -> Options:
     Raises:
         ConfigError: an unknown option, split or kind, or a value out of range.
     """
-    if config.split not in SPLITS:
-        raise ConfigError(f"{key}.split is {config.split!r}.{did_you_mean(config.split, SPLITS)}")
-    prompts = 20000 if config.split == "train" else 1000
-    options = build(Options, {"prompts": prompts, **config.options}, f"{key}.options.")
+    options = read_section(Options, config, key, prompts=1000)
     if options.min_operations > options.max_operations:
         raise ConfigError(
             f"{key}.options.min_operations is {options.min_operations}, more than max_operations "
@@ -126,11 +119,10 @@ def make_rows(config: DataConfig, seed: int, key: str = "data") -> Iterator[Row]
     The prompts depend on the split, the seed and the range of operations, not on the kind of demonstration.
     """
     options = read_options(config, key)
-    if options.seed is None:
-        options = replace(options, seed=seed if config.split == "train" else 0)
-    rng = random.Random(f"chain_arithmetic prompts {config.split} {options.seed}")
+    seed = seed_of_split(options.seed, config.split, seed)
+    rng = random.Random(f"chain_arithmetic prompts {config.split} {seed}")
     texts = _train_texts(options, rng) if config.split == "train" else _held_out_texts(options, rng, key)
-    step_rng = random.Random(f"chain_arithmetic demonstrations {config.split} {options.seed}")
+    step_rng = random.Random(f"chain_arithmetic demonstrations {config.split} {seed}")
     for number, text in enumerate(texts, start=1):
         operations, values = running_values(text)
         yield {
@@ -160,16 +152,13 @@ def _held_out_texts(options: Options, rng: random.Random, key: str) -> Iterator[
     """Goes round the numbers of operations, each distinct prompt once: every beginning of it is as even as can be."""
     sources = [_distinct_held_out(k, rng) for k in range(options.min_operations, options.max_operations + 1)]
     given = 0
-    while sources:
-        one_each = [(source, next(source, None)) for source in sources]
-        texts = [text for _, text in one_each if text is not None]
+    for texts in rounds(sources):
         rng.shuffle(texts)
         for text in texts:
             yield text
             given += 1
             if given == options.prompts:
                 return
-        sources = [source for source, text in one_each if text is not None]
     raise ConfigError(
         f"{key}.options.prompts is {options.prompts}, but with {options.min_operations} to {options.max_operations} "
         f"operations there are only {given} held-out prompts. Ask for at most {given}, or raise max_operations."

@@ -23,22 +23,18 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sppo.config import DataConfig
-from sppo.config.parsing import build
 from sppo.config.ranges import AtLeastOne, Count, Section, Share
+from sppo.data.tasks.built_in import KINDS, read_section, rounds, seed_of_split
 from sppo.data.tasks.problem import Problem, Row, Task
 from sppo.data.tasks.skills.families import FAMILIES, HOPELESS, TRIVIAL, Family, demonstration, digest, work
-from sppo.errors import ConfigError, did_you_mean
+from sppo.errors import ConfigError
 
-KINDS = ("full", "terse")
-"""Kinds of demonstrations."""
-SPLITS = ("train", "held_out")
-"""Splits, disjoint as prompts."""
 Level = Annotated[int, Field(ge=1, le=8)]
 _DEAD_LEVEL = 2
 """Level of trivial and hopeless prompts: four operations."""
@@ -79,10 +75,7 @@ def read_options(config: DataConfig, key: str = "data") -> Options:
     Raises:
         ConfigError: an unknown option, split, family or kind, or a value out of range.
     """
-    if config.split not in SPLITS:
-        raise ConfigError(f"{key}.split is {config.split!r}.{did_you_mean(config.split, SPLITS)}")
-    own = {} if config.split == "train" else {"prompts": 1000, "trivial": 0.0, "hopeless": 0.0}
-    options = build(Options, {**own, **config.options}, f"{key}.options.")
+    options = read_section(Options, config, key, prompts=1000, trivial=0.0, hopeless=0.0)
     if options.min_level > options.max_level:
         raise ConfigError(f"{key}.options.min_level is {options.min_level}, more than max_level {options.max_level}.")
     if options.trivial + options.hopeless > 1:
@@ -119,10 +112,9 @@ def make_rows(config: DataConfig, seed: int, key: str = "data") -> Iterator[Row]
     always ends in the right answer.
     """
     options = read_options(config, key)
-    if options.seed is None:
-        options = replace(options, seed=seed if config.split == "train" else 0)
-    texts = _texts(options, config.split, random.Random(f"skills prompts {config.split} {options.seed}"), key)
-    rng = random.Random(f"skills demonstrations {config.split} {options.seed}")
+    seed = seed_of_split(options.seed, config.split, seed)
+    texts = _texts(options, config.split, random.Random(f"skills prompts {config.split} {seed}"), key)
+    rng = random.Random(f"skills demonstrations {config.split} {seed}")
     for number, text in enumerate(texts, start=1):
         working = work(text)
         wrong = has_wrong_gold(text, options.wrong_golds)
@@ -172,11 +164,7 @@ def _texts(options: Options, split: str, rng: random.Random, key: str) -> list[s
 
 
 def _in_turns(sources: Sequence[Iterator[str]]) -> Iterator[str]:
-    """Yields one text of each source after the other; of those that are left, once some are exhausted."""
-    while sources:
-        drawn = [(source, next(source, None)) for source in sources]
-        yield from (text for _, text in drawn if text is not None)
-        sources = [source for source, text in drawn if text is not None]
+    return itertools.chain.from_iterable(rounds(sources))
 
 
 def load(row: Mapping[str, object], config: DataConfig) -> Problem:
