@@ -300,15 +300,14 @@ def require_unit_rewards(
     Raises:
         RewardError: names the first such sample and how to rescale.
     """
-    whose, instead = (
-        "the critic",
-        (
-            "or set critic.loss to mse, where the algorithm has a prompt critic; or use an algorithm without a critic, "
-            "such as grpo"
-        ),
-    )
     if only_chooses:
         whose, instead = "what chooses the prompts", "or set selection.name to uniform"
+    else:
+        whose = "the critic"
+        instead = (
+            "or set critic.loss to mse, where the algorithm has a prompt critic; or use an algorithm without a critic, "
+            "such as grpo"
+        )
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         if verdict.reward is not None and not 0 <= verdict.reward <= 1:
             raise RewardError(

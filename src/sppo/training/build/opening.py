@@ -82,13 +82,11 @@ def open_run(
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
             recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
-            pool = len(parts.collector.selection.stream)
-            told = [] if fine_tuning else notes_on(config, algorithm, pool)
-            for note in [
-                *parts.notes,
-                *told,
-                *([] if fine_tuning else sampler_notes(config.algorithm, config.sampling)),
-            ]:
+            notes = [*parts.notes]
+            if not fine_tuning:
+                notes += notes_on(config, algorithm, len(parts.collector.selection.stream))
+                notes += sampler_notes(config.algorithm, config.sampling)
+            for note in notes:
                 progress.message(note)
             yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
         finally:
