@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sppo.data.adaptive import responses
-from sppo.data.gain import WINDOW, Gain
+from sppo.data.gain import Gain
 from sppo.data.selection import RULES, BeliefSelection, UniformSelection, curriculum, sqrt, top
 from sppo.data.stream import PromptStream
 from sppo.errors import RunFolderError
@@ -139,23 +139,43 @@ def test_uniform_is_the_stream_itself():
 # Gain and auto
 
 
-def fill(gain: Gain, control: float, best: float, responses: int = WINDOW) -> None:
-    flags = np.arange(2 * responses) < responses
-    gain.add(np.where(flags, control, best), flags, ~flags)
+def fill(gain: Gain, best: float, rest: float, prompts: int = 600) -> None:
+    """A control group of which a sixth is above the bar."""
+    above = np.arange(prompts) < prompts / 6
+    gain.add(np.where(above, best, rest), np.ones(prompts, np.bool_), above, 1 / 6)
 
 
-@pytest.mark.parametrize(("ratio", "rule"), [(1.0, "uniform"), (1.5, "uniform"), (2.9, "sqrt"), (5.8, "top")])
-def test_auto_follows_what_a_perfect_belief_would_gain(ratio, rule):
+def test_the_gain_is_that_of_the_best_sixth_over_all():
     gain = Gain()
-    fill(gain, 0.04, 0.04 * ratio)
-    assert gain.ratio == pytest.approx(ratio)
-    assert gain.rule == rule
+    fill(gain, 0.2, 0.02)
+    # Five prompts as good as the best ones are taken to be among the 500 others.
+    assert gain.ratio == pytest.approx(0.2 / (0.2 / 6 + 5 / 6 * (500 * 0.02 + 5 * 0.2) / 505))
+    assert gain.metrics() == {"selection/gain": gain.ratio}
 
 
-def test_nothing_is_chosen_before_the_window_is_full():
+def test_chosen_prompts_tell_of_the_best_but_not_of_the_others():
+    gain, same = Gain(), Gain()
+    fill(gain, 0.2, 0.02)
+    fill(same, 0.2, 0.02)
+    above = np.arange(100) < 50
+    # Below the bar they were taken as the best of what was left.
+    same.add(np.where(above, 0.2, 0.15), np.zeros(100, np.bool_), above, 1 / 6)
+    assert same.ratio == pytest.approx(gain.ratio)
+
+
+@pytest.mark.parametrize(
+    ("best", "rest", "hardness"), [(0.1, 0.1, 0.0), (0.25, 0.15, 0.0), (0.25, 0.1, 0.333), (0.25, 0.01, 1.0)]
+)
+def test_the_choice_is_as_hard_as_the_gain_speaks_for(best, rest, hardness):
     gain = Gain()
-    fill(gain, 0.04, 1.0, WINDOW - 1)
-    assert gain.rule == "uniform"
+    fill(gain, best, rest, 600_000)
+    assert gain.hardness() == pytest.approx(hardness, abs=0.01)
+
+
+def test_nothing_is_chosen_while_little_is_known():
+    gain = Gain()
+    fill(gain, 0.2, 0.0, 54)
+    assert gain.hardness() == 0.0
     assert gain.metrics() == {}
 
 
@@ -164,15 +184,23 @@ def test_a_critic_that_knows_nothing_tells_no_gain():
     chosen = chooser.take(1, 300, lambda prompts: beliefs([np.nan] * len(prompts)))
     metrics = chooser.observe(chosen, np.arange(300), np.ones(300))
     assert "selection/gain" not in metrics
-    assert chooser.gain.rule == "uniform"
+    assert chooser.gain.hardness() == 0.0
 
 
-def test_the_window_forgets_and_no_more_than_it_must():
+def test_beliefs_that_are_all_level_tell_no_gain():
+    chooser = selection(2000, None)
+    chosen = chooser.take(1, 300, believing(np.full(2000, 0.3)))
+    metrics = chooser.observe(chosen, np.arange(300), np.arange(300) % 3 == 0)
+    assert "selection/gain" not in metrics
+    assert chooser.gain.hardness() == 0.0
+
+
+def test_what_is_old_fades():
     gain = Gain()
-    for best in (1.0, 0.25, 0.25, 0.25):
-        fill(gain, 0.25, best, -(-WINDOW // 3))
-    assert gain.ratio == pytest.approx(1.0)  # three thirds make a window, the first step is forgotten
-    assert len(gain.steps) == 3
+    fill(gain, 0.2, 0.0)
+    for _ in range(3):
+        fill(gain, 0.2, 0.2)
+    assert gain.ratio == pytest.approx(1.0, abs=0.02)
 
 
 def rewards_of(rates, chosen, rng) -> np.ndarray:
@@ -180,22 +208,22 @@ def rewards_of(rates, chosen, rng) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("dead", "low", "high", "rule"), [(0.0, 1.2, 1.9, "uniform"), (0.5, 2.2, 3.7, "sqrt"), (0.8, 4.2, 8.0, "top")]
+    ("dead", "gains", "candidates"), [(0.0, (1.2, 1.8), (1, 2)), (0.5, (2.2, 3.4), (3, 5.8)), (0.8, (4.0, 6.0), (6, 6))]
 )
-def test_auto_settles_by_the_share_of_dead_prompts(dead, low, high, rule):
+def test_auto_chooses_as_hard_as_the_share_of_dead_prompts_speaks_for(dead, gains, candidates):
     rng = np.random.default_rng(0)
     rates = np.where(rng.random(2000) < dead, rng.integers(0, 2, 2000), rng.random(2000))
     chooser = selection(2000, None)
     found, ratios = [], []
     for step in range(1, 121):
-        found.append(chooser.gain.rule)
         chosen = chooser.take(step, 128, believing(rates))
         metrics = chooser.observe(chosen, np.arange(128), rewards_of(rates, chosen, rng))
-        ratios.append(metrics.get("selection/gain", np.nan))
-        assert metrics["selection/control_share"] == (1.0 if found[-1] == "uniform" else 13 / 128)
-    assert low < np.nanmean(ratios) < high
-    assert Counter(found[3:]).most_common(1)[0][0] == rule
-    assert found[:2] == ["uniform"] * 2
+        ratios.append(metrics["selection/gain"])
+        found.append(metrics["selection/candidates"])
+        assert metrics["selection/control_share"] == (1.0 if found[-1] == 1 else 13 / 128)
+    assert gains[0] < np.mean(ratios) < gains[1]
+    assert candidates[0] <= np.mean(found[3:]) <= candidates[1]
+    assert found[0] == 1.0
 
 
 def test_what_is_said_of_a_step_is_said_of_its_control_group():

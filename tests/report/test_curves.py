@@ -108,13 +108,15 @@ def test_the_gain_stands_against_what_auto_goes_by(tmp_path: Path) -> None:
 
     lines = [{"step": step, **STEP, **CHOICE} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (tmp_path / "summary.json").write_text('{"selection": {"auto_from": {"sqrt": 2.0, "top": 4.0}}}', encoding="utf-8")
+    (tmp_path / "summary.json").write_text(
+        '{"selection": {"auto_from": {"chooses": 2.0, "hardest": 4.0}}}', encoding="utf-8"
+    )
     figure = draw_curves(tmp_path)
     plt.close(figure)
     (axis,) = (axis for axis in figure.axes if axis.texts and axis.texts[0].get_text().startswith("auto"))
     assert [(text.get_text(), text.get_position()[1]) for text in axis.texts] == [
-        ("auto: sqrt", 2.0),
-        ("auto: top", 4.0),
+        ("auto: chooses", 2.0),
+        ("auto: hardest", 4.0),
     ]
 
 

@@ -41,7 +41,7 @@ def test_the_summary_tells_when_prompts_were_chosen_and_whose_the_reward_was():
     steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n}) for n in range(6, 15)]
     steps.append(line(15, 0.1, 0.5))
     found = selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps])["selection"]
-    assert found.pop("auto_from") == {"sqrt": 2.0, "top": 3.25}
+    assert found.pop("auto_from") == {"chooses": 1.5, "hardest": 3.0}
     assert found == pytest.approx(
         {"steps": 15, "steps_chosen": 10, "reward": 0.59, "control_reward": 0.2, "dead_share": 0.5, "gain": 17.0}
     )

@@ -136,12 +136,12 @@ class SelectionConfig(Section):
     name: Literal["auto", "uniform", "sqrt", "top", "history", "curriculum"] | None = None
     """uniform takes what comes next; top the prompts of which most is expected, b (1 - b) with b the believed solve
     rate; sqrt draws by the square root of it; history is top by past outcomes alone, without a critic; curriculum goes
-    from easy to hard; auto is uniform, sqrt or top as the gain measured against the control group says. Default: auto
-    for sppo, uniform for others."""
+    from easy to hard; auto is top of as many candidates as the gain measured against the control group speaks for,
+    down to what comes next. Default: auto for sppo, uniform for others."""
     uniform_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of a step's prompts that is drawn whatever is believed of them: the control group of choosing."""
     candidates: Annotated[int, Field(ge=2, le=1000)] = 6
-    """Candidates judged for each prompt of a step."""
+    """Candidates judged for each prompt of a step; of auto, at the most."""
 
 
 @dataclass(frozen=True)

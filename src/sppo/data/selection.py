@@ -12,6 +12,8 @@ pool / (f P) steps. Chosen or not, a candidate comes again with the next epoch. 
 P exceeds the pool, when there is nothing to choose. (Uniform alone is the plain walk, an epoch after the other, and may
 end one and begin the next in the same step.)
 
+Rule auto takes the top of as many candidates as the gain speaks for: of P where it speaks for none, which is no choice.
+
 The objective is then the mean solve rate of the prompts that were chosen, not of the pool: advantages are unbiased for
 each prompt, as the choice looks at nothing of the response, but no weights take the pool's distribution back.
 """
@@ -50,12 +52,10 @@ class Chosen:
     """[P] drawn whatever was believed of them."""
     beliefs: Beliefs | None = None
     """[P] of the prompts, before any of their responses; None where nobody asked."""
-    dead_share: float = 0.0
-    """Of all prompts that were judged for the step, drawn whatever was believed of them, those believed dead."""
+    judged: Beliefs | None = None
+    """[C] of all prompts that the critic was asked of for the step, these among them."""
     informed: bool = True
     """Whether the critic knew anything of a prompt: a gain can't be told from beliefs that are none."""
-    bar: float = 0.0
-    """The least expected squared advantage that rule top takes, of the step's candidates."""
 
 
 class Selection(Protocol):
@@ -137,14 +137,14 @@ RULES: Mapping[str, Rule] = {"sqrt": sqrt, "top": top, "history": top, "curricul
 
 @dataclass
 class BeliefSelection:
-    """A control group, and prompts chosen by a rule; or by whichever rule what was observed speaks for."""
+    """A control group, and prompts chosen by a rule; or as hard as what was observed speaks for."""
 
     stream: PromptStream
     """Candidates, and all prompts where nothing is chosen."""
     control: PromptStream
     """The walk of the control group."""
     rule: str | None
-    """A key of RULES; None: uniform, sqrt or top, as `Gain.rule` says."""
+    """A key of RULES; None: auto, top of as many candidates as the gain speaks for."""
     steps: int
     """Of the run; what a curriculum goes by."""
     seed: Callable[[int], int]
@@ -152,50 +152,55 @@ class BeliefSelection:
     uniform_share: float = 0.1
     """f."""
     candidates: int = 6
-    """Candidates for each prompt of a step."""
+    """Candidates for each prompt of a step; for auto, at the most."""
     gain: Gain = field(default_factory=Gain)
 
     def take(self, step: int, count: int, believe: Believe) -> Chosen:
         """The control group, then what the rule takes of the candidates."""
-        rule = self.rule or self.gain.rule
         pool = len(self.stream)
-        if rule == "uniform" or count >= pool:
+        judged = min(round(self._candidates() * count), pool)
+        if count >= judged:
             return self.take_next(count, believe)
         taken: set[int] = set()
         # At least one a step, so that no prompt starves.
         control = self.control.take_others(max(round(self.uniform_share * count), 1), taken)
-        places = self.stream.take_others(min(self.candidates * count, pool) - len(control), taken)
+        places = self.stream.take_others(judged - len(control), taken)
         asked, informed = _judged(believe(self.stream.at(control + places)))
-        judged, wanted = asked[len(control) :], count - len(control)
         rng = random.Random(self.seed(step))
-        picked = RULES[rule](judged, wanted, rng, min(step / self.steps, 1.0))
+        rule = RULES[self.rule or "top"]
+        picked = rule(asked[len(control) :], count - len(control), rng, min(step / self.steps, 1.0))
         chosen = control + [places[index] for index in picked]
         kept = np.concatenate([np.arange(len(control)), len(control) + picked])
-        bar = float(np.partition(judged.spread, -wanted)[-wanted]) if wanted else np.inf
-        return Chosen(
-            self.stream.at(chosen), np.arange(count) < len(control), asked[kept], _dead_share(asked), informed, bar
-        )
+        return Chosen(self.stream.at(chosen), np.arange(count) < len(control), asked[kept], asked, informed)
 
     def take_next(self, count: int, believe: Believe) -> Chosen:
-        """A control group of all; the bar is that of the prompts themselves."""
+        """A control group of all."""
         few = count > len(self.stream)
         prompts = self.stream.take(count) if few else self.stream.at(self.stream.take_others(count, set()))
-        beliefs, informed = _judged(believe(prompts))
-        bar = float(np.sort(beliefs.spread)[-max(round(count / self.candidates), 1)])
-        return Chosen(prompts, np.ones(count, np.bool_), beliefs, _dead_share(beliefs), informed, bar)
+        asked, informed = _judged(believe(prompts))
+        return Chosen(prompts, np.ones(count, np.bool_), asked, asked, informed)
+
+    def _candidates(self) -> float:
+        """Candidates for each prompt of this step."""
+        return self.candidates if self.rule else 1 + self.gain.hardness() * (self.candidates - 1)
 
     def observe(self, chosen: Chosen, places: NDArray[np.int64], rewards: NDArray[np.float64]) -> Metrics:
-        """Holds the squared advantages of the control group against those of the chosen prompts."""
-        beliefs = chosen.beliefs
+        """Holds the squared advantages of the best prompts against those of the control group."""
+        beliefs, judged = chosen.beliefs, chosen.judged
         assert beliefs is not None, "what is believed of prompts is asked before they are"
+        assert judged is not None
         answered, prompt = np.unique(places, return_inverse=True)
         squared = np.bincount(prompt, (rewards - beliefs.mean[places]) ** 2) / np.bincount(prompt)
         if chosen.informed:
-            self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= chosen.bar)
+            # Above the bar is the best one in `candidates` of those judged, and what is level with it.
+            bar = np.sort(judged.spread)[-max(round(len(judged) / self.candidates), 1)]
+            share = float((judged.spread >= bar).mean())
+            self.gain.add(squared, chosen.control[answered], beliefs.spread[answered] >= bar, share)
         control = chosen.control[places]
         metrics = {
             "selection/control_share": float(chosen.control.mean()),
-            "selection/dead_share": chosen.dead_share,
+            "selection/candidates": len(judged) / len(beliefs),
+            "selection/dead_share": float(((judged.mean < DEAD) | (judged.mean > 1 - DEAD)).mean()),
             **self.gain.metrics(),
         }
         for name, rows in (("control", control), ("chosen", ~control)):
@@ -204,7 +209,7 @@ class BeliefSelection:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Both cursors, and the window of what choosing gains."""
+        """Both cursors, and what choosing gains."""
         return {
             **self.stream.state_dict(),
             "control": self.control.state_dict(),
@@ -223,10 +228,6 @@ def _judged(beliefs: Beliefs | None) -> tuple[Beliefs, bool]:
     """The beliefs, none of them unknown, and whether there were any."""
     assert beliefs is not None, "choice of prompts needs a critic of prompts"
     return known(beliefs), bool(np.isfinite(beliefs.mean).any())
-
-
-def _dead_share(beliefs: Beliefs) -> float:
-    return float(((beliefs.mean < DEAD) | (beliefs.mean > 1 - DEAD)).mean())
 
 
 def known(beliefs: Beliefs | None) -> Beliefs:

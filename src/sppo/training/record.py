@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch, Credit, Estimates
-from sppo.data.gain import SQRT_FROM, TOP_FROM
+from sppo.data.gain import CHOOSE_FROM, HARDEST_FROM
 from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
 from sppo.evaluation.held_out import Evaluation
 from sppo.runs.checkpoint import TrainingState
@@ -294,14 +294,14 @@ def selection_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     `selection` holds steps, and steps_chosen of them that asked for chosen prompts; of the last ten steps the mean
     reward, that of prompts nobody chose (control_reward), and dead_share; the last gain, and auto_from, the gains from
-    which selection auto goes by which rule.
+    which selection auto chooses, and chooses hardest.
     """
     steps = [line for line in lines if "selection/control_share" in line]
     if not steps:
         return {}
     chosen = [line for line in steps if line["selection/control_share"] < 1]
     found: dict[str, Any] = {"steps": len(steps), "steps_chosen": len(chosen)}
-    found["auto_from"] = {"sqrt": SQRT_FROM, "top": TOP_FROM}
+    found["auto_from"] = {"chooses": CHOOSE_FROM, "hardest": HARDEST_FROM}
     means = {
         "reward": "selection/chosen_reward",
         "control_reward": "selection/control_reward",
