@@ -125,6 +125,24 @@ def test_with_nothing_switched_on_v_is_the_sources_own(kind):
     assert (beliefs.worth == PRIOR_WORTH).all() == (kind != "pair")
 
 
+def test_what_a_choice_has_read_of_prompts_is_read_once_until_the_critic_learns():
+    critic, batch, passes = BeliefCritic(model_of(3)), batch_of(TEXTS, [1, 0, 1, 1, 0, 0]), []
+    expected = critic.values(batch)
+    critic.source.model.trunk.register_forward_hook(lambda *_: passes.append(1))
+    others = [Prompt("q", text) for text in ("5+5=", "6-1=")]
+    critic.beliefs([*others, *batch.prompts])
+    read = len(passes)
+    torch.testing.assert_close(critic.values(batch), expected)
+    assert len(passes) == read
+    # Another prompt of the same text was not asked of; a batch that has one is read as a whole.
+    torch.testing.assert_close(critic.values(batch_of(TEXTS, [1] * 6)), expected)
+    assert len(passes) == read + 1
+    learn(critic, batch)
+    moved = critic.values(batch)
+    assert not torch.allclose(moved, expected)
+    torch.testing.assert_close(moved, BeliefCritic(critic.source).source.prompt_values(batch.prompts))
+
+
 def test_v_is_recalibrated_and_then_fused():
     critic, plain = critic_of("model", "history recalibrate"), critic_of("model", "history recalibrate")
     batch = batch_of(TEXTS, [1, 0, 1, 1, 1, 0])

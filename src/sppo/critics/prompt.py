@@ -39,11 +39,25 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
         super().__init__(model, config, rows=rows, guard=guard, name=name)
         # Then the rollouts' prompt ids are the ones that this critic would make.
         self.reads_policy_ids = model.tokenizer is policy_tokenizer
+        # What a choice of prompts has read before a step: those that it takes aren't read again.
+        self._read: tuple[Sequence[Prompt], Tensor] | None = None
 
     def values(self, batch: Batch) -> Tensor:
         """[B, 1] probabilities; of a critic that learns by squares, rewards."""
         first = self._start(batch)
-        return self.model.row_values(self._token_rows(batch)) if first is None else first
+        if first is not None:
+            return first
+        known = self._known(batch.prompts)
+        return self.model.row_values(self._token_rows(batch)) if known is None else known
+
+    def _known(self, prompts: Sequence[Prompt]) -> Tensor | None:
+        """[B, 1] V of these very prompts by the same weights; None where it wasn't read of all of them."""
+        if self._read is None:
+            return None
+        asked, values = self._read
+        place = {id(prompt): row for row, prompt in enumerate(asked)}
+        rows = [place.get(id(prompt), -1) for prompt in prompts]
+        return None if -1 in rows else values[rows]
 
     def _token_rows(self, batch: Batch) -> list[TokenIds]:
         if self.reads_policy_ids:
@@ -57,11 +71,14 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
 
     def prompt_values(self, prompts: Sequence[Prompt]) -> Tensor:
         """[N, 1] V of prompts, whatever batch they are in."""
-        return self.model.values(prompts)
+        values = self.model.values(prompts)
+        self._read = (prompts, values)
+        return values
 
     def learn(self, batch: Batch, before: Estimates, credit: Credit, *, seed: int) -> Metrics:
         """BCE or squared error of V(prompt) against R; equal prompts are computed once."""
         assert credit.value_targets is not None, "the algorithm gave the critic nothing to learn"
+        self._read = None
         goals = credit.value_targets
         loss = bce_value_loss if self.model.probability else squared_value_loss
         prompts, inverse = distinct(self._token_rows(batch))
