@@ -32,7 +32,7 @@ from value_parts import plan
 from value_parts.belief_quality import measure_critics
 from value_parts.experiment import jobs_of, warm_starts
 from value_parts.noise import measure_noise
-from value_parts.registered import read_tuned, register, require_registered
+from value_parts.registered import read_tuned, register, registered, require_registered
 from value_parts.report import write_report
 from value_parts.running import run_all
 from value_parts.tuning import find_cap, grid, tune
@@ -149,7 +149,7 @@ def run_with_starts(jobs: Sequence, arguments: argparse.Namespace) -> list[str]:
 
 
 def do_report(arguments: argparse.Namespace) -> None:
-    entry, commit = require_registered(arguments.experiment, arguments.plan, read_tuned(arguments.tuned))
+    entry, commit = registered(arguments.experiment, arguments.plan)
     say(write_report(arguments.experiment, entry, arguments.output, machine(1), commit))
 
 

@@ -143,7 +143,8 @@ def test_only_what_is_registered_and_committed_is_run(tmp_path, monkeypatch):
         registered.require_registered("smoke", file, NOTHING)
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "the plan")
-    found, commit = registered.require_registered("smoke", file, NOTHING)
+    registered.require_registered("smoke", file, NOTHING)
+    found, commit = registered.registered("smoke", file)
     assert found == entry
     assert len(commit) == 40
 
@@ -151,6 +152,7 @@ def test_only_what_is_registered_and_committed_is_run(tmp_path, monkeypatch):
     monkeypatch.setitem(plan.EXPERIMENTS, "smoke", other)
     with pytest.raises(ConfigError, match=r"differs from the registered plan of smoke: seeds: \[0, 1\] -> \[0, 1, 2\]"):
         registered.require_registered("smoke", file, NOTHING)
+    assert registered.registered("smoke", file) == (entry, commit), "what was run is still reported as it was"
     with pytest.raises(ConfigError, match="has another plan of smoke"):
         registered.register("smoke", file, NOTHING)
 

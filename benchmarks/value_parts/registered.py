@@ -118,19 +118,28 @@ def register(name: str, path: Path, tuned: Mapping[str, Any], *, replace: bool =
     return entry
 
 
-def require_registered(name: str, path: Path, tuned: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+def registered(name: str, path: Path) -> tuple[dict[str, Any], str | None]:
     """Returns the registered plan, and the commit it stands in (None outside of git).
 
     Raises:
-        ConfigError: it is not registered, differs from what would be run, or is not committed.
+        ConfigError: it is not registered, or not committed.
     """
     entry = (read_json(path) or {}).get(name)
     if entry is None:
         raise ConfigError(f"{name} is not registered in {path}: run `value.py register {name}` and commit the file.")
+    return entry, _commit(path)
+
+
+def require_registered(name: str, path: Path, tuned: Mapping[str, Any]) -> None:
+    """Refuses to run anything but what is registered; a plan that was run may differ from today's settings.
+
+    Raises:
+        ConfigError: it is not registered, differs from what would be run, or is not committed.
+    """
+    entry, _ = registered(name, path)
     differences = plan_differences(entry, compose(name, tuned))
     if differences:
         raise ConfigError(f"What would be run differs from the registered plan of {name}: {'; '.join(differences)}.")
-    return entry, _commit(path)
 
 
 def plan_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
