@@ -21,7 +21,7 @@ LARGEST_CAP = 16384
 CAP_FACTOR = 4
 """A cell's cap is so many times the median of ours on the tuning seeds."""
 TUNING_SEEDS = (100, 101, 102, 103)
-TUNING_RATES, TUNING_WARMUPS = (2.5e-4, 5e-4, 7e-4, 1e-3), (8,)
+TUNING_RATES, TUNING_WARMUPS = (1.25e-4, 2.5e-4, 5e-4, 7e-4, 1e-3), (8,)
 """Learning rates that are tried, and steps of warm-up: without any, the first steps undo what the policy knows."""
 SECONDS_PER_RESPONSE, SECONDS_PER_RUN = 0.0032, 1.0
 """Processor seconds with evaluations, measured on a core that other programs were busy on too, where they are more."""
@@ -65,9 +65,9 @@ _METHODS = (
     # Groups thrown away are responses too, and so a step has up to four times the batch.
     _group("dapo_4", "dapo", 4),
     # Group methods with our critic's choice, and with counts of each prompt's past alone.
-    _group("grpo_4_auto", "grpo", 4, options={**CRITIC, "selection.name": "auto"}, tuned_as="grpo_4"),
-    _group("rloo_4_auto", "rloo", 4, options={**CRITIC, "selection.name": "auto"}, tuned_as="rloo_4"),
-    _group("rloo_4_top", "rloo", 4, options={**CRITIC, "selection.name": "top"}, tuned_as="rloo_4"),
+    _group("grpo_4_auto", "grpo", 4, options={**CRITIC, "selection.name": "auto"}),
+    _group("rloo_4_auto", "rloo", 4, options={**CRITIC, "selection.name": "auto"}),
+    _group("rloo_4_top", "rloo", 4, options={**CRITIC, "selection.name": "top"}, tuned_as="rloo_4_auto"),
     _group("grpo_4_history", "grpo", 4, options={"selection.name": "history"}, tuned_as="grpo_4"),
     # One sample a prompt.
     _group("spo", "spo", 1),
