@@ -328,6 +328,7 @@ def test_the_story_says_whose_reward_it_was_and_what_the_critic_cost() -> None:
         "steps_chosen": 30,
         "reward": 0.5,
         "control_reward": 0.25,
+        "candidates": 4.5,
         "dead_share": 0.62,
         "gain": 4.1,
     }
@@ -343,7 +344,9 @@ def test_the_story_says_whose_reward_it_was_and_what_the_critic_cost() -> None:
     }
     text = told({"seconds": seconds, "selection": selection})
     assert "the critic took 20% of training" in text
-    assert "chosen in 30 of 40 steps: reward 0.500 of late, 0.250 of prompts nobody chose" in text
+    assert (
+        "chosen in 30 of 40 steps, of 4.5 candidates each: reward 0.500 of late, 0.250 of prompts nobody chose" in text
+    )
     assert "62% of the prompts are believed to be solved always or never; the most promising teach 4.1 x" in text
     text = told({"seconds": {"rollout": 9.0, "critic": 0.001}, "selection": {**selection, "steps_chosen": 0}})
     assert "as they came, none chosen" in text

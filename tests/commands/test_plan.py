@@ -69,6 +69,24 @@ def lines(name="sppo", held_out=10, critic=None, scoring=(), **options):
     return {label.removeprefix("memory: "): value for label, value in found}
 
 
+def test_what_the_critic_begins_with_is_checked(tmp_path):
+    config = tiny_config(tmp_path / "run")
+    pool = config.data.options["prompts"]
+    with pytest.raises(ConfigError, match=f"critic.prefit.samples is {pool + 1}, but there are only {pool} prompts"):
+        plan(replace(config, critic=replace(config.critic, prefit=replace(config.critic.prefit, samples=pool + 1))))
+    with pytest.raises(DataError, match="no such column"):
+        plan(replace(config, critic=replace(config.critic, history=True, known_rates="rate")))
+
+
+def test_a_runs_folder_in_the_place_of_a_model_is_told_where_its_model_is(tmp_path):
+    config, run = tiny_config(tmp_path / "run"), tmp_path / "other"
+    for part, key in (("policy", "model"), ("critic", "critic")):
+        (run / "checkpoints" / "last" / part).mkdir(parents=True)
+        changed = replace(getattr(config, key), path=str(run), config=None)
+        with pytest.raises(ModelError, match=rf"folder of a run: its model is .*other/checkpoints/last/{part}"):
+            plan(replace(config, **{key: changed}))
+
+
 def test_sampling_is_that_of_the_phase_that_takes_most():
     # 40 x (320 x 768 + 12,000) bytes; where few are held out, 32 x the same.
     assert lines()["sampling"] == "10.3 MB key-value cache and logits of 40 rows of 320 tokens (evaluation)"

@@ -50,7 +50,7 @@ def test_what_a_config_lacks_is_at_its_default():
 
 def test_no_options_are_no_difference():
     one, other = written(to_dict(GOOD)), replace(GOOD, data=DataConfig(options={"prompts": 5}))
-    assert config_differences(one, other) == ["data.options.prompts: None -> 5"]
+    assert config_differences(one, other) == ["data.options.prompts: null -> 5"]
     assert config_differences(one, GOOD) == []
 
 
@@ -189,5 +189,5 @@ def test_a_run_of_a_version_that_chose_no_prompts_goes_on_without_choosing(versi
     del plain["selection"]
     said = written({**plain, "sppo_version": version})
     assert said.config.selection.name == "uniform"
-    assert config_differences(said, GOOD) == ["selection.name: 'uniform' -> None"]
+    assert config_differences(said, GOOD) == ["selection.name: 'uniform' -> null"]
     assert written({**plain, "sppo_version": __version__}).config.selection.name is None

@@ -107,6 +107,15 @@ def test_no_prompt_starves_with_a_single_control_prompt_a_step():
     assert seen == set(range(20))
 
 
+@pytest.mark.parametrize(("count", "share"), [(1, 0.1), (2, 0.8), (8, 1.0)])
+def test_where_all_are_the_control_group_nobody_else_is_judged(count, share):
+    chooser = selection(70, "top", uniform_share=share)
+    chosen = chooser.take(1, count, believing(np.linspace(0, 1, 70)))
+    assert chosen.control.all()
+    assert len(chosen.judged) == count
+    assert chooser.observe(chosen, np.arange(count), np.ones(count))["selection/candidates"] == 1.0
+
+
 def test_candidates_are_the_next_ones_of_the_epoch_chosen_or_not():
     chooser = selection(40, "top", candidates=2, uniform_share=0.25)
     asked = []

@@ -84,7 +84,8 @@ def panels(folder: Path, lines: list[dict]) -> dict[str, list[str]]:
 
 
 CHOICE = {
-    "selection/control_share": 0.1, "selection/control_reward": 0.2, "selection/dead_share": 0.6,
+    "selection/control_share": 0.1, "selection/control_reward": 0.2, "selection/chosen_reward": 0.5,
+    "selection/candidates": 4.0, "selection/dead_share": 0.6,
     "selection/gain": 4.2, "critic/bias": -0.1,
 }  # fmt: skip
 
@@ -94,9 +95,13 @@ def test_a_run_that_chose_prompts_tells_their_reward_from_that_of_the_others(tmp
     lines = [{"step": step, **STEP, **(CHOICE if step not in (1, 5) else uniform)} for step in range(1, 9)]
     found = panels(tmp_path, [{"step": 0, "eval/accuracy": 0.1}, *lines])
     assert len(found) == 8
-    assert found["Reward and held-out accuracy"] == ["of chosen prompts", "prompts nobody chose", "held-out accuracy"]
+    assert found["Reward (mean of 10 steps) and held-out accuracy"] == [
+        "chosen prompts", "prompts nobody chose", "held-out accuracy"
+    ]  # fmt: skip
     # Two stretches of steps chose, named once.
-    assert found["Choice of prompts"] == ["dead (left axis)", "gain (right axis)", "prompts chosen"]
+    assert found["Choice of prompts"] == [
+        "dead (left axis)", "gain", "candidates", "prompts chosen"
+    ]  # fmt: skip
     assert found["Calibration of V now (mean of 10 steps)"] == ["bias, V - R", "Brier score"]
     # Beliefs that add to V of the text are held against it.
     fused = panels(tmp_path, [{**line, "critic/brier_text": 0.3} for line in lines])
@@ -123,7 +128,9 @@ def test_the_gain_stands_against_what_auto_goes_by(tmp_path: Path) -> None:
 def test_a_run_that_could_choose_and_did_not_has_one_reward(tmp_path: Path) -> None:
     found = panels(tmp_path, [{"step": 1, **STEP, **CHOICE, "selection/control_share": 1.0}])
     assert found["Reward and held-out accuracy"] == ["training reward"]
-    assert found["Choice of prompts"] == ["dead (left axis)", "gain (right axis)"]
+    assert found["Choice of prompts"] == [
+        "dead (left axis)", "gain", "candidates"
+    ]  # fmt: skip
 
 
 def test_a_run_without_a_choice_has_the_six_panels(tmp_path: Path) -> None:

@@ -38,11 +38,15 @@ def test_the_summary_tells_when_prompts_were_chosen_and_whose_the_reward_was():
         return {"step": step, "reward/mean": 0.4, **shares, **known, **more}
 
     steps = [line(n, 1.0, 0.9, 0.9) for n in range(1, 6)]
-    steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n}) for n in range(6, 15)]
-    steps.append(line(15, 0.1, 0.5))
-    found = selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps])["selection"]
+    steps += [line(n, 0.1, 0.6, 0.2, **{"selection/gain": 3.0 + n, "selection/candidates": 4.0}) for n in range(6, 15)]
+    # A step whose control group is half of it counts five times for the control group.
+    steps.append(line(15, 0.5, 0.5, 0.8))
+    steps.append(line(16, 1.0, 0.9, 0.9))
+    found = selection_summary([{"step": 0, "eval/accuracy": 0.5}, *steps], "auto")["selection"]
+    assert found.pop("rule") == "auto"
     assert found.pop("auto_from") == {"chooses": 1.5, "hardest": 3.0}
-    assert found == pytest.approx(
-        {"steps": 15, "steps_chosen": 10, "reward": 0.59, "control_reward": 0.2, "dead_share": 0.5, "gain": 17.0}
-    )
-    assert selection_summary([{"step": 1, "reward/mean": 0.5}]) == {}
+    reward, control = (9 * 0.9 * 0.6 + 0.5 * 0.5) / (9 * 0.9 + 0.5), (9 * 0.1 * 0.2 + 0.5 * 0.8) / (9 * 0.1 + 0.5)
+    expected = {"steps": 16, "steps_chosen": 10, "dead_share": 0.5, "candidates": 4.0, "gain": 17.0}
+    assert found == pytest.approx({**expected, "reward": reward, "control_reward": control})
+    assert "auto_from" not in selection_summary(steps, "top")["selection"]
+    assert selection_summary([{"step": 1, "reward/mean": 0.5}], "uniform") == {}

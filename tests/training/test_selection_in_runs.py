@@ -193,7 +193,11 @@ def test_the_reward_of_a_response_changes_no_value_and_no_choice_of_its_own_step
     [
         ({"selection.name": "top", "prompts_per_step": 16}, "a step asks 16 prompts, and there are 16"),
         ({"selection.name": "top", "prompts_per_step": 1}, "a step asks a single prompt"),
-        ({"selection.name": "top", "selection.uniform_share": 1.0}, "uniform_share leaves none to choose"),
+        (
+            {"selection.name": "top", "prompts_per_step": 2, "sampling.adaptive_share": 0.5},
+            "a step asks a single prompt, which is its control group",
+        ),
+        ({"selection.name": "top", "selection.uniform_share": 1.0}, "uniform_share 1 leaves none of 8"),
         ({"sampling.adaptive_share": 0.05}, "adaptive_share 0.05 of 8 responses a step is none"),
         ({"optimizer.learning_rate_warmup": 9}, "optimizer.learning_rate_warmup 9 reaches past the run's 5 steps"),
         ({"critic.learning_rate_warmup": 5}, "critic.learning_rate_warmup 5 reaches past"),

@@ -229,7 +229,8 @@ class LiveProgress(_Phases):
         if "selection/dead_share" in metrics:
             gain = metrics.get("selection/gain")
             taught = "" if gain is None else f"; best teach {gain:.1f} x the mean"
-            said = f"[dim]as is believed{taught}[/]"
+            judged = metrics.get("selection/candidates", 1.0)
+            said = f"[dim]as is believed{taught}" + (f"; 1 of {judged:.1f} taken[/]" if judged > 1 else "[/]")
             rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
         if metrics.get("reward/error_share"):
             timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"

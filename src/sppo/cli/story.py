@@ -208,7 +208,8 @@ def _choice(selection: Summary) -> list[tuple[str, str]]:
     reward = f"reward {selection['reward']:.3f} of late" if "reward" in selection else "none of late"
     if "control_reward" in selection:
         reward += f", {selection['control_reward']:.3f} of prompts nobody chose"
-    chosen = f"chosen in {selection['steps_chosen']:,} of {selection['steps']:,} steps: {reward}"
+    judged = f", of {selection['candidates']:.1f} candidates each" if "candidates" in selection else ""
+    chosen = f"chosen in {selection['steps_chosen']:,} of {selection['steps']:,} steps{judged}: {reward}"
     return [("prompts", chosen), *facts]
 
 

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from sppo.algorithms.algorithm import Algorithm
 from sppo.commands.memory import Sized, memory
 from sppo.config import Config, ModelConfig, to_dict
-from sppo.critics.checks import known_rates
+from sppo.critics.checks import require_prompts
+from sppo.data.selection import control_of
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import (
     build_config,
@@ -55,8 +56,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     probed = algorithm.critic == "prompt" and config.critic.source == "probe"
     modelled = algorithm.critic in ("prompt", "token") and not probed
     critic = _critic(config, architecture, len(tokenizer)) if modelled else None
-    if config.critic.known_rates is not None:
-        known_rates(training, config.critic.known_rates)
+    require_prompts(config.critic, training, resumed=resume)
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
     longest = longest_prompt + longest_response
     updates = sequences // size * config.optimizer.epochs
@@ -104,8 +104,9 @@ def _choice(config: Config, algorithm: Algorithm) -> str:
     fitted = f"; the critic is that of {before.path}" if before.path else fitted
     if algorithm.selection == "uniform":
         return f"as they come{fitted}"
-    share = config.selection.uniform_share
-    return f"chosen ({algorithm.selection}), {share:.0%} of them drawn uniformly{fitted}"
+    asked = config.prompts_per_step - round(config.sampling.adaptive_share * config.prompts_per_step)
+    control = control_of(asked, config.selection.uniform_share)
+    return f"chosen ({algorithm.selection}), but for {control:,} of {asked:,} a step{fitted}"
 
 
 def _require_allowed(config: Config, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,11 @@ def config_differences(old: Written, new: Config) -> list[str]:
     return differences + _changes(before, after, lambda key: not _may_change(key, before, after))
 
 
+def _shown(value: Any) -> str:
+    """A value with null, true and false as they are written in YAML and on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def _said(config: Config) -> dict[str, Any]:
     """The flat options; an empty dict is one key where another config has its keys, and says nothing."""
     return {key: value for key, value in flatten(to_dict(config)).items() if value != {}}
@@ -216,7 +222,7 @@ def _said(config: Config) -> dict[str, Any]:
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], matters: Callable[[str], bool]) -> list[str]:
     """The keys that differ and matter, as "key: before -> after"."""
     return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and matters(key)
     ]

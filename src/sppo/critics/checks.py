@@ -8,9 +8,10 @@ from numbers import Real
 import numpy as np
 import torch
 
+from sppo.config import CriticConfig
 from sppo.critics.belief import Floats
 from sppo.critics.models import OTHER_TRUNK, PromptCritic, TokenCritic
-from sppo.errors import DataError, ModelError
+from sppo.errors import ConfigError, DataError, ModelError
 from sppo.models.checks import (
     agree,
     described,
@@ -43,6 +44,23 @@ def require_readable(critic: PromptCritic, prompts: Sequence[Prompt]) -> None:
                 f"Prompt {prompt.id!r} has {len(ids)} tokens in the critic's tokenizer, but the critic reads 1 to "
                 f"{limit}. Lower data.max_prompt_tokens, or choose another critic."
             )
+
+
+def require_prompts(config: CriticConfig, prompts: Sequence[Prompt], *, resumed: bool) -> None:
+    """Refuses prompts that lack what the critic begins with, before models are loaded.
+
+    Raises:
+        ConfigError: fewer prompts than a pre-fit asks, each once.
+        DataError: prompts without the solve rates that are said to be known.
+    """
+    if config.known_rates is not None and not resumed:
+        known_rates(prompts, config.known_rates)
+    samples = config.prefit.samples
+    if samples > len(prompts):
+        raise ConfigError(
+            f"critic.prefit.samples is {samples}, but there are only {len(prompts)} prompts to train on, each asked "
+            "once. Set it to at most that."
+        )
 
 
 def known_rates(prompts: Sequence[Prompt], column: str) -> Floats:

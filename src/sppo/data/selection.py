@@ -130,6 +130,11 @@ def curriculum(beliefs: Beliefs, count: int, rng: random.Random, progress: float
     return order[start : start + count]
 
 
+def control_of(count: int, uniform_share: float) -> int:
+    """The size of the control group of a step's prompts: at least one, so that no prompt starves."""
+    return max(round(uniform_share * count), 1)
+
+
 Rule = Callable[[Beliefs, int, random.Random, float], NDArray[np.int64]]
 RULES: Mapping[str, Rule] = {"sqrt": sqrt, "top": top, "history": top, "curriculum": curriculum}
 """How candidates are chosen by what is believed of them; history is top by the prompts' past outcomes alone."""
@@ -157,13 +162,12 @@ class BeliefSelection:
 
     def take(self, step: int, count: int, believe: Believe) -> Chosen:
         """The control group, then what the rule takes of the candidates."""
-        pool = len(self.stream)
-        judged = min(round(self._candidates() * count), pool)
-        if count >= judged:
+        judged = min(round(self._candidates() * count), len(self.stream))
+        controls = control_of(count, self.uniform_share)
+        if count >= judged or count == controls:
             return self.take_next(count, believe)
         taken: set[int] = set()
-        # At least one a step, so that no prompt starves.
-        control = self.control.take_others(max(round(self.uniform_share * count), 1), taken)
+        control = self.control.take_others(controls, taken)
         places = self.stream.take_others(judged - len(control), taken)
         asked, informed = _judged(believe(self.stream.at(control + places)))
         rng = random.Random(self.seed(step))

@@ -287,6 +287,9 @@ def cannot_load(key: str, name: str, error: Exception) -> str:
     else:
         where = "neither a folder here nor a model that could be fetched from the hub"
     mend = ""
+    part = path / "checkpoints" / "last" / ("critic" if key.startswith("critic") else "policy")
+    if part.is_dir():
+        mend = f" It is the folder of a run: its model is {part}."
     if "trust_remote_code" in str(error):
         section = key.rpartition(".")[0] if key.startswith("verification.") else "model"
         mend = f" Where you trust it, set --{section}.trust_remote_code true."

@@ -40,6 +40,7 @@ _LEGEND: dict[str, Any] = {"borderpad": 0.2, "handlelength": 1.2, "handletextpad
 _COUNT: dict[str, Any] = {"fontsize": 8, "color": "#6b7079"}
 _THRESHOLD: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7.5, "color": BLUE}
 _RECENT = 10
+_MEAN = f" (mean of {_RECENT} steps)"
 """Steps that noisy metrics are averaged over."""
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -103,8 +104,13 @@ def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
 def _line(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **style: Any) -> bool:
     steps, values = _series(metrics, key)
     if values:
-        axis.plot(steps, values, label=label, color=color, marker="o" if len(values) == 1 else None, ms=4, **style)
+        axis.plot(steps, values, label=label, color=color, marker=_dot(values), ms=4, **style)
     return bool(values)
+
+
+def _dot(values: Sequence[float]) -> str | None:
+    """The marker of a line: a single value makes none."""
+    return "o" if len(values) == 1 else None
 
 
 def _smoothed(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **style: Any) -> None:
@@ -140,18 +146,14 @@ def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step"
         axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, **_LEGEND)
 
 
-def _chosen_reward(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The reward of chosen prompts in the place of that of all, where there is one."""
-    return {"reward/mean": line["selection/chosen_reward"]} if "selection/chosen_reward" in line else {}
-
-
 def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     chosen = any(line.get("selection/control_share", 1) < 1 for line in metrics)
-    asked = [{**line, **_chosen_reward(line)} for line in metrics]
-    _line(axis, asked, "reward/mean", "of chosen prompts" if chosen else "training reward", BLUE, alpha=0.85)
     if chosen:
+        _smoothed(axis, metrics, "selection/chosen_reward", "chosen prompts", BLUE)
         # A control group is a tenth of a step's prompts, so a single step's reward says little.
         _smoothed(axis, metrics, "selection/control_reward", "prompts nobody chose", RED)
+    else:
+        _line(axis, metrics, "reward/mean", "training reward", BLUE, alpha=0.85)
     steps, accuracy = _series(metrics, "eval/accuracy")
     measure = summary.get("measure", "accuracy")
     if accuracy:
@@ -167,7 +169,7 @@ def _reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
             label=f"held-out {measure}" + ("" if chosen else " ± 2 s.e."),
         )
         axis.fill_between(steps, low, high, color=ORANGE, alpha=0.18, linewidth=0)
-    _finish(axis, f"Reward and held-out {measure}", share=True)
+    _finish(axis, f"Reward{_MEAN if chosen else ''} and held-out {measure}", share=True)
 
 
 def _value_against_reward(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
@@ -191,31 +193,35 @@ def _now(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     _smoothed(axis, metrics, "critic/bias", "bias, V - R", GREEN)
     _smoothed(axis, metrics, "critic/brier", "Brier score", ORANGE)
     _smoothed(axis, metrics, "critic/brier_text", "the same of V of the text", GREY)
-    _finish(axis, f"Calibration of V now (mean of {_RECENT} steps)")
+    _finish(axis, f"Calibration of V now{_MEAN}")
 
 
 def _choice(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
-    """Dead prompts and what choosing gains; shaded where prompts were chosen."""
+    """Dead prompts, what choosing gains, and how hard it was; shaded where prompts were chosen."""
     from matplotlib.ticker import PercentFormatter
 
     _smoothed(axis, metrics, "selection/dead_share", "dead (left axis)", GREY)
     axis.set_ylim(-0.02, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     steps, gains = _series(metrics, "selection/gain")
-    if gains:
+    judged = _series(metrics, "selection/candidates")
+    if gains or judged[1]:
         right = axis.twinx()
-        right.plot(steps, gains, color=BLUE, marker="o" if len(gains) == 1 else None, ms=4)
+        right.plot(*judged, color=GREEN, linewidth=1, drawstyle="steps-mid", marker=_dot(judged[1]), ms=4)
+        right.plot(steps, gains, color=BLUE, marker=_dot(gains), ms=4)
         levels = (summary.get("selection") or {}).get("auto_from") or {}
-        right.set_ylim(0, max(1.2 * max(levels.values(), default=0), 1.1 * max(gains)))
+        right.set_ylim(0, max(1.2 * max(levels.values(), default=0), 1.1 * max(gains + judged[1])))
         right.grid(visible=False)
-        axis.plot([], [], color=BLUE, label="gain (right axis)")
+        for values, color, name in ((gains, BLUE, "gain"), (judged[1], GREEN, "candidates")):
+            if values:
+                axis.plot([], [], color=color, label=name)
         for rule, level in levels.items():
             right.axhline(level, color=BLUE, linewidth=0.7, linestyle=(0, (2, 2)))
             right.text(0.01, level, f"auto: {rule}", transform=right.get_yaxis_transform(), **_THRESHOLD)
     shares = [(line["step"], line["selection/control_share"]) for line in metrics if "selection/control_share" in line]
     for number, (start, end) in enumerate(_runs([step for step, share in shares if share < 1])):
         axis.axvspan(start - 0.5, end + 0.5, color=GREEN, alpha=0.1, lw=0, label="" if number else "prompts chosen")
-    _finish(axis, "Choice of prompts", columns=3)
+    _finish(axis, "Choice of prompts")
 
 
 def _runs(steps: Sequence[int]) -> list[tuple[int, int]]:

@@ -221,7 +221,9 @@ def finish(run: Run, parts: Parts, recorder: Recorder, **names: Any) -> dict[str
     """The last evaluation, and the summary, which is written and returned; `names` go into it."""
     measured = run.final or evaluate(run, parts, recorder, "after", final=True)
     recorder.count_time()
-    summary = summarise(run.state, measured, **names) | selection_summary(read_metrics(run.folder.path))
+    summary = summarise(run.state, measured, **names) | selection_summary(
+        read_metrics(run.folder.path), parts.algorithm.selection
+    )
     run.folder.write_summary(summary)
     return summary
 

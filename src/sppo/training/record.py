@@ -289,27 +289,33 @@ def summarise(state: TrainingState, measured: Evaluation, **names: Any) -> dict[
     }
 
 
-def selection_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def selection_summary(lines: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
     """What the summary says of the choice of prompts, from the lines of metrics.jsonl; empty where there was none.
 
-    `selection` holds steps, and steps_chosen of them that asked for chosen prompts; of the last ten steps the mean
-    reward, that of prompts nobody chose (control_reward), and dead_share; the last gain, and auto_from, the gains from
-    which selection auto chooses, and chooses hardest.
+    `selection` holds the rule, steps, and steps_chosen of them that asked for chosen prompts; of the last ten of those
+    (of all, where there are none) the mean reward of chosen prompts and of those nobody chose (control_reward), the
+    candidates judged for each prompt, and dead_share; the last gain, and for rule auto auto_from, the gains from which
+    it chooses, and chooses hardest.
     """
     steps = [line for line in lines if "selection/control_share" in line]
     if not steps:
         return {}
     chosen = [line for line in steps if line["selection/control_share"] < 1]
-    found: dict[str, Any] = {"steps": len(steps), "steps_chosen": len(chosen)}
-    found["auto_from"] = {"chooses": CHOOSE_FROM, "hardest": HARDEST_FROM}
-    means = {
-        "reward": "selection/chosen_reward",
-        "control_reward": "selection/control_reward",
-        "dead_share": "selection/dead_share",
-    }
-    for name, key in means.items():
-        values = [line[key] for line in steps[-10:] if key in line]
-        if values:
-            found[name] = sum(values) / len(values)
+    found: dict[str, Any] = {"rule": rule, "steps": len(steps), "steps_chosen": len(chosen)}
+    if rule == "auto":
+        found["auto_from"] = {"chooses": CHOOSE_FROM, "hardest": HARDEST_FROM}
+    recent = (chosen or steps)[-10:]
+    # Each step's rewards count by the prompts that they are of.
+    shares = [line["selection/control_share"] for line in recent]
+    of_chosen, alike = [1 - share for share in shares], [1.0] * len(recent)
+    for name, key, weights in (
+        ("reward", "selection/chosen_reward", of_chosen),
+        ("control_reward", "selection/control_reward", shares),
+        ("candidates", "selection/candidates", alike),
+        ("dead_share", "selection/dead_share", alike),
+    ):
+        known = [(line[key], weight) for line, weight in zip(recent, weights, strict=True) if key in line]
+        if known:
+            found[name] = sum(value * weight for value, weight in known) / sum(weight for _, weight in known)
     gains = [line["selection/gain"] for line in steps if "selection/gain" in line]
     return {"selection": {**found, "gain": gains[-1]} if gains else found}

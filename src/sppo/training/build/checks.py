@@ -10,6 +10,7 @@ from sppo.config import Config
 from sppo.config.settle import check as check_options
 from sppo.config.settle import require_divisor
 from sppo.critics.build import check_critic
+from sppo.data.selection import control_of
 from sppo.errors import ConfigError
 from sppo.rollouts.engines import engine_options
 from sppo.runs.sinks import require_sinks
@@ -81,10 +82,12 @@ def notes_on(config: Config, algorithm: Algorithm, pool: int) -> list[str]:
     """
     notes, prompts = [], config.prompts_per_step
     if algorithm.selection != "uniform":
+        asked = prompts - round(config.sampling.adaptive_share * prompts)
+        share = config.selection.uniform_share
         why = {
-            f"a step asks {prompts} prompts, and there are {pool}": pool <= prompts,
-            "a step asks a single prompt": prompts == 1,
-            "selection.uniform_share leaves none to choose": round(config.selection.uniform_share * prompts) >= prompts,
+            f"a step asks {asked} prompts, and there are {pool}": pool <= asked,
+            "a step asks a single prompt, which is its control group": asked == 1,
+            f"selection.uniform_share {share:g} leaves none of {asked}": control_of(asked, share) == asked,
         }
         found = next((text for text, holds in why.items() if holds), None)
         if found is not None:

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config
 from sppo.critics.build import Owner, build_critic
-from sppo.critics.checks import known_rates
+from sppo.critics.checks import require_prompts
 from sppo.critics.critic import Critic
 from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream
-from sppo.errors import ConfigError, ModelError
+from sppo.errors import ModelError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
@@ -85,9 +85,7 @@ def build(
     _require_context(config, context_length(architecture), "the model")
     reward_function = reward_function_of(config, given)
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
-    if config.critic.known_rates is not None and checkpoint is None:
-        known_rates(prompts.training, config.critic.known_rates)  # looked at before models are loaded
-    _require_prompts(config.critic.prefit.samples, len(prompts.training))
+    require_prompts(config.critic, prompts.training, resumed=checkpoint is not None)
     tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
@@ -136,15 +134,6 @@ def load_prompts(config: Config, given: Given, tokenizer: Tokenizer, *, has_rewa
 def reward_function_of(config: Config, given: Given) -> RewardFunction | None:
     """The user's reward function, handed over or named in data.reward; None where verifiers judge."""
     return given.reward_function or (load_function(config.data.reward) if config.data.reward else None)
-
-
-def _require_prompts(samples: int, pool: int) -> None:
-    """Refuses a pre-fit that would ask prompts twice."""
-    if samples > pool:
-        raise ConfigError(
-            f"critic.prefit.samples is {samples}, but there are only {pool} prompts to train on, each asked once. Set "
-            "it to at most that."
-        )
 
 
 def _longest_sequence(config: Config) -> int:
