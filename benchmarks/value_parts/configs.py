@@ -15,10 +15,10 @@ from value_parts import plan
 from value_parts.designs import Cell, Method
 
 
-def warm_start_config(recipe: str, seed: int, results: Path) -> Config:
-    """The fine-tuning that makes the model of a seed: the recipe's own, whatever the cell's mixture is."""
-    folder = results / "warm_start" / recipe / f"seed_{seed}"
-    own = plan.WARM_STARTS.get(recipe, {})
+def warm_start_config(name: str, seed: int, results: Path) -> Config:
+    """The fine-tuning that makes the model of a seed, whatever the cell's mixture is."""
+    folder = results / "warm_start" / name / f"seed_{seed}"
+    recipe, own = plan.WARM_STARTS[name]
     return load_recipe(recipe, {"seed": seed, "output": str(folder), "threads": 1, "device": "cpu", **own})
 
 
@@ -46,7 +46,8 @@ def run_config(
         )
     prompts = cell.batch // per_prompt
     rows = prompts * method.samples
-    start = Path(warm_start_config(cell.recipe, seed, results).output)
+    recipe, _ = plan.WARM_STARTS[cell.warm_start]
+    start = Path(warm_start_config(cell.warm_start, seed, results).output)
     options = {
         **cell.options,
         **method.options,
@@ -68,7 +69,7 @@ def run_config(
         "logging.rollouts_every": 0,
         **settings,
     }
-    config = load_recipe(cell.recipe, options)
+    config = load_recipe(recipe, options)
     if rows % config.critic.minibatch_size:
         # A critic that the recipe cuts finer or coarser than this step can be.
         config = load_recipe(config, {"critic.minibatch_size": _largest_divisor(rows, config.critic.minibatch_size)})

@@ -37,9 +37,10 @@ class Cell:
     name: str
     title: str
     """For tables and pictures."""
-    recipe: str = "skills"
+    warm_start: str = "skills"
+    """A key of plan.WARM_STARTS: the recipe, and the models that runs start from."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Over the recipe: {"data.options.hopeless": 0.5}. Cells of a recipe share their warm starts."""
+    """Over the recipe: {"data.options.hopeless": 0.5}."""
     batch: int = 128
     """Responses a step, of all methods."""
     cap: int = 0

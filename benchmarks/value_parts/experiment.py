@@ -48,14 +48,14 @@ def job_of(
 
 
 def warm_starts(jobs: Sequence[Job], results: Path) -> list[Job]:
-    """The warm starts of these runs, one a task and seed.
+    """The warm starts of these runs, one a name and seed.
 
     Raises:
         RunFolderError: one is there that was made otherwise.
     """
     needed = {}
     for job in jobs:
-        # RESULTS/warm_start/RECIPE/seed_N/checkpoints/step_0/policy
+        # RESULTS/warm_start/NAME/seed_N/checkpoints/step_0/policy
         start = Path(str(job.config.model.path)).parents[2]
         needed[start] = warm_start_config(start.parent.name, job.config.seed, results)
     for folder, config in needed.items():

@@ -87,9 +87,14 @@ BEST_OPPONENTS = (*BEST_GROUPS, "grpo_4_auto")
 """For the star's arms: the best in the primary cell, two group methods without our choice and one with it."""
 
 
-WARM_STARTS: dict[str, dict[str, Any]] = {"skills": {"data.options": {"p_leave_out": 0.7}}}
-"""What the fine-tuning of a recipe is given beside its own options: here a model that blanks more of its states, and so
-solves less, than the recipe's."""
+WARM_STARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "demo": ("demo", {}),
+    "skills": ("skills", {"data.options": {"p_leave_out": 0.7}}),
+    "skills_short": ("skills", {"data.options": {"p_leave_out": 0.7, "hopeless_length": 8}}),
+}
+"""The models that runs start from: a recipe, and what its fine-tuning is given beside its own options. On skills they
+blank more of their states, and so solve less, than the recipe's; how long responses to hopeless prompts are, they learn
+there."""
 FAMILIES = ["largest", "count", "copy", "reverse", "sort"]
 """Of task skills: without sum and product, which take several times as long to learn as the others, whoever teaches."""
 
@@ -110,7 +115,7 @@ _CELLS = (
     # Dead share.
     Cell("flat", "no dead prompts", options=_pool(**_FLAT)),
     Cell("dead_50", "50% dead", options=_pool(**_DEAD_50)),
-    Cell("dead_80_short", "80% dead, hopeless prompts short", options=_pool(**_DEAD_80, hopeless_length=8)),
+    Cell("dead_80_short", "80% dead, hopeless prompts short", "skills_short", options=_pool(**_DEAD_80)),
     Cell("wrong_golds", "half of the golds wrong", options=_pool(**_FLAT, wrong_golds=0.5)),
     # Pool.
     Cell("pool_500", "pool of 500", options=_pool(500, **_DEAD_80)),
@@ -120,7 +125,7 @@ _CELLS = (
     Cell("batch_64", "64 a step", options=_pool(**_DEAD_80), batch=64),
     Cell("batch_512", "512 a step", options=_pool(**_DEAD_80), batch=512),
     # The first demo's task; too short to get anywhere.
-    Cell("chains", "chains of arithmetic", recipe="demo", batch=128, cap=2048),
+    Cell("chains", "chains of arithmetic", "demo", batch=128, cap=2048),
 )
 CELLS = {cell.name: cell for cell in _CELLS}
 POOLS = ("primary", "flat", "dead_50", "dead_80_short", "wrong_golds", "pool_500", "pool_20000")
