@@ -90,8 +90,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
 
 def _asked(config: Config) -> str:
     """A step's prompts and the responses to each."""
-    prompts = config.prompts_per_step
-    more = round(config.sampling.adaptive_share * prompts)
+    prompts, more = config.prompts_per_step, config.second_responses_per_step
     if more:
         return f"{prompts - more:,} prompts and {more:,} second and third responses"
     return f"{prompts:,} prompts x {config.sampling.samples_per_prompt}"
@@ -104,7 +103,7 @@ def _choice(config: Config, algorithm: Algorithm) -> str:
     fitted = f"; the critic is that of {before.path}" if before.path else fitted
     if algorithm.selection == "uniform":
         return f"as they come{fitted}"
-    asked = config.prompts_per_step - round(config.sampling.adaptive_share * config.prompts_per_step)
+    asked = config.prompts_per_step - config.second_responses_per_step
     control = control_of(asked, config.selection.uniform_share)
     return f"chosen ({algorithm.selection}), but for {control:,} of {asked:,} a step{fitted}"
 

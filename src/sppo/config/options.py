@@ -354,6 +354,11 @@ class Config(Section):
         return self.prompts_per_step * self.sampling.samples_per_prompt
 
     @property
+    def second_responses_per_step(self) -> int:
+        """Responses of a step that are second and third ones, so that it asks so many prompts fewer."""
+        return round(self.sampling.adaptive_share * self.prompts_per_step)
+
+    @property
     def evaluation_temperature(self) -> float:
         """Temperature of evaluations."""
         own = self.evaluation.temperature

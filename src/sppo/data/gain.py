@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -93,16 +93,9 @@ class Gain:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums."""
-        return {
-            "above": self.above,
-            "above_squared": self.above_squared,
-            "below": self.below,
-            "below_squared": self.below_squared,
-            "steps": self.steps,
-            "share": self.share,
-        }
+        return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        for name in self.state_dict():
-            setattr(self, name, float(state[name]))
+        for sums in fields(self):
+            setattr(self, sums.name, float(state[sums.name]))

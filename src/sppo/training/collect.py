@@ -99,8 +99,8 @@ class Collector:
     """P."""
     samples: int
     """G."""
-    adaptive_share: float
-    """Of the responses, those that are second and third ones."""
+    second_responses: int
+    """Of a step, second and third ones."""
     rules: LengthRules
     process_weight: float
     seed: int
@@ -209,7 +209,7 @@ class Collector:
 
     def _choose(self, step: int) -> tuple[Chosen, list[int]]:
         """The prompts to ask, and how often each."""
-        extra = round(self.adaptive_share * self.prompts)
+        extra = self.second_responses
         chosen = self.selection.take(step, self.prompts - extra, self.critic.beliefs)
         if not extra:
             return chosen, [self.samples] * len(chosen.prompts)

@@ -80,9 +80,8 @@ def notes_on(config: Config, algorithm: Algorithm, pool: int) -> list[str]:
         algorithm: as the run uses it.
         pool: number of prompts to train on.
     """
-    notes, prompts = [], config.prompts_per_step
+    notes, asked = [], config.prompts_per_step - config.second_responses_per_step
     if algorithm.selection != "uniform":
-        asked = prompts - round(config.sampling.adaptive_share * prompts)
         share = config.selection.uniform_share
         why = {
             f"a step asks {asked} prompts, and there are {pool}": pool <= asked,
@@ -93,8 +92,8 @@ def notes_on(config: Config, algorithm: Algorithm, pool: int) -> list[str]:
         if found is not None:
             notes.append(f"selection.name {algorithm.selection} has nothing to choose: {found}.")
     share = config.sampling.adaptive_share
-    if share and not round(share * prompts):
-        notes.append(f"sampling.adaptive_share {share:g} of {prompts} responses a step is none.")
+    if share and not config.second_responses_per_step:
+        notes.append(f"sampling.adaptive_share {share:g} of {config.prompts_per_step} responses a step is none.")
     for key, section in (("optimizer", config.optimizer), ("critic", config.critic)):
         warmup = section.learning_rate_warmup
         if warmup >= config.steps and not (key == "critic" and algorithm.critic is None):

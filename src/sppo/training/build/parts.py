@@ -228,7 +228,7 @@ def _collector(
         sampling=sampling_parameters(config.sampling, tokenizer, learner.model),
         prompts=config.prompts_per_step,
         samples=config.sampling.samples_per_prompt,
-        adaptive_share=config.sampling.adaptive_share,
+        second_responses=config.second_responses_per_step,
         rules=LengthRules(options.truncated, config.sampling.max_response_tokens, options.overlong_penalty_tokens),
         process_weight=config.verification.process.weight if config.verification.process.used else 0.0,
         seed=config.seed,
