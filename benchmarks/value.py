@@ -13,10 +13,10 @@ A star, not a grid: one primary cell with all methods, from which each axis is v
 value_parts/plan.py. Runs go to --workers processes with one thread each; those that are done are not repeated. All
 methods of a seed start from the same model, made once.
 
-Costs, in processor seconds of a shared AMD EPYC with more programs than cores: a run 1 s, of which loading .4 and pass@8
-.5, and 2.5 (groups) to 3.8 ms (sppo) a response, evaluations included, and a third less on free cores; a warm start 75.
-At most, where no run gets to 90% before its cap: primary (128 runs) 1.8 CPU hours, second (88) 1.2, star (162) 1.9;
-`plan` says it. `critic` takes some 2 minutes a run, `noise` 15 s a cell and method.
+Costs, in processor seconds of a shared AMD EPYC with more programs than cores: a run 1 s, of which loading .4 and
+pass@8 .5, and 2.5 (groups) to 3.8 ms (sppo) a response, evaluations included, and a third less on free cores; a warm
+start 75. At most, where no run gets to 90% before its cap: primary (128 runs) 1.8 CPU hours, second (88) 1.2, star
+(162) 1.9; `plan` says it. `critic` takes some 2 minutes a run, `noise` 15 s a cell and method.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ strata together by their known shares, instead of by how many of each the contro
 largest part of the noise, and bounds the gain by 1 / s.
 
 The gain isn't that in learning. A perfect belief has about 1.5 where solve rates are spread evenly, and there choosing
-brings nothing; 2.9 where half of the prompts are dead; 5.8 where four fifths are. A belief that knows less has less.
+brings little; 2.9 where half of the prompts are dead; 5.8 where four fifths are. A belief that knows less has less.
 """
 
 from __future__ import annotations
