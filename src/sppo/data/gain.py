@@ -83,13 +83,15 @@ class Gain:
 
     def hardness(self) -> float:
         """How hard to choose: 0 for not at all, 1 for as hard as may be."""
-        if math.isnan(self.ratio):
+        ratio = self.ratio
+        if math.isnan(ratio):
             return 0.0
-        return min(max((self.ratio - CHOOSE_FROM) / (HARDEST_FROM - CHOOSE_FROM), 0.0), 1.0)
+        return min(max((ratio - CHOOSE_FROM) / (HARDEST_FROM - CHOOSE_FROM), 0.0), 1.0)
 
     def metrics(self) -> dict[str, float]:
         """The gain, where it is known."""
-        return {} if math.isnan(self.ratio) else {"selection/gain": self.ratio}
+        ratio = self.ratio
+        return {} if math.isnan(ratio) else {"selection/gain": ratio}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums."""

@@ -40,8 +40,9 @@ _LEGEND: dict[str, Any] = {"borderpad": 0.2, "handlelength": 1.2, "handletextpad
 _COUNT: dict[str, Any] = {"fontsize": 8, "color": "#6b7079"}
 _THRESHOLD: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7.5, "color": BLUE}
 _RECENT = 10
-_MEAN = f" (mean of {_RECENT} steps)"
 """Steps that noisy metrics are averaged over."""
+_MEAN = f" (mean of {_RECENT} steps)"
+"""Said in the title of a panel that shows such means."""
 Metrics = Sequence[Mapping[str, Any]]
 
 
