@@ -18,6 +18,7 @@ from sppo.evaluation.benchmarks import parse_benchmarks
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
 from sppo.report import write_curves
+from sppo.runs import ranks
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.given import Given
 from sppo.verifiers.functions import RewardFunction, load_function
@@ -30,6 +31,7 @@ Benchmarks = str | Sequence[str] | Mapping[str, str | None]
 """Names of benchmarks, as `sppo.evaluation.benchmarks.parse_benchmarks` takes them."""
 
 
+@ranks.joined()
 def train(
     recipe: str | Path | Config | None = None,
     *,
@@ -94,7 +96,8 @@ def train(
         summary = run_training(config, given, resume=resume, progress=progress)
     finally:
         progress.close()
-    write_curves(Path(summary["output"]))
+    if ranks.is_main():
+        write_curves(Path(summary["output"]))
     return summary
 
 
@@ -126,6 +129,7 @@ def evaluate(
 ) -> EvaluationResult: ...
 
 
+@ranks.joined()
 def evaluate(
     path: str | PathLike[str],
     *,
@@ -230,6 +234,7 @@ def _on_benchmarks(
         progress.close()
 
 
+@ranks.joined()
 def compare_models(
     a: str | PathLike[str],
     b: str | PathLike[str],

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.batch import microbatches
 from sppo.config import CriticConfig
 from sppo.errors import ModelError
 from sppo.models.checks import described, probe_rows, refusing, trunk_outputs
@@ -37,8 +36,11 @@ from sppo.models.loading import (
     read_tokenizer,
 )
 from sppo.models.packing import TokenRow, lay_out, pad_right
+from sppo.models.sharding import inside, save_pretrained, whole
 from sppo.rollouts.encode import encode_many
+from sppo.runs import ranks
 from sppo.types import Prompt, TokenIds
+from sppo.update.deal import DUMMY_PROMPT, dealt
 
 Model = TypeVar("Model", bound="ValueModel")
 
@@ -85,10 +87,10 @@ class ScalarHead(nn.Module):
             self.head.bias.fill_(bias)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the head, into a folder that may be there already."""
+        """Writes the head, into a folder that may be there already; every rank has to call it."""
         folder.mkdir(exist_ok=True)
         save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
+            {name: whole(tensor).contiguous().cpu() for name, tensor in self.head.state_dict().items()},
             folder / self.file,
             metadata={
                 "value": "probability" if self.probability else "output",
@@ -146,7 +148,8 @@ class ValueModel(ScalarHead):
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
-        self.trunk.save_pretrained(folder)
+        folder.mkdir(exist_ok=True)
+        save_pretrained(self.trunk, folder)
         self.tokenizer.save_pretrained(folder)
         super().save_pretrained(folder)
 
@@ -193,14 +196,13 @@ class PromptCritic(ValueModel):
 
     def logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
-        with arithmetic(self.device):
-            states = self.last_states(token_rows)
+        return inside(self, self._logits, token_rows)
+
+    def _logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
+        with arithmetic(self):
+            states = last_states(self.trunk, token_rows)
         logits: Tensor = self.head(states.float())
         return logits
-
-    def last_states(self, token_rows: Sequence[TokenIds]) -> Tensor:
-        """Returns [U, H], the trunk's state at the last token of each prompt."""
-        return last_states(self.trunk, token_rows)
 
     def values(self, prompts: Sequence[Prompt]) -> Tensor:
         """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
@@ -210,9 +212,12 @@ class PromptCritic(ValueModel):
     def row_values(self, encoded: Sequence[TokenIds]) -> Tensor:
         """`values` of prompts that are token ids already."""
         token_rows, inverse = distinct(encoded)
-        logits = torch.empty(len(token_rows), 1)
-        for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
-            logits[part] = self.logits([token_rows[row] for row in part]).cpu()
+        logits = torch.zeros(len(token_rows), 1)
+        for part in dealt([len(row) for row in token_rows], self.tokens_per_microbatch):
+            said = self.logits([token_rows[row] for row in part] or [DUMMY_PROMPT]).cpu()
+            if part:
+                logits[part] = said
+        ranks.sum_over_ranks(logits)
         return (logits.sigmoid() if self.probability else logits)[inverse]
 
 
@@ -258,8 +263,11 @@ class TokenCritic(ValueModel):
             rows: r prompts and responses.
             width: T.
         """
+        return inside(self, self._response_values, rows, width)
+
+    def _response_values(self, rows: Sequence[TokenRow], width: int) -> Tensor:
         arranged = lay_out(rows, "sorted", self.device)
-        with arithmetic(self.device):
+        with arithmetic(self):
             hidden = self.trunk(**arranged.inputs).last_hidden_state.flatten(0, 1)
         outputs = self.head(hidden[arranged.sources].float()).squeeze(1)
         spread = torch.zeros(len(rows), width, device=self.device)
@@ -274,7 +282,7 @@ def state_width(trunk: PreTrainedModel) -> int:
     """
     kind = "it is an encoder-decoder, and " if trunk.config.is_encoder_decoder else ""
     why = f"{described(trunk)} can't be a critic, as {kind}its forward fails on a row of tokens alone"
-    with refusing(why, OTHER_TRUNK), torch.no_grad(), arithmetic(trunk.device):
+    with refusing(why, OTHER_TRUNK), torch.no_grad(), arithmetic(trunk):
         states = trunk_outputs(trunk)(input_ids=probe_rows(trunk, 1)[:, :4])
     return states.shape[-1]
 

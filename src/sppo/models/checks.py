@@ -146,7 +146,7 @@ def _reads(model: PreTrainedModel, outputs: Outputs, tokens: int) -> bool:
     token = 3 if model.config.get_text_config().pad_token_id == 2 else 2
     ids = torch.full((1, tokens), token % embedded_tokens(model), device=model.device)
     try:
-        with torch.no_grad(), _undisturbed(), BoundedIndices(), arithmetic(model.device):
+        with torch.no_grad(), _undisturbed(), BoundedIndices(), arithmetic(model):
             outputs(input_ids=ids)
     except torch.OutOfMemoryError:
         raise
@@ -204,9 +204,8 @@ def agree(found: Tensor, expected: Tensor, model: nn.Module, most: float = 0.01)
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
     """float32 arithmetic where attention can do that, and global generators that are afterwards as before."""
-    device = next(model.parameters()).device
     # The GPU's convolutions would round float32 to 10 bits otherwise.
-    precision = arithmetic(device) if _uses_flash(model) else nullcontext()
+    precision = arithmetic(model) if _uses_flash(model) else nullcontext()
     with _undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), precision:
         yield
 

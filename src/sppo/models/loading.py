@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import ModelConfig
 from sppo.errors import ModelError
+from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
 
 LOAD_FAILURES = (
@@ -67,16 +68,18 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast on a GPU, plain float32 on a CPU."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=compute_dtype(device))
+def arithmetic(module: nn.Module) -> AbstractContextManager[Any]:
+    """How to run a module: with bfloat16 autocast if its weights are float32 on a GPU, unless sharding has decided."""
+    weight = next(module.parameters())
+    if weight.device.type == "cuda" and weight.dtype == torch.float32 and not is_sharded(module):
+        return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Precision of the arithmetic there."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What models compute in: `precision` is "auto" (bf16 on a GPU, fp32 on a CPU), "bf16" or "fp32"."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:

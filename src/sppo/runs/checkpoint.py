@@ -23,19 +23,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sppo import __version__
 from sppo.errors import RunFolderError, TrainingError
+from sppo.runs import ranks
 from sppo.runs.files import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 class Saved(Protocol):
-    """What a checkpoint asks of a critic."""
+    """What a checkpoint asks of policy and critic."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes itself into a folder of its own."""
+        """Writes itself into a folder of its own; every rank calls it, and what the main one writes is kept."""
 
 
 @dataclass
@@ -76,13 +75,22 @@ def save_checkpoint(
     checkpoints: Path,
     state: TrainingState,
     *,
-    policy: PreTrainedModel,
+    policy: Saved,
     tokenizer: Tokenizer,
     critic: Saved | None,
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    optimizers: Mapping[str, Mapping[str, Any]],
     keep: int,
 ) -> Path:
-    """Writes step_N, points `last` and `best`, and removes what is no longer to be kept.
+    """Writes step_N, points `last` and `best`, and removes what is no longer to be kept. Every rank has to call it.
+
+    Args:
+        checkpoints: folder of all of them.
+        state: of the run.
+        policy: what is trained.
+        tokenizer: the policy's.
+        critic: None where there is none.
+        optimizers: the state dict of each, by name, with whole tensors on the main rank.
+        keep: newest checkpoints kept.
 
     Raises:
         TrainingError: the disk is full or not writable; the half-written folder is removed.
@@ -91,25 +99,26 @@ def save_checkpoint(
     from safetensors import SafetensorError
 
     final = checkpoints / f"step_{state.step}"
-    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     try:
         with whole_folder(final) as temporary:
             policy.save_pretrained(temporary / "policy")
             tokenizer.save_pretrained(temporary / "policy")
             if critic is not None:
                 critic.save_pretrained(temporary / "critic")
-            torch.save(states, temporary / "optimizers.pt")
-            torch.save(random_state(), temporary / "random.pt")
-            write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
-        _point(checkpoints / "last", final)
-        if state.best_step == state.step:
-            _point(checkpoints / "best", final)
+            if ranks.is_main():
+                torch.save(dict(optimizers), temporary / "optimizers.pt")
+                torch.save(random_state(), temporary / "random.pt")
+                write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
+        if ranks.is_main():
+            _point(checkpoints / "last", final)
+            if state.best_step == state.step:
+                _point(checkpoints / "best", final)
+            _prune(checkpoints, keep, state.best_step)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
             f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
             "free some disk space and go on with --resume."
         ) from error
-    _prune(checkpoints, keep, state.best_step)
     return final
 
 
@@ -160,11 +169,9 @@ def load_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**saved)
 
 
-def load_optimizers(checkpoint: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Restores the optimisers in place."""
-    saved = _load(checkpoint / "optimizers.pt")
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(saved[name])
+def read_optimizers(checkpoint: Path) -> dict[str, Any]:
+    """Returns the state dict of each optimiser, by name."""
+    return _load(checkpoint / "optimizers.pt")
 
 
 def random_state() -> dict[str, Any]:

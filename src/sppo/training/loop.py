@@ -22,7 +22,9 @@ from sppo.critics.critic import Critic
 from sppo.errors import TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
+from sppo.models.sharding import optimizer_state
 from sppo.rollouts.engines.engine import Engine
+from sppo.runs import ranks
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
 from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import StopRequest
@@ -209,7 +211,7 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
     recorder.write(step)
     recorder.progress.phase("training", run.schedule.steps)
     recorder.progress.update(step, recorder.newest)
-    stopping = stop.requested and not last
+    stopping = ranks.any_rank(stop.requested) and not last
     if run.schedule.saves(step) or stopping:
         save(run, parts, recorder)
     if stopping:
@@ -260,10 +262,10 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
         save_checkpoint(
             run.folder.checkpoints,
             run.state,
-            policy=parts.policy.model,
+            policy=parts.policy,
             tokenizer=parts.tokenizer,
             critic=parts.critic,
-            optimizers=parts.optimizers,
+            optimizers={name: optimizer_state(optimizer) for name, optimizer in parts.optimizers.items()},
             keep=run.schedule.keep,
         )
 

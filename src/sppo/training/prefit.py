@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from sppo.batch import Credit, Estimates, Outcomes
 from sppo.errors import RunFolderError, TrainingError
-from sppo.runs.checkpoint import load_optimizers, load_state
+from sppo.models.sharding import load_optimizer_states, whole
+from sppo.runs.checkpoint import load_state, read_optimizers
 from sppo.runs.files import read_json
 from sppo.training.loop import Parts, Run
 from sppo.training.record import Recorder, response_records
@@ -99,7 +100,7 @@ def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
         RunFolderError: it was made from another policy.
     """
     _require_same_policy(parts.policy.model, checkpoint / "policy")
-    load_optimizers(checkpoint, parts.critic.optimizers)
+    load_optimizer_states(parts.critic.optimizers, read_optimizers(checkpoint))
     saved, selection = load_state(checkpoint).stream, parts.collector.selection
     # Another seed walks in another order, and begins its own walk.
     if saved["fingerprint"] == selection.stream.state_dict()["fingerprint"]:
@@ -112,7 +113,7 @@ def _require_same_policy(policy: PreTrainedModel, folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as saved:
             for name in saved.keys():  # noqa: SIM118 - it is no dict
-                own, first = weights.get(name, torch.empty(0))[:1].cpu(), saved.get_slice(name)[:1]
+                own, first = whole(weights.get(name, torch.empty(0)))[:1].cpu(), saved.get_slice(name)[:1]
                 if not torch.equal(own, first.to(own.dtype)):
                     raise RunFolderError(
                         f"The critic of critic.prefit.path was fitted to another policy: {name} is not that of "

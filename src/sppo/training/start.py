@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sppo.errors import RunFolderError
+from sppo.runs import ranks
 from sppo.runs.files import whole_folder
 from sppo.training.loop import Parts, Run, evaluate, note_best, save
 from sppo.training.prefit import prefit, spent
@@ -79,9 +80,9 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
 def _reference(run: Run, parts: Parts, load: Callable[[Path, torch.device], PreTrainedModel]) -> PreTrainedModel:
     """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming."""
     folder = require_reference(run.folder.path, run.state.step)
-    if not folder.is_dir():
+    if not ranks.of_main(folder.is_dir()):
         with whole_folder(folder) as temporary:
-            parts.policy.model.save_pretrained(temporary)
+            parts.policy.save_pretrained(temporary)
     return load(folder, parts.policy.model.device)
 
 

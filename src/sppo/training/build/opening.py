@@ -11,16 +11,18 @@ from sppo.config import Config, to_dict
 from sppo.config.compatibility import prefit_differences, written_config
 from sppo.data.stream import fingerprint
 from sppo.errors import RunFolderError
+from sppo.models.sharding import load_optimizer_states
+from sppo.runs import ranks
 from sppo.runs.checkpoint import (
     TrainingState,
     count_checkpoints,
     find_checkpoint,
-    load_optimizers,
     load_state,
+    read_optimizers,
     restore_random_state,
 )
 from sppo.runs.folder import RunFolder
-from sppo.runs.progress import Progress
+from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.sinks import Sinks
 from sppo.training.build.checks import algorithm_of, check, notes_on
 from sppo.training.build.parts import build
@@ -50,6 +52,8 @@ def open_run(
         SppoError: whatever is missing or doesn't fit together, before anything is written.
     """
     config = check(config, given)
+    if not ranks.is_main():
+        progress = NoProgress()
     if resume:
         require_again(Path(config.output), given)
     options, algorithm = to_dict(config), algorithm_of(config)
@@ -81,7 +85,8 @@ def open_run(
             folder.require_space(parts.checkpoint_bytes * missing)
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
-            recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
+            sinks = config.logging.sinks if ranks.is_main() else []
+            recorder.sinks = Sinks.open(folder.path, sinks, config.logging.project, options, after)
             notes = [*parts.notes]
             if not fine_tuning:
                 notes += notes_on(config, algorithm, len(parts.collector.selection.stream))
@@ -134,7 +139,7 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
     Raises:
         RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
     """
-    load_optimizers(checkpoint, parts.optimizers)
+    load_optimizer_states(parts.optimizers, read_optimizers(checkpoint))
     parts.collector.selection.load_state_dict(state.stream)
     if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
         raise RunFolderError(

@@ -22,6 +22,7 @@ from sppo.errors import ModelError
 from sppo.evaluation.held_out import HeldOut
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
+    compute_dtype,
     context_length,
     load_model_config,
     load_policy,
@@ -29,6 +30,7 @@ from sppo.models.loading import (
     require_end_token,
     trainable_parameters,
 )
+from sppo.models.logprobs import shard_policy
 from sppo.models.packing import TokenRow
 from sppo.models.process_rewards import ProcessRewards, load_process_rewards
 from sppo.models.scoring import verifier_tools
@@ -42,6 +44,7 @@ from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
 from sppo.training.given import Given, load_given_policy, load_given_tokenizer
 from sppo.training.loop import Parts, WarmStart
+from sppo.training.offload import EngineWithRoom
 from sppo.training.prefit import prefit_checkpoint
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.update.learner import PolicyLearner
@@ -93,18 +96,28 @@ def build(
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
     policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None)
     _require_promised(config, policy)
-    learner = _learner(config, algorithm, policy, guard)
-    critic = _critic(
-        config, None if fine_tuning else algorithm.critic, learner, algorithm, tokenizer, prompts, checkpoint
+    kind = None if fine_tuning else algorithm.critic
+    critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard)
+    engine = build_engine(
+        policy,
+        config.engine,
+        max_tokens=_longest_sequence(config),
+        memory_share=BESIDE_TRAINING,
+        precision=config.model.precision,
     )
-    engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
+    # After all that tries the model, or copies it; and before its optimiser, as its parameters are others then.
+    shard_policy(policy, compute_dtype(config.model.precision, device))
+    learner = _learner(config, algorithm, policy, guard)
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
+    optimizers = {"policy": learner.adam, **critic.optimizers}
+    if config.optimizer.offload:
+        engine = EngineWithRoom(engine, optimizers)
     return Parts(
         algorithm=algorithm,
         tokenizer=tokenizer,
         policy=learner,
         critic=critic,
-        optimizers={"policy": learner.adam, **critic.optimizers},
+        optimizers=optimizers,
         curves={name: Curve.of(config.critic, config.steps) for name in critic.optimizers}
         | {"policy": Curve.of(config.optimizer, config.steps)},
         engine=engine,
@@ -176,14 +189,15 @@ def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guar
 def _critic(
     config: Config,
     kind: str | None,
-    learner: PolicyLearner,
+    policy: PreTrainedModel,
     algorithm: Algorithm,
     tokenizer: Tokenizer,
     prompts: Prompts,
     checkpoint: Path | None,
+    guard: StepGuard,
 ) -> Critic:
     owner = Owner(
-        learner.model,
+        policy,
         tokenizer,
         algorithm,
         config.optimizer,
@@ -192,11 +206,12 @@ def _critic(
         (*prompts.training, *prompts.held_out),
         config.model.trust_remote_code,
         prompts.training,
+        compute_dtype(config.model.precision, policy.device),
     )
     made = config.critic.prefit.path
     begun = checkpoint or (None if made is None else prefit_checkpoint(Path(made)))
     saved = None if begun is None else begun / "critic"
-    return build_critic(kind, config.critic, owner, saved=saved, rows=learner.rows, guard=learner.guard)
+    return build_critic(kind, config.critic, owner, saved=saved, rows=config.sequences_per_step, guard=guard)
 
 
 def _process_rewards(config: Config, tokenizer: Tokenizer, device: torch.device) -> ProcessRewards | None:
@@ -262,6 +277,8 @@ def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, t
     options = replace(config.model, gradient_checkpointing=False)
 
     def load(folder: Path, device: torch.device) -> PreTrainedModel:
-        return load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
+        policy = load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
+        shard_policy(policy, compute_dtype(config.model.precision, device))
+        return policy
 
     return load
