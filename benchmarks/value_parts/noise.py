@@ -6,7 +6,7 @@ mean squared norms at two batch sizes, b < B, as E|g_B|^2 = |G|^2 + tr(S) / B:
     |G|^2 = (B |g_B|^2 - b |g_b|^2) / (B - b),    tr(S) = (|g_b|^2 - |g_B|^2) / (1/b - 1/B)
 
 The norms are those of ordinary steps with a learning rate of next to nothing. Prompts of one batch are drawn without
-replacement from an epoch, which at these sizes changes little.
+replacement from an epoch, which lowers |G|^2 by up to tr(S) over (prompts of the pool x samples of each).
 """
 
 from __future__ import annotations
