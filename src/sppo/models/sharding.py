@@ -117,31 +117,10 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state dict with whole tensors, as a process by itself has it; every rank has to call it.
-
-    Only the main rank's has the tensors, and one at a time is gathered.
-    """
-    plain = optimizer.state_dict()
-
-    def gathered(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        full = whole(value)
-        if ranks.world_size() == 1:
-            return full
-        return full.cpu() if ranks.is_main() else None
-
-    state = {
-        number: {name: gathered(value) for name, value in entry.items()} for number, entry in plain["state"].items()
-    }
-    return {**plain, "state": state}
-
-
 def load_optimizer_states(
     optimizers: Mapping[str, torch.optim.Optimizer], saved: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Puts optimisers back to what `optimizer_state` gave of each, on any number of ranks; each rank keeps its part."""
+    """Puts optimisers back to state dicts with whole tensors; each rank keeps its part."""
     for name, optimizer in optimizers.items():
         _load_optimizer_state(optimizer, saved[name])
 

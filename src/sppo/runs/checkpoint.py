@@ -2,9 +2,10 @@
 
     checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer
     checkpoints/step_N/critic/         HF folder: AutoModel.from_pretrained (trunk), PromptCritic.from_pretrained (all)
-    checkpoints/step_N/optimizers.pt   AdamW states
+    checkpoints/step_N/optimizers/     AdamW states: tensors by torch.distributed.checkpoint, the rest as JSON
     checkpoints/step_N/random.pt       generators of torch, CUDA, numpy and Python
     checkpoints/step_N/state.json      step, data cursor, counters
+    checkpoints/step_N/checksums.json  size and CRC-32 of each of these files
     checkpoints/last, best             links to two of them
 
 A checkpoint is written under a hidden name, synced, and renamed; so every step_N that exists is whole.
@@ -16,7 +17,8 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +30,10 @@ from sppo.runs.files import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+_CHECKSUMS = "checksums.json"
+_READ_BYTES = 1 << 22
 
 
 class Saved(Protocol):
@@ -78,7 +84,7 @@ def save_checkpoint(
     policy: Saved,
     tokenizer: Tokenizer,
     critic: Saved | None,
-    optimizers: Mapping[str, Mapping[str, Any]],
+    save_optimizers: Callable[[Path], None],
     keep: int,
 ) -> Path:
     """Writes step_N, points `last` and `best`, and removes what is no longer to be kept. Every rank has to call it.
@@ -89,7 +95,7 @@ def save_checkpoint(
         policy: what is trained.
         tokenizer: the policy's.
         critic: None where there is none.
-        optimizers: the state dict of each, by name, with whole tensors on the main rank.
+        save_optimizers: writes the optimisers' states into a folder that all ranks write to.
         keep: newest checkpoints kept.
 
     Raises:
@@ -105,10 +111,13 @@ def save_checkpoint(
             tokenizer.save_pretrained(temporary / "policy")
             if critic is not None:
                 critic.save_pretrained(temporary / "critic")
+            shared = Path(ranks.of_main(str(temporary)))
+            (shared / "optimizers").mkdir(exist_ok=True)
+            save_optimizers(shared / "optimizers")
             if ranks.is_main():
-                torch.save(dict(optimizers), temporary / "optimizers.pt")
                 torch.save(random_state(), temporary / "random.pt")
                 write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
+            _write_checksums(shared)
         if ranks.is_main():
             _point(checkpoints / "last", final)
             if state.best_step == state.step:
@@ -169,9 +178,30 @@ def load_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**saved)
 
 
-def read_optimizers(checkpoint: Path) -> dict[str, Any]:
-    """Returns the state dict of each optimiser, by name."""
-    return _load(checkpoint / "optimizers.pt")
+def require_whole(checkpoint: Path) -> None:
+    """Reads a checkpoint's files, each rank its share of them, and holds them against their checksums.
+
+    Raises:
+        RunFolderError: a file is missing or damaged; names it, and the newest checkpoint before.
+    """
+    said = read_json(checkpoint / _CHECKSUMS)
+    if said is None:  # up to version 0.3.0 there were none
+        return
+    for name in ranks.share(sorted(said)):
+        file = checkpoint / name
+        if file.is_file() and _checksum(file) == said[name]:
+            continue
+        before = [step for step in _steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
+        mend = (
+            f"Move {checkpoint} away, and --resume goes on from step_{before[-1]}." if before else "It is the only one."
+        )
+        raise RunFolderError(f"{file} is {'damaged' if file.is_file() else 'missing'}. {mend}")
+
+
+def read_old_optimizers(checkpoint: Path) -> dict[str, Any] | None:
+    """Returns the state dict of each optimiser, as versions up to 0.3.0 wrote them; None of a newer checkpoint."""
+    old = checkpoint / "optimizers.pt"
+    return _load(old) if old.is_file() else None
 
 
 def random_state() -> dict[str, Any]:
@@ -215,6 +245,23 @@ def _load(path: Path) -> dict[str, Any]:
         first = str(error).splitlines()[0]
         raise RunFolderError(f"{path} holds something else than tensors and numbers, or is damaged: {first}") from error
     return loaded
+
+
+def _write_checksums(folder: Path) -> None:
+    """Writes size and CRC-32 of each file, of which each rank reads its share once all are written."""
+    ranks.wait()
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    sums = ranks.gather([_checksum(folder / name) for name in ranks.share(names)])
+    write_json(folder / _CHECKSUMS, dict(zip(names, sums, strict=True)))
+
+
+def _checksum(file: Path) -> dict[str, int]:
+    size = found = 0
+    with open(file, "rb") as handle:
+        while part := handle.read(_READ_BYTES):
+            size += len(part)
+            found = zlib.crc32(part, found)
+    return {"bytes": size, "crc32": found}
 
 
 def _steps(checkpoints: Path) -> list[int]:

@@ -22,7 +22,6 @@ from sppo.critics.critic import Critic
 from sppo.errors import TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.packing import TokenRow
-from sppo.models.sharding import optimizer_state
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs import ranks
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
@@ -32,6 +31,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, selection_summary, summarise
 from sppo.update.learner import PolicyLearner
+from sppo.update.moments import save_moments
 from sppo.update.schedule import Curve, follow
 from sppo.verifiers.grading import Grader
 
@@ -265,7 +265,7 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             critic=parts.critic,
-            optimizers={name: optimizer_state(optimizer) for name, optimizer in parts.optimizers.items()},
+            save_optimizers=lambda folder: save_moments(parts.optimizers, folder),
             keep=run.schedule.keep,
         )
 

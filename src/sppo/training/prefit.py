@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from sppo.batch import Credit, Estimates, Outcomes
 from sppo.errors import RunFolderError, TrainingError
-from sppo.models.sharding import load_optimizer_states, whole
-from sppo.runs.checkpoint import load_state, read_optimizers
+from sppo.models.sharding import whole
+from sppo.runs.checkpoint import load_state
 from sppo.runs.files import read_json
 from sppo.training.loop import Parts, Run
 from sppo.training.record import Recorder, response_records
+from sppo.update.moments import load_optimizers
 
 
 def prefit(run: Run, parts: Parts, recorder: Recorder) -> None:
@@ -100,7 +101,7 @@ def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
         RunFolderError: it was made from another policy.
     """
     _require_same_policy(parts.policy.model, checkpoint / "policy")
-    load_optimizer_states(parts.critic.optimizers, read_optimizers(checkpoint))
+    load_optimizers(parts.critic.optimizers, checkpoint)
     saved, selection = load_state(checkpoint).stream, parts.collector.selection
     # Another seed walks in another order, and begins its own walk.
     if saved["fingerprint"] == selection.stream.state_dict()["fingerprint"]:

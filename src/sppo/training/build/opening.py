@@ -11,14 +11,13 @@ from sppo.config import Config, to_dict
 from sppo.config.compatibility import prefit_differences, written_config
 from sppo.data.stream import fingerprint
 from sppo.errors import RunFolderError
-from sppo.models.sharding import load_optimizer_states
 from sppo.runs import ranks
 from sppo.runs.checkpoint import (
     TrainingState,
     count_checkpoints,
     find_checkpoint,
     load_state,
-    read_optimizers,
+    require_whole,
     restore_random_state,
 )
 from sppo.runs.folder import RunFolder
@@ -32,6 +31,7 @@ from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
 from sppo.training.record import Recorder
 from sppo.training.start import require_reference
 from sppo.update.estimate import sampler_notes
+from sppo.update.moments import load_optimizers
 from sppo.update.steps import StepGuard
 
 
@@ -59,6 +59,8 @@ def open_run(
     options, algorithm = to_dict(config), algorithm_of(config)
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
         checkpoint = find_checkpoint(folder.path) if resume else None
+        if checkpoint is not None:
+            require_whole(checkpoint)
         state = TrainingState() if checkpoint is None else load_state(checkpoint)
         if checkpoint is None and config.critic.prefit.path is not None:
             state.prefit = _made_for(Path(config.critic.prefit.path), config)
@@ -139,7 +141,7 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
     Raises:
         RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
     """
-    load_optimizer_states(parts.optimizers, read_optimizers(checkpoint))
+    load_optimizers(parts.optimizers, checkpoint)
     parts.collector.selection.load_state_dict(state.stream)
     if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
         raise RunFolderError(
