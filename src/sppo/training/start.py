@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from sppo.errors import RunFolderError
+from sppo.models.adapter_files import BASE_FOLDER, save_base, saved_form
+from sppo.models.adapters import based_on, training_base
+from sppo.models.checks import adds_nothing
 from sppo.runs.files import whole_folder
 from sppo.training.loop import Parts, Run, evaluate, note_best, save
 from sppo.training.prefit import prefit, spent
@@ -34,6 +38,7 @@ def _start(run: Run, parts: Parts, recorder: Recorder) -> None:
     if run.fine_tuning:
         run.state.before = story("before", evaluate(run, parts, recorder, "before", final=True))
     _warm_start(run, parts, recorder)
+    _keep_base(run, parts)
     if parts.load_reference is not None and not run.fine_tuning:
         parts.policy.reference = _reference(run, parts, parts.load_reference)
     when = "after fine-tuning" if run.fine_tuning else "before"
@@ -57,7 +62,8 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
         return evaluate(run, parts, recorder, "fine-tuning", final=False, quiet=True).accuracy
 
     for number, (phase, rows) in enumerate(zip(warm.phases, warm.demonstrations, strict=True), start=1):
-        with recorder.timing("warm_start"):
+        trained = training_base(parts.policy.model) if warm.trains_base else nullcontext()
+        with recorder.timing("warm_start"), trained:
             recorder.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
             result = fine_tune_phase(
                 parts.policy.model,
@@ -76,12 +82,27 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
         )
 
 
+def _keep_base(run: Run, parts: Parts) -> None:
+    """Writes the weights that adapters stand on, once, where no other folder has them."""
+    home = run.folder.path / BASE_FOLDER
+    if based_on(parts.policy.model) == str(home.absolute()):
+        with whole_folder(home) as temporary:
+            save_base(parts.policy.model, temporary)
+
+
 def _reference(run: Run, parts: Parts, load: Callable[[Path, torch.device], PreTrainedModel]) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming."""
+    """Returns the policy that training started from: a frozen copy, made at step 0 and read again on resuming.
+
+    Where the policy has an adapter that began at zero, it is the policy itself, see `reference_of`: no second copy.
+    """
+    if run.checkpoint is None:
+        run.state.reference_is_base = adds_nothing(parts.policy.model)
+    if run.state.reference_is_base:
+        return parts.policy.model
     folder = require_reference(run.folder.path, run.state.step)
-    if not folder.is_dir():
+    if run.checkpoint is None or not folder.is_dir():
         with whole_folder(folder) as temporary:
-            parts.policy.model.save_pretrained(temporary)
+            saved_form(parts.policy.model).save_pretrained(temporary)
     return load(folder, parts.policy.model.device)
 
 

@@ -34,7 +34,8 @@ class PolicyLearner:
     """B when no sample is left out; fixes the number of mini-batches."""
     guard: StepGuard
     reference: PreTrainedModel | None = None
-    """The policy that training started from, frozen, where the algorithm asks for it."""
+    """The policy that training started from, frozen, where the algorithm asks for it; `model` itself where that is the
+    model without its adapter, as `sppo.models.adapters.reference_of` gives it."""
 
     @property
     def version(self) -> int:

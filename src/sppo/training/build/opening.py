@@ -59,7 +59,7 @@ def open_run(
         if checkpoint is None and config.critic.prefit.path is not None:
             state.prefit = _made_for(Path(config.critic.prefit.path), config)
             state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
-        if algorithm.needs_reference and not fine_tuning:
+        if algorithm.needs_reference and not fine_tuning and not state.reference_is_base:
             require_reference(folder.path, state.step)
         guard = StepGuard(
             max_norm=config.optimizer.max_grad_norm,
