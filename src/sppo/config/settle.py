@@ -56,8 +56,8 @@ def _check_adapters(config: Config) -> None:
             )
     if critic.lora.rank and critic.source == "probe":
         raise ConfigError(
-            "critic.lora.rank is set, but critic.source is probe, which has no weights of its own but its head. Set one "
-            "of them to its default."
+            "critic.lora.rank is set, but critic.source is probe, which has no weights of its own but its head. Set "
+            "one of them to its default."
         )
     if critic.lora.rank and critic.path is None and (critic.config is not None or new):
         where = "critic.config" if critic.config is not None else "model.config, whose backbone it copies"

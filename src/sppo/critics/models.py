@@ -361,8 +361,8 @@ def _adapt(trunk: PreTrainedModel, options: CriticConfig, policy: PreTrainedMode
     base = options.path or policy_base
     if not base or (Path(base).name == BASE_FOLDER and not has_adapter(policy)):
         raise ModelError(
-            f"critic.lora.rank is {options.lora.rank}, but the critic would stand on a copy of a policy that was handed "
-            "over, whose starting weights no folder has. Name the critic's trunk with critic.path, or give the model by "
-            "its path."
+            f"critic.lora.rank is {options.lora.rank}, but the critic would stand on a copy of a policy that was "
+            "handed over, whose starting weights no folder has. Name the critic's trunk with critic.path, or give the "
+            "model by its path."
         )
     adapt(trunk, options.lora, str(Path(base).absolute()) if Path(base).is_dir() else base, "critic")

@@ -1,9 +1,9 @@
 """Adapters on the disk: written so that peft reads them, read so that a stranger's runs no code.
 
-A folder of an adapter has adapter_config.json and adapter_model.safetensors. The weights that it stands on are elsewhere,
-where the config says: a folder or a hub name. Of a model that a run made new, or that a program handed over, no other
-folder has them, so the run keeps them once, in adapter_base/; there they are looked for first, wherever the run has been
-moved to.
+A folder of an adapter has adapter_config.json and adapter_model.safetensors. The weights that it stands on are
+elsewhere, where the config says: a folder or a hub name. Of a model that a run made new, or that a program handed over,
+no other folder has them, so the run keeps them once, in adapter_base/; there they are looked for first, wherever the
+run has been moved to.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _found(folder: Path, named: str | None) -> str:
 
 def note_on(path: str | Path | None) -> str | None:
     """What a person should know of where weights come from that an adapter's folder names; None for a plain model."""
-    return f"The model is the adapter in {path} on the weights of {find_base(path)}." if is_adapter(path) else None
+    if path is None or not is_adapter(path):
+        return None
+    return f"The model is the adapter in {path} on the weights of {find_base(path)}."
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path, base: str) -> None:
@@ -109,7 +111,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, base: str) -> None:
         inject(model, config)
         found = peft.set_peft_model_state_dict(model, weights, adapter_name(model))
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"The adapter in {folder} doesn't fit {base}: {str(error).splitlines()[-1].strip()}") from error
+        why = str(error).splitlines()[-1].strip()
+        raise ModelError(f"The adapter in {folder} doesn't fit {base}: {why}") from error
     lacking = [name for name in found.missing_keys if adapter_name(model) in name.split(".")]
     strange = [*found.unexpected_keys, *lacking]
     if strange:
@@ -132,11 +135,11 @@ class AdapterFiles:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.weights(state_dict), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config = copy.copy(adapter_config(self.model))
+        config: Any = copy.copy(adapter_config(self.model))
         # Begun some other way (PiSSA, say), it would change the base anew when it is read.
         config.inference_mode, config.init_lora_weights = True, True
         if isinstance(config.target_modules, set):
-            config.target_modules = sorted(config.target_modules)  # type: ignore[assignment]
+            config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))
 
     def weights(self, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -34,15 +34,15 @@ def has_adapter(model: nn.Module) -> bool:
     return bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def adapter_name(model: nn.Module) -> str:
+def adapter_name(model: Any) -> str:
     """The name of the model's one adapter."""
-    (name,) = model.peft_config  # type: ignore[union-attr]
+    (name,) = model.peft_config
     return str(name)
 
 
-def adapter_config(model: nn.Module) -> peft.LoraConfig:
+def adapter_config(model: Any) -> peft.LoraConfig:
     """What peft knows of the model's adapter; its base_model_name_or_path says where the weights lie that rest."""
-    config: peft.LoraConfig = model.peft_config[adapter_name(model)]  # type: ignore[index,union-attr]
+    config: peft.LoraConfig = model.peft_config[adapter_name(model)]
     return config
 
 
@@ -57,8 +57,9 @@ def unwrapped(model: Any) -> PreTrainedModel:
     Raises:
         ModelError: an adapter that checkpoints could not hold, or that isn't in the model's layers.
     """
-    if not hasattr(model, "get_base_model"):
-        return model  # type: ignore[no-any-return]
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner is model:
+        return inner
     configs = dict(model.peft_config)
     if len(configs) > 1:
         raise ModelError(
@@ -75,11 +76,11 @@ def unwrapped(model: Any) -> PreTrainedModel:
     found = next((said for said, holds in strange.items() if holds), None)
     if found is not None:
         raise ModelError(f"The model handed over has an adapter that {found}; only plain LoRA adapters can be trained.")
-    inner: PreTrainedModel = model.get_base_model()
-    inner._hf_peft_config_loaded = True
-    inner.peft_config = configs  # type: ignore[assignment]
+    _mark(inner, configs)
     if any(getattr(layer, "merged", False) for layer in _layers(inner).values()):
-        raise ModelError("The adapter of the model handed over is merged into its weights. Call unmerge_adapter() first.")
+        raise ModelError(
+            "The adapter of the model handed over is merged into its weights. Call model.unmerge_adapter() first."
+        )
     outside = [key for key, weight in inner.named_parameters() if weight.requires_grad and name not in key.split(".")]
     if outside:
         raise ModelError(
@@ -138,13 +139,23 @@ def inject(model: PreTrainedModel, config: peft.PeftConfig, *, empty: bool = Fal
     model.train(training)
 
 
+def _mark(model: Any, configs: dict[str, Any]) -> None:
+    """Lets transformers' functions, and ours, know of an adapter."""
+    model._hf_peft_config_loaded, model.peft_config = True, configs
+
+
+def _unmark(model: Any) -> None:
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+
+
 def _require_same(model: PreTrainedModel, options: LoraConfig, key: str) -> None:
     there = adapter_config(model)
     if options.rank and (options.rank, options.alpha) != (there.r, there.lora_alpha):
         raise ModelError(
-            f"{key}.lora asks for an adapter of rank {options.rank} and alpha {options.alpha}, but the model has one of "
-            f"rank {there.r} and alpha {there.lora_alpha} already. Leave {key}.lora out to go on training it, or merge "
-            "it first with `sppo merge` for a new one."
+            f"{key}.lora asks for an adapter of rank {options.rank} and alpha {options.alpha}, but the model has one "
+            f"of rank {there.r} and alpha {there.lora_alpha} already. Leave {key}.lora out to go on training it, or "
+            "merge it first with `sppo merge` for a new one."
         )
 
 
@@ -153,10 +164,11 @@ def _require_layers(model: PreTrainedModel, options: LoraConfig, key: str) -> No
     names = [name for name, module in model.named_modules() if name]
     for target in options.targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+            layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+            linear = sorted({name.rpartition(".")[2] for name in layers})
             raise ModelError(
-                f"{key}.lora.targets names {target!r}, but {type(model).__name__} has no layer of that name. Its linear "
-                f"layers: {', '.join(sorted(linear))}."
+                f"{key}.lora.targets names {target!r}, but {type(model).__name__} has no layer of that name. Its "
+                f"linear layers: {', '.join(linear)}."
             )
 
 
@@ -234,8 +246,7 @@ def plain_view(model: PreTrainedModel) -> PreTrainedModel:
     view = copy.deepcopy(model, shared)
     for name, module in _layers(view).items():
         view.set_submodule(name, _original(module))
-    view._hf_peft_config_loaded = False
-    del view.peft_config
+    _unmark(view)
     return view
 
 
@@ -247,8 +258,8 @@ def backbone_copy(model: PreTrainedModel) -> PreTrainedModel:
     """
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            "The critic would be a copy of the policy's backbone, which is quantized. Name its trunk with --critic.path "
-            "or --critic.config, or set --critic.source probe."
+            "The critic would be a copy of the policy's backbone, which is quantized. Name its trunk with "
+            "--critic.path or --critic.config, or set --critic.source probe."
         )
     backbone: PreTrainedModel = copy.deepcopy(plain_view(model).base_model).float()  # type: ignore[assignment]
     return backbone.requires_grad_(True)
@@ -256,11 +267,10 @@ def backbone_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Adds the adapter to the weights, in place, and returns the model as transformers makes it, without adapter."""
-    for name, module in _layers(model).items():
-        model.set_submodule(name, _as_computed(module))
-    model._hf_peft_config_loaded = False
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    if has_adapter(model):
+        for name, module in _layers(model).items():
+            model.set_submodule(name, _as_computed(module))
+        _unmark(model)
     return model
 
 

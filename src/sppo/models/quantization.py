@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from sppo.config.lora import LoraConfig
 from sppo.errors import ModelError
@@ -25,8 +27,8 @@ def require_quantization(options: LoraConfig, key: str, device: torch.device) ->
     if options.quantize == "none":
         return
     lacks = {
-        "that needs an NVIDIA GPU, and the device is " + device.type: device.type != "cuda",
-        "that needs bitsandbytes, which is not installed here (pip install bitsandbytes)": not find_spec("bitsandbytes"),
+        f"that needs an NVIDIA GPU, and the device is {device.type}": device.type != "cuda",
+        "bitsandbytes is not installed here (pip install bitsandbytes)": find_spec("bitsandbytes") is None,
     }
     found = next((said for said, holds in lacks.items() if holds), None)
     if found is not None:
@@ -52,3 +54,13 @@ def quantized_loading(options: LoraConfig, key: str, device: torch.device) -> di
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
     return {"quantization_config": quantized, "device_map": {"": device}}
+
+
+def quantizable_parameters(model: PreTrainedModel) -> int:
+    """Weights that 4 bits would hold: of all linear layers but the output head, adapters aside."""
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    )

@@ -82,11 +82,14 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
         )
 
 
+def keeps_base(folder: Path, policy: PreTrainedModel) -> bool:
+    """Whether a run keeps the weights that adapters stand on, once, as no other folder has them."""
+    return based_on(policy) == str(folder.absolute() / BASE_FOLDER)
+
+
 def _keep_base(run: Run, parts: Parts) -> None:
-    """Writes the weights that adapters stand on, once, where no other folder has them."""
-    home = run.folder.path / BASE_FOLDER
-    if based_on(parts.policy.model) == str(home.absolute()):
-        with whole_folder(home) as temporary:
+    if keeps_base(run.folder.path, parts.policy.model):
+        with whole_folder(run.folder.path / BASE_FOLDER) as temporary:
             save_base(parts.policy.model, temporary)
 
 

@@ -11,6 +11,8 @@ from sppo.config import Config, to_dict
 from sppo.config.compatibility import prefit_differences, written_config
 from sppo.data.stream import fingerprint
 from sppo.errors import RunFolderError
+from sppo.models.adapter_files import saved_bytes
+from sppo.models.adapters import plain_view
 from sppo.runs.checkpoint import (
     TrainingState,
     count_checkpoints,
@@ -28,7 +30,7 @@ from sppo.training.given import Given, require_again
 from sppo.training.loop import Parts, Run, Schedule
 from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
 from sppo.training.record import Recorder
-from sppo.training.start import require_reference
+from sppo.training.start import keeps_base, require_reference
 from sppo.update.estimate import sampler_notes
 from sppo.update.steps import StepGuard
 
@@ -78,7 +80,7 @@ def open_run(
         try:
             # The ones to keep, the best, and one that is being written.
             missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
-            folder.require_space(parts.checkpoint_bytes * missing)
+            folder.require_space(parts.checkpoint_bytes * missing + (0 if checkpoint else _base_bytes(folder, parts)))
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
             recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
@@ -112,6 +114,12 @@ def _made_for(folder: Path, config: Config) -> dict[str, Any]:
             "Give the same ones, or fit another with `sppo prefit`."
         )
     return made
+
+
+def _base_bytes(folder: RunFolder, parts: Parts) -> int:
+    """Size of what the run keeps once beside its checkpoints."""
+    policy = parts.policy.model
+    return saved_bytes(plain_view(policy)) if keeps_base(folder.path, policy) else 0
 
 
 def _schedule(config: Config, parts: Parts) -> Schedule:
