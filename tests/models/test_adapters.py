@@ -85,7 +85,9 @@ def test_targets_and_alpha_are_what_they_say():
 
 
 def test_a_layer_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(ModelError, match=r"names 'query', but Qwen2ForCausalLM has no .*: down_proj, gate_proj, k_proj"):
+    with pytest.raises(
+        ModelError, match=r"names 'query', but Qwen2ForCausalLM has no .*: down_proj, gate_proj, k_proj"
+    ):
         adapted(targets=["q_proj", "query"])
 
 
@@ -314,7 +316,9 @@ def test_four_bits_are_refused_where_they_cannot_be_had(monkeypatch):
     options = LoraConfig(rank=4, quantize="4bit")
     require_quantization(LoraConfig(rank=4), "model.lora", torch.device("cpu"))
     assert quantized_loading(LoraConfig(rank=4), "model.lora", torch.device("cpu")) == {}
-    with pytest.raises(ModelError, match=r"model\.lora\.quantize is 4bit, but that needs an NVIDIA GPU, .* is cpu\. Or"):
+    with pytest.raises(
+        ModelError, match=r"model\.lora\.quantize is 4bit, but that needs an NVIDIA GPU, .* is cpu\. Or"
+    ):
         require_quantization(options, "model.lora", torch.device("cpu"))
     monkeypatch.setattr("sppo.models.quantization.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"bitsandbytes is not installed here \(pip install bitsandbytes\)"):

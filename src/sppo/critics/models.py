@@ -30,6 +30,7 @@ from sppo.models.adapters import adapt, backbone_copy, has_adapter
 from sppo.models.checks import described, probe_rows, refusing, trunk_outputs
 from sppo.models.loading import (
     LOAD_FAILURES,
+    align,
     arithmetic,
     build_config,
     cannot_load,
@@ -192,7 +193,9 @@ class ValueModel(ScalarHead):
             gradient_checkpointing=gradient_checkpointing,
         )
         critic.load_head(path)
-        return critic.to(device)
+        critic.to(device)
+        align(critic)
+        return critic
 
 
 class PromptCritic(ValueModel):
@@ -349,7 +352,9 @@ def make_value_model(
         gradient_checkpointing=options.gradient_checkpointing,
     )
     model.probability = options.loss == "bce"
-    return model.to(policy.device)
+    model.to(policy.device)
+    align(model)
+    return model
 
 
 def _adapt(trunk: PreTrainedModel, options: CriticConfig, policy: PreTrainedModel, policy_base: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sppo.errors import ModelError
-from sppo.models.adapters import adapter_config, adapter_name, has_adapter, inject, plain_view
+from sppo.models.adapters import adapter_config, adapter_name, has_adapter, inject, plain_view, task_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 BASE_FOLDER = "adapter_base"
@@ -56,6 +56,8 @@ def read_config(folder: str | Path) -> Any:
             f"{folder} holds both a model and an adapter ({CONFIG_FILE}), so that it is not clear which is meant. Move "
             "one of them to a folder of its own."
         )
+    # It would import whichever module the file names.
+    config.megatron_config = None
     return config
 
 
@@ -138,6 +140,7 @@ class AdapterFiles:
         config: Any = copy.copy(adapter_config(self.model))
         # Begun some other way (PiSSA, say), it would change the base anew when it is read.
         config.inference_mode, config.init_lora_weights = True, True
+        config.task_type = config.task_type or task_of(self.model)
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
         config.save_pretrained(str(folder))

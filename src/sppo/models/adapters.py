@@ -115,9 +115,14 @@ def adapt(model: PreTrainedModel, options: LoraConfig, base: str, key: str) -> N
         lora_alpha=options.alpha,
         target_modules=options.targets or "all-linear",
         base_model_name_or_path=base,
-        task_type="FEATURE_EXTRACTION" if model.get_output_embeddings() is None else "CAUSAL_LM",
+        task_type=task_of(model),
     )
     inject(model, config)
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """What peft calls the task of a model with a head, or of a trunk."""
+    return "FEATURE_EXTRACTION" if model.get_output_embeddings() is None else "CAUSAL_LM"
 
 
 def inject(model: PreTrainedModel, config: peft.PeftConfig, *, empty: bool = False) -> None:

@@ -37,6 +37,10 @@ LOAD_FAILURES = (
 """What transformers raises for names, files and settings that it can't use."""
 
 
+_ALIGNMENT = 64
+"""Bytes of which torch's own addresses on a CPU are multiples."""
+
+
 def pick_device(name: str) -> torch.device:
     """Turns "auto", "cpu" or "cuda" into a device.
 
@@ -241,10 +245,22 @@ def prepare_policy(
     disable_dropout(model)
     if not getattr(model, "is_quantized", False):  # which was loaded to where it stays
         model.to(device=device, dtype=torch.float32)  # type: ignore[call-arg]
+    align(model)
     model.eval()
     if gradient_checkpointing:
         enable_gradient_checkpointing(model, "model.gradient_checkpointing")
     return model
+
+
+def align(model: nn.Module) -> None:
+    """Moves weights that a file was mapped to on a CPU to where torch itself would have put them.
+
+    There they lie at whichever address the file's header leads to, and a CPU's matrix products round otherwise at
+    another one, so that a run that goes on would differ in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_cpu and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, key: str) -> None:
