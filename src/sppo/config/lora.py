@@ -13,8 +13,8 @@ class LoraConfig(Section):
     """A low-rank adapter (LoRA, arXiv 2106.09685): weights rest, and two small matrices beside each layer learn."""
 
     rank: Count = 0
-    """Rank of the adapter's matrices; 0: no adapter, all weights are trained. An adapter wants about ten times the
-    learning rate that all weights want."""
+    """Rank of the adapter's matrices; 0: no adapter, all weights are trained. An adapter of a large model wants up to
+    ten times the learning rate that all weights want."""
     alpha: AtLeastOne = 32
     """The adapter's part of a layer's output is multiplied by alpha / rank. Published: 32 at any rank (LoRA Without
     Regret)."""

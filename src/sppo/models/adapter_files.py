@@ -36,7 +36,7 @@ def is_adapter(path: str | Path | None) -> bool:
 
 
 def read_config(folder: str | Path) -> Any:
-    """What a folder says of its adapter, as peft reads it.
+    """What a folder says of its adapter, as peft reads it, for an adapter that is trained.
 
     Raises:
         ModelError: an adapter of another type than LoRA, or a folder that holds a model too.
@@ -58,6 +58,7 @@ def read_config(folder: str | Path) -> Any:
         )
     # It would import whichever module the file names.
     config.megatron_config = None
+    config.inference_mode = False
     return config
 
 
@@ -108,10 +109,10 @@ def load_adapter(model: PreTrainedModel, folder: str | Path, base: str) -> None:
             f"{folder} has no {WEIGHTS_FILE}, and adapters are read from that alone, as other files could run code."
         )
     weights = {name.removeprefix(_WRAPPED): tensor for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-    config.inference_mode, config.base_model_name_or_path = False, base
+    config.base_model_name_or_path = base
     try:
         inject(model, config)
-        found = peft.set_peft_model_state_dict(model, weights, adapter_name(model))
+        found: Any = peft.set_peft_model_state_dict(model, weights, adapter_name(model))
     except (ValueError, RuntimeError, KeyError) as error:
         why = str(error).splitlines()[-1].strip()
         raise ModelError(f"The adapter in {folder} doesn't fit {base}: {why}") from error

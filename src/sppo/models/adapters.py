@@ -125,13 +125,12 @@ def task_of(model: PreTrainedModel) -> str:
     return "FEATURE_EXTRACTION" if model.get_output_embeddings() is None else "CAUSAL_LM"
 
 
-def inject(model: PreTrainedModel, config: peft.PeftConfig, *, empty: bool = False) -> None:
+def inject(model: PreTrainedModel, config: peft.PeftConfig) -> None:
     """Puts an adapter's layers into the model, in place, and freezes everything else.
 
     Args:
         model: without an adapter.
         config: of the adapter.
-        empty: without making its weights, for a model on the meta device.
 
     Raises:
         ValueError: no layer that the config names.
@@ -139,9 +138,13 @@ def inject(model: PreTrainedModel, config: peft.PeftConfig, *, empty: bool = Fal
     import peft
 
     training = model.training
-    peft.inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=empty)
+    peft.inject_adapter_in_model(config, model, NAME)
     model._hf_peft_config_loaded = True
     model.train(training)
+    # Beside weights of 4 bits peft makes them in bfloat16, in which an optimiser's small steps are lost.
+    for name, weight in model.named_parameters():
+        if NAME in name.split("."):
+            weight.data = weight.data.float()
 
 
 def _mark(model: Any, configs: dict[str, Any]) -> None:
@@ -285,7 +288,15 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     The adapter is added to the weights where it is switched on, one layer at a time; the model stays as it is. An
     engine that holds weights of its own loads these.
+
+    Raises:
+        ModelError: they are held in 4 bits, which such an engine could not tell from others.
     """
+    if getattr(model, "is_quantized", False):
+        raise ModelError(
+            "The policy's weights are held in 4 bits, and this engine needs them whole: set model.lora.quantize to "
+            "none, or engine.name to hf."
+        )
     layers = _layers(model)
     inside = tuple(f"{name}." for name in layers)
     for name, tensor in model.state_dict().items():

@@ -46,7 +46,7 @@ def quantized_loading(options: LoraConfig, key: str, device: torch.device) -> di
     require_quantization(options, key, device)
     from transformers import BitsAndBytesConfig
 
-    # As published: 4-bit normal floats, whose scales are quantized too; arithmetic as everywhere on this device.
+    # As published: 4-bit normal floats, whose scales are quantized too.
     quantized = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
