@@ -364,7 +364,9 @@ def _adapt(trunk: PreTrainedModel, options: CriticConfig, policy: PreTrainedMode
         ModelError: no folder would have the weights that it stands on.
     """
     base = options.path or policy_base
-    if not base or (Path(base).name == BASE_FOLDER and not has_adapter(policy)):
+    # A run keeps a base for the policy's adapter alone.
+    kept_nowhere = Path(base).name == BASE_FOLDER and not Path(base).is_dir() and not has_adapter(policy)
+    if not base or kept_nowhere:
         raise ModelError(
             f"critic.lora.rank is {options.lora.rank}, but the critic would stand on a copy of a policy that was "
             "handed over, whose starting weights no folder has. Name the critic's trunk with critic.path, or give the "
