@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import sppo
 from sppo.cli import main
 from sppo.commands.calibrate import calibrate
 from sppo.commands.evaluate import evaluate_run
 from sppo.commands.train import fine_tune, prefit, train
+from sppo.config.compatibility import read_config
 from sppo.config.evaluation import evaluation_config
+from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, ModelError, RunFolderError
 from sppo.models.adapters import has_adapter
@@ -241,16 +242,20 @@ def test_a_critic_fitted_beforehand_knows_the_adapter_and_its_base(tmp_path, pre
 
 
 OF_ROWS = {
-    "rows": [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(5)], "reward": likes_threes,
-    "held_out_rows": [{"prompt": "7-3="}], "prompts_per_step": 8, "optimizer__minibatch_size": 8,
-    "critic__minibatch_size": 8, "sampling__max_response_tokens": 6, "data__max_prompt_tokens": 8, "threads": 1,
-    "device": "cpu", "checkpoint__every": 1, "optimizer__learning_rate": 1e-2,
+    "prompts_per_step": 8, "optimizer.minibatch_size": 8, "critic.minibatch_size": 8, "threads": 1, "device": "cpu",
+    "sampling.max_response_tokens": 6, "data.max_prompt_tokens": 8, "checkpoint.every": 1,
+    "optimizer.learning_rate": 1e-2, "evaluation.final_samples_per_prompt": 1,
 }  # fmt: skip
+ROWS = [{"prompt": f"{a}+{b}="} for a in range(5) for b in range(5)]
 
 
-def on_rows(folder: Path, model=None, **options):
-    tokenizer = {"tokenizer": character_tokenizer(ALPHABET)} if model is not None else {}
-    return sppo.train(model=model, output=str(folder), **tokenizer, **{**OF_ROWS, **options})
+def on_rows(folder: Path, model=None, *, resume: bool = False, **options):
+    """A run of a model that is handed over; of the one that its checkpoint holds where none is."""
+    path = "handed over" if model is not None else read_config(folder)["model"]["path"]
+    dotted = {name.replace("__", "."): value for name, value in options.items()}
+    config = load_recipe(None, {**OF_ROWS, "output": str(folder), "model.path": path, **dotted})
+    tokenizer = None if model is None else character_tokenizer(ALPHABET)
+    return train(config, Given(model, tokenizer, ROWS, [{"prompt": "7-3="}], likes_threes), resume=resume)
 
 
 def wrapped(name="mine", **options):
