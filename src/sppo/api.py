@@ -48,7 +48,8 @@ def train(
 
     Args:
         recipe: built-in recipe, YAML file or Config to start from; default: the defaults of every option.
-        model: folder, hub name, or a loaded causal LM, which is trained in place.
+        model: folder, hub name, or a loaded causal LM or PeftModel, which is trained in place; what is frozen in it
+            stays so.
         tokenizer: folder, hub name, or a loaded tokenizer; default: the model's own.
         rows: dicts with a prompt (text or chat messages) and, unless a reward function is given, an answer.
         held_out_rows: rows to measure accuracy on; default: some of `rows`, which are then not trained on.

@@ -50,6 +50,9 @@ COMMANDS = {
     "calibrate": Command(
         "sppo.cli.calibrate", "Hold a run's critic against solve rates.", "sppo calibrate runs/demo", True
     ),
+    "merge": Command(
+        "sppo.cli.merge", "Make one model of an adapter and its base.", "sppo merge runs/mine --output my_model"
+    ),
     "plot": Command("sppo.cli.plot", "Draw pictures of a run.", "sppo plot tail runs/demo_ppo"),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }

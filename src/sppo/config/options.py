@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sppo.config.lora import LoraConfig
 from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share
 from sppo.config.verification import VerificationConfig
 
@@ -36,6 +37,7 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Allow the model's own Python code, and the critic's, from the hub or their folders to run."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CriticConfig(Section):
     """Solve rate (with loss mse: reward) that the critic starts from; default: the first batch's mean reward."""
     gradient_checkpointing: bool = False
     """Recompute the critic's activations in the backward pass: less memory, more time."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     prefit: PrefitConfig = field(default_factory=PrefitConfig)
 
 

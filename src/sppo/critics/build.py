@@ -54,6 +54,8 @@ class Owner:
     """Those of them that are trained on."""
     precision: torch.dtype = torch.float32
     """What models compute in."""
+    policy_base: str = ""
+    """Folder or hub name of the weights that the policy starts from."""
 
 
 def build_critic(
@@ -224,8 +226,9 @@ def _value_model(kind: type[Model], config: CriticConfig, owner: Owner, saved: P
     tokens, trusted = owner.optimizer.tokens_per_microbatch, owner.trust_remote_code
     if saved is None:
         model = make_value_model(
-            kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens, trust_remote_code=trusted
-        )
+            kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens, trust_remote_code=trusted,
+            policy_base=owner.policy_base,
+        )  # fmt: skip
     else:
         model = kind.from_pretrained(
             saved,
@@ -233,6 +236,7 @@ def _value_model(kind: type[Model], config: CriticConfig, owner: Owner, saved: P
             tokens_per_microbatch=tokens,
             gradient_checkpointing=config.gradient_checkpointing,
             trust_remote_code=trusted,
+            lora=config.lora,
         )
     if config.gradient_checkpointing:
         require_recomputation(model.trunk, trunk_outputs(model.trunk), "critic.gradient_checkpointing")

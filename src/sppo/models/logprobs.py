@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sppo.errors import ModelError
 from sppo.models.loading import arithmetic, embedded_tokens
 from sppo.models.packing import Layout, TokenRow, lay_out
 from sppo.models.sharding import inside, shard
+from sppo.runs import ranks
 
 LayoutName = Literal["sorted", "packed"]
 TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -283,8 +285,19 @@ def projects_apart(model: PreTrainedModel) -> bool:
 
 
 def shard_policy(model: PreTrainedModel, precision: torch.dtype) -> None:
-    """`shard` of a causal LM, once it is known how its logits are made: that can't be tried afterwards."""
+    """`shard` of a causal LM, once it is known how its logits are made: that can't be tried afterwards.
+
+    Raises:
+        ModelError: weights in 4 bits, which can't be spread over ranks.
+    """
     projects_apart(model)
+    if getattr(model, "is_quantized", False):
+        if ranks.world_size() > 1:
+            raise ModelError(
+                f"The policy's weights are held in 4 bits, which can't be spread over {ranks.world_size()} ranks. Set "
+                "model.lora.quantize to none, or run in one process."
+            )
+        return
     shard(model, precision)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +55,8 @@ def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Modul
         part.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which gloo doesn't have
     module._run_inside = _run  # type: ignore[assignment]
     register_fsdp_forward_method(module, "_run_inside")
+    with whole_weights(module):
+        pass  # gathered weights take over which of them are trained as they are made, so that is now
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -103,11 +104,39 @@ def sum_gradients(module: nn.Module) -> None:
             ranks.sum_over_ranks(parameter.grad)
 
 
-def save_pretrained(model: PreTrainedModel, folder: Path) -> None:
-    """Writes a model as a folder that transformers loads, by the main rank; every rank has to call it."""
-    state = _whole_state(model)
-    if ranks.is_main():
-        model.save_pretrained(folder, state_dict=state)
+def whole_state(module: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor] | None:
+    """The module's state dict with whole tensors, on the main rank's CPU; empty on others; None if it isn't sharded.
+
+    Every rank has to call it.
+
+    Args:
+        module: what was given to `shard`, a part of it, or any other.
+        wanted: whether a tensor of this name is.
+    """
+    if not _sharded_parts(module):
+        return None
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        if wanted(name):
+            full = whole(tensor)
+            if ranks.is_main():
+                state[name] = full.cpu()
+    first: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        # Tied weights come once for each name; as one tensor they are saved once.
+        if name in state:
+            state[name] = state[first.setdefault(id(parameter), name)]
+    return state
+
+
+def renew_flags(module: nn.Module) -> None:
+    """Has gathered weights require gradients as their parts do, whose flags have been changed after `shard`."""
+    if not _sharded_parts(module):
+        return
+    flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    with whole_weights(module):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(flags[name])
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -146,21 +175,6 @@ def _part_of(value: Any, parameter: Tensor) -> Any:
 
 def _run(function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
     return function(*arguments, **named)
-
-
-def _whole_state(module: nn.Module) -> dict[str, Any] | None:
-    """All weights, on the main rank's CPU; None of a model by itself."""
-    if not _sharded_parts(module):
-        return None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    state = dict(get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
-    first: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        # Tied weights are gathered once for each name; as one tensor they are saved once.
-        if name in state and first.setdefault(id(parameter), name) in state:
-            state[name] = state[first[id(parameter)]]
-    return state
 
 
 def _sharded_parts(module: nn.Module) -> list[Any]:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, loadable by anyone, enough to go on bit for bit.
 
-    checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer
+    checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer; of a policy
+                                       with an adapter, the adapter alone, as peft reads it
     checkpoints/step_N/critic/         HF folder: AutoModel.from_pretrained (trunk), PromptCritic.from_pretrained (all)
     checkpoints/step_N/optimizers/     AdamW states: tensors by torch.distributed.checkpoint, the rest as JSON
     checkpoints/step_N/random.pt       generators of torch, CUDA, numpy and Python
@@ -75,6 +76,10 @@ class TrainingState:
     """Responses, tokens and seconds that the critic has cost before the first step; empty where there were none."""
     before: dict[str, Any] = field(default_factory=dict)
     """Accuracy and examples before training, for the summary."""
+    frozen: list[str] = field(default_factory=list)
+    """Names of the policy's parameters that rest: a file of weights doesn't say."""
+    reference_is_base: bool = False
+    """Whether what training started from is the policy without its adapter, so that no copy is kept."""
 
 
 def save_checkpoint(
@@ -196,6 +201,11 @@ def require_whole(checkpoint: Path) -> None:
             f"Move {checkpoint} away, and --resume goes on from step_{before[-1]}." if before else "It is the only one."
         )
         raise RunFolderError(f"{file} is {'damaged' if file.is_file() else 'missing'}. {mend}")
+
+
+def read_frozen(checkpoint: Path) -> list[str]:
+    """Returns the names of the policy's parameters that rest, of a checkpoint of any version."""
+    return list((read_json(checkpoint / "state.json") or {}).get("frozen", []))
 
 
 def read_old_optimizers(checkpoint: Path) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@
     rollouts/         one file a step: prompt, token ids, V, A, R and verdict of every response
     summary.json      accuracy before and after, seconds by phase, calibration, versions
     checkpoints/      step_N folders; `last` and `best` point at two of them
+    adapter_base/     the weights that adapters stand on, where no other folder has them
+    reference/        what training started from, where a loss asks for it
     curves.png        pictures
     .lock             says which process writes here
 
@@ -31,7 +33,9 @@ from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json
 from sppo.runs.lock import LOCK_FILE, lock
 from sppo.runs.records import JsonLines, forget_records, record_files, write_records
 
-_BEFORE_TRAINING = {"config.yaml", "checkpoints", "metrics.jsonl", "rollouts", "tensorboard", LOCK_FILE}
+_BEFORE_TRAINING = {
+    "config.yaml", "checkpoints", "metrics.jsonl", "rollouts", "tensorboard", "adapter_base", "reference", LOCK_FILE,
+}  # fmt: skip
 """What a run has made when its first checkpoint is being written."""
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sppo.batch import Credit, Estimates, Outcomes
 from sppo.errors import RunFolderError, TrainingError
+from sppo.models.adapter_files import saved_weights, weight_files
 from sppo.models.sharding import whole
 from sppo.runs.checkpoint import load_state
 from sppo.runs.files import read_json
@@ -110,8 +111,8 @@ def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
 
 def _require_same_policy(policy: PreTrainedModel, folder: Path) -> None:
     """Holds the first row of every tensor against the policy's: enough to tell two apart, whatever their size."""
-    weights = policy.state_dict()
-    for file in sorted(folder.glob("*.safetensors")):
+    weights = saved_weights(policy)
+    for file in weight_files(folder):
         with safe_open(file, "pt") as saved:
             for name in saved.keys():  # noqa: SIM118 - it is no dict
                 own, first = whole(weights.get(name, torch.empty(0)))[:1].cpu(), saved.get_slice(name)[:1]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.batch import Batch, Credit, Estimates
 from sppo.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
-from sppo.models.sharding import save_pretrained
+from sppo.models.adapter_files import save_pretrained
 from sppo.update.estimate import estimate
 from sppo.update.policy import update_policy
 from sppo.update.steps import StepGuard
@@ -36,7 +36,8 @@ class PolicyLearner:
     """B when no sample is left out; fixes the number of mini-batches."""
     guard: StepGuard
     reference: PreTrainedModel | None = None
-    """The policy that training started from, frozen, where the algorithm asks for it."""
+    """The policy that training started from, frozen, where the algorithm asks for it; `model` itself where that is the
+    model without its adapter, as `sppo.models.adapters.reference_of` gives it."""
 
     @property
     def version(self) -> int:

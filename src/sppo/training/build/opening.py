@@ -11,6 +11,7 @@ from sppo.config import Config, to_dict
 from sppo.config.compatibility import prefit_differences, written_config
 from sppo.data.stream import fingerprint
 from sppo.errors import RunFolderError
+from sppo.models.adapter_files import base_bytes
 from sppo.runs import ranks
 from sppo.runs.checkpoint import (
     TrainingState,
@@ -29,7 +30,7 @@ from sppo.training.given import Given, require_again
 from sppo.training.loop import Parts, Run, Schedule
 from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
 from sppo.training.record import Recorder
-from sppo.training.start import require_reference
+from sppo.training.start import keeps_base, require_reference
 from sppo.update.estimate import sampler_notes
 from sppo.update.moments import load_optimizers
 from sppo.update.steps import StepGuard
@@ -65,7 +66,7 @@ def open_run(
         if checkpoint is None and config.critic.prefit.path is not None:
             state.prefit = _made_for(Path(config.critic.prefit.path), config)
             state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
-        if algorithm.needs_reference and not fine_tuning:
+        if algorithm.needs_reference and not fine_tuning and not state.reference_is_base:
             require_reference(folder.path, state.step)
         guard = StepGuard(
             max_norm=config.optimizer.max_grad_norm,
@@ -84,7 +85,7 @@ def open_run(
         try:
             # The ones to keep, the best, and one that is being written.
             missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
-            folder.require_space(parts.checkpoint_bytes * missing)
+            folder.require_space(parts.checkpoint_bytes * missing + (0 if checkpoint else _base_bytes(folder, parts)))
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
             sinks = config.logging.sinks if ranks.is_main() else []
@@ -119,6 +120,12 @@ def _made_for(folder: Path, config: Config) -> dict[str, Any]:
             "Give the same ones, or fit another with `sppo prefit`."
         )
     return made
+
+
+def _base_bytes(folder: RunFolder, parts: Parts) -> int:
+    """Size of what the run keeps once beside its checkpoints."""
+    policy = parts.policy.model
+    return base_bytes(policy) if keeps_base(folder.path, policy) else 0
 
 
 def _schedule(config: Config, parts: Parts) -> Schedule:

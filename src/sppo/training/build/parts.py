@@ -20,10 +20,12 @@ from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream
 from sppo.errors import ModelError
 from sppo.evaluation.held_out import HeldOut
+from sppo.models.adapter_files import note_on
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
     compute_dtype,
     context_length,
+    freeze,
     load_model_config,
     load_policy,
     prepare_device,
@@ -38,11 +40,12 @@ from sppo.rollouts.encode import opens_thinking, require_context
 from sppo.rollouts.engines import BESIDE_TRAINING, build_engine
 from sppo.rollouts.engines.engine import Engine
 from sppo.rollouts.sample import sampling_parameters
+from sppo.runs.checkpoint import read_frozen
 from sppo.runs.seeds import derive_seed
 from sppo.training.build.checks import algorithm_of
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
-from sppo.training.given import Given, load_given_policy, load_given_tokenizer
+from sppo.training.given import Given, base_of_run, load_given_policy, load_given_tokenizer
 from sppo.training.loop import Parts, WarmStart
 from sppo.training.offload import EngineWithRoom
 from sppo.training.prefit import prefit_checkpoint
@@ -94,10 +97,13 @@ def build(
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
-    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None)
+    base = base_of_run(given, config.model, Path(config.output), resumed=checkpoint is not None)
+    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None, base=base)
+    if checkpoint is not None:
+        freeze(policy, read_frozen(checkpoint))
     _require_promised(config, policy)
     kind = None if fine_tuning else algorithm.critic
-    critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard)
+    critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard, base)
     engine = build_engine(
         policy,
         config.engine,
@@ -126,7 +132,7 @@ def build(
         held_out=HeldOut(prompts.held_out, engine, tokenizer, grader, sampling, config.seed, critic),
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
-        notes=prompts.notes,
+        notes=tuple(filter(None, (*prompts.notes, note_on(config.model.path if checkpoint is None else None)))),
     )
 
 
@@ -195,6 +201,7 @@ def _critic(
     prompts: Prompts,
     checkpoint: Path | None,
     guard: StepGuard,
+    base: str,
 ) -> Critic:
     owner = Owner(
         policy,
@@ -207,6 +214,7 @@ def _critic(
         config.model.trust_remote_code,
         prompts.training,
         compute_dtype(config.model.precision, policy.device),
+        base,
     )
     made = config.critic.prefit.path
     begun = checkpoint or (None if made is None else prefit_checkpoint(Path(made)))
@@ -269,7 +277,8 @@ def _warm_start(config: Config, given: Given, tokenizer: Tokenizer, prompts: Pro
     shown: tuple[list[TokenRow], ...] = load_demonstrations(
         config.sft.phases, config.data, tokenizer, prompts.unseen, seed=config.seed, rows=given.rows
     )
-    return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer)
+    new = given.model is None and config.model.path is None
+    return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer, trains_base=new)
 
 
 def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, torch.device], PreTrainedModel]:
