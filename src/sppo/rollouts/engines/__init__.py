@@ -34,6 +34,8 @@ class EngineKind:
     """Builds the engine for a policy; imports it only when called."""
     options: type[Section] = Section
     """Its own options."""
+    has_own_weights: bool = False
+    """Whether it keeps a copy of the weights, with a cache beside it."""
 
 
 def _hf(model: PreTrainedModel, setup: EngineSetup) -> Engine:
