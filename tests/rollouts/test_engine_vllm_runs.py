@@ -120,7 +120,8 @@ def test_a_run_of_sppo_resumes_and_is_measured(tmp_path):
     texts, again = ([record["response"] for record in read_records(tmp_path / name)] for name in ("run", "whole"))
     assert texts == again
     evaluated, _ = evaluation_config(str(tmp_path / "run"), None, ())
-    assert evaluate_run(str(tmp_path / "run"), evaluated)["prompts"] == 20
+    measured = evaluate_run(str(tmp_path / "run"), evaluated, reward_function=likes_threes)
+    assert measured["prompts"] == 20
 
 
 def test_a_run_whose_engine_dies_goes_on(tmp_path, monkeypatch):

@@ -27,8 +27,9 @@ _WITHOUT_CHOICE = (_FIRST, "0.2.0")
 """Versions that asked the prompts that came next, also for sppo, the one algorithm that chooses by itself now."""
 RESUMABLE_CHANGES = (
     "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
-    "engine.options",    "optimizer.tokens_per_microbatch", "optimizer.layout", "model.attention", "model.gradient_checkpointing",
-    "critic.gradient_checkpointing", "verification.workers", "verification.time_limit", "verification.max_error_share",
+    "engine.options", "optimizer.tokens_per_microbatch", "optimizer.layout", "model.attention",
+    "model.gradient_checkpointing", "critic.gradient_checkpointing", "verification.workers", "verification.time_limit",
+    "verification.max_error_share",
 )  # fmt: skip
 """Keys that may differ between a run and its resumption: they change memory, speed and files, and no step but by
 rounding. The limits of verification are among them, so that a run that stopped for too many errors can go on. The

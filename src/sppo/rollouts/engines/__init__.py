@@ -17,7 +17,7 @@ from sppo.config.parsing import build
 from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
 from sppo.rollouts.engines.engine import Engine, EngineSetup
-from sppo.rollouts.engines.options import VllmOptions
+from sppo.rollouts.engines.vllm_options import VllmOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,7 +29,7 @@ from sppo.errors import ConfigError, ModelError, SppoError, TrainingError
 from sppo.models.checks import causal_outputs, described, probe_rows, probing, undisturbed
 from sppo.models.loading import context_length
 from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, require_finite, require_room
-from sppo.rollouts.engines.options import VllmOptions
+from sppo.rollouts.engines.vllm_options import VllmOptions
 from sppo.rollouts.engines.weights import named_weights, require_plain
 from sppo.types import Completion, TokenIds, as_token_ids
 

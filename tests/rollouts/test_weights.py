@@ -1,0 +1,103 @@
+"""What an engine with weights of its own is handed; and what it may hand back, tried without one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from sppo.errors import ConfigError, ModelError, TrainingError
+from sppo.rollouts.engines.engine import require_finite, require_room
+from sppo.rollouts.engines.vllm import _completion
+from sppo.rollouts.engines.weights import named_weights, require_plain
+from sppo.types import Completion, as_token_ids
+from tests.conftest import tiny_qwen2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, tmp_path):
+    model = tiny_qwen2(tie_word_embeddings=tied)
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    handed = dict(named_weights(model))
+    assert handed.keys() == expected.keys()
+    assert "lm_head.weight" in handed
+    assert not any(weight.requires_grad for weight in handed.values())
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        assert isinstance(model.lm_head.weight, DTensor)
+        sharded = list(named_weights(model))
+        assert [name for name, _ in sharded] == list(expected)
+        for name, weight in sharded:
+            assert not isinstance(weight, DTensor)
+            assert torch.equal(weight, expected[name]), name
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_model_with_adapters_is_refused():
+    model = tiny_qwen2()
+    require_plain(model, "vllm")
+    model.peft_config = {}
+    with pytest.raises(ModelError, match=r"has adapters \(PEFT\), which engine vllm can't take over. Merge them first"):
+        require_plain(model, "vllm")
+
+
+def test_room_and_finite_numbers_are_checked_for_every_engine():
+    rows = [as_token_ids([3] * 5), as_token_ids([3] * 7)]
+    require_room(rows, 3, 10, "of it")
+    require_room(rows, 3, None, "of it")
+    require_room([], 11, 10**6, "of it")
+    with pytest.raises(ConfigError, match=r"7 tokens .* is 4: together 11, .* the 10 tokens of it. .* at most 3"):
+        require_room(rows, 4, 10, "of it")
+    with pytest.raises(ModelError, match="prompt 1 of 2 has no tokens"):
+        require_room([rows[0], as_token_ids([])], 1, 10, "of it")
+    good, bad = (Completion(as_token_ids([3, 4]), np.array([-1.0, last]), "stop") for last in (-2.0, -np.inf))
+    require_finite([good, good], [5, 9])
+    with pytest.raises(ModelError, match="response to row 9"):
+        require_finite([good, bad, bad], [5, 9, 2])
+
+
+def said(ids: list[int], reason: str, logprobs_of: list[int] | None = None) -> Any:
+    """What vLLM returns for one row."""
+    named = ids if logprobs_of is None else logprobs_of
+    flat = SimpleNamespace(token_ids=named, logprobs=[-0.5] * len(named))
+    return SimpleNamespace(token_ids=ids, finish_reason=reason, logprobs=flat)
+
+
+ASKED = SimpleNamespace(max_tokens=3, stop_token_ids=[1, 2])
+
+
+def test_a_whole_response_is_taken():
+    for ids, reason in (([5, 1], "stop"), ([2], "stop"), ([5, 6, 7], "length"), ([5, 6, 1], "stop")):
+        completion = _completion(said(ids, reason), ASKED)
+        assert (completion.token_ids.tolist(), completion.finish_reason) == (ids, reason)
+        assert completion.logprobs.tolist() == [-0.5] * len(ids)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        said([5, 6], "length"),  # cut before the length asked for
+        said([5, 6, 7], "abort"),
+        said([5, 6], "repetition"),
+        said([], "stop"),
+        said([5, 6], "stop"),  # by a stop token that nobody asked for
+        said([5, 6, 7, 1], "stop"),
+        said([5, 6, 7], "length", [5, 6]),
+        said([5, 6, 7], "length", [5, 7, 6]),
+        said([5, 6, 7], None),  # type: ignore[arg-type]
+    ],
+)
+def test_a_response_that_was_not_asked_for_is_refused(wrong):
+    with pytest.raises(TrainingError, match=r"vLLM returned a response of \d tokens .* where at most 3 tokens"):
+        _completion(wrong, ASKED)
