@@ -12,6 +12,7 @@ from sppo.commands.plan import plan
 from sppo.config import CriticConfig, to_dict
 from sppo.config.recipes import load_recipe
 from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
+from sppo.rollouts.engines import ENGINES
 from sppo.training.build import algorithm_of
 from tests.conftest import begun, tiny_config
 
@@ -98,6 +99,13 @@ def test_sampling_is_that_of_the_phase_that_takes_most():
     assert "50 rows of 320 tokens (evaluation)" in lines(**often)["sampling"]
     assert "64 rows of 320 tokens (offline samples of prompts)" in lines("spo")["sampling"]
     assert "256 rows of 320 tokens (offline samples of prompts)" in lines("spo", engine__max_rows=512)["sampling"]
+
+
+def test_an_engine_with_weights_of_its_own_has_a_copy_of_them(monkeypatch):
+    # As if it were installed, which it is in an environment of its own.
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], package=None))
+    own = lines(engine__name="vllm")["sampling"]
+    assert own.startswith("4.0 MB weights of engine vllm's own; its key-value cache takes what its share of the device")
 
 
 def test_reading_the_prompts_may_take_more_than_the_cache():

@@ -14,6 +14,7 @@ from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config
 from sppo.models.loading import pick_device
 from sppo.models.logprobs import chunk_tokens
+from sppo.rollouts.engines import ENGINES
 from sppo.runs.files import gigabytes
 
 BYTES_TRAINED = 16
@@ -70,8 +71,7 @@ def memory(
     valued = critic.parameters * BYTES_TRAINED if critic else 0
     reference = policy.parameters * BYTES_FROZEN if algorithm.needs_reference else 0
     scored = sum(model.parameters for model in scoring) * width
-    needs = [(_sampling_bytes(policy, phase, width), phase) for phase in _samplings(config, algorithm, held_out)]
-    sampling, largest = max(needs, key=lambda need: need[0])
+    sampling, sampled = _sampling_need(config, algorithm, policy, held_out, width)
     update = _activations(config, policy, config.model.gradient_checkpointing, width) + _chunk_of_logits(config, policy)
     learning = _activations(config, critic, config.critic.gradient_checkpointing, width) if critic else 0
     total = weights + valued + reference + scored + max(sampling, update, learning)
@@ -80,11 +80,7 @@ def memory(
         ("critic", f"{gigabytes(valued)} (the same)"),
         ("reference", f"{gigabytes(reference)} (weights of the starting policy: {BYTES_FROZEN} bytes a parameter)"),
         ("scoring models", f"{gigabytes(scored)} (weights: {width} bytes a parameter)"),
-        (
-            "sampling",
-            f"{gigabytes(sampling)} key-value cache and logits of {largest.rows:,} rows of {largest.tokens:,} tokens "
-            f"({largest.what})",
-        ),
+        ("sampling", sampled),
         ("update", f"{gigabytes(update)} activations and logits of a micro-batch"),
         ("critic's update", f"{gigabytes(learning)} activations of a micro-batch"),
         (
@@ -100,6 +96,22 @@ def memory(
 def _width(config: Config) -> int:
     """Bytes a number of activations."""
     return 2 if pick_device(config.device).type == "cuda" else 4
+
+
+def _sampling_need(config: Config, algorithm: Algorithm, policy: Sized, held_out: int, width: int) -> tuple[int, str]:
+    """Bytes while responses are sampled, and what they are for."""
+    if ENGINES[config.engine.name].has_own_weights:
+        copy = policy.parameters * width
+        return copy, (
+            f"{gigabytes(copy)} weights of engine {config.engine.name}'s own; its key-value cache takes what its share "
+            "of the device leaves"
+        )
+    needs = [(_sampling_bytes(policy, phase, width), phase) for phase in _samplings(config, algorithm, held_out)]
+    most, largest = max(needs, key=lambda need: need[0])
+    return most, (
+        f"{gigabytes(most)} key-value cache and logits of {largest.rows:,} rows of {largest.tokens:,} tokens "
+        f"({largest.what})"
+    )
 
 
 def _samplings(config: Config, algorithm: Algorithm, held_out: int) -> list[_Sampling]:

@@ -36,6 +36,8 @@ class EngineKind:
     """Builds the engine for a policy; imports it only when called."""
     options: type[Section] = Section
     """Its own options; they change memory and speed, and what is sampled by rounding alone."""
+    has_own_weights: bool = False
+    """Whether it keeps a copy of the weights, with a cache beside it."""
     package: str | None = None
     """What it imports beyond what sppo always has: a module, and an extra of the same name."""
 
@@ -54,7 +56,7 @@ def _vllm(model: PreTrainedModel, setup: EngineSetup) -> Engine:
 
 ENGINES: dict[str, EngineKind] = {
     "hf": EngineKind(_hf),
-    "vllm": EngineKind(_vllm, VllmOptions, package="vllm"),
+    "vllm": EngineKind(_vllm, VllmOptions, has_own_weights=True, package="vllm"),
 }
 
 
