@@ -17,11 +17,10 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-# TORCHDYNAMO_DISABLE: vLLM would compile a sampling kernel for minutes to draw a few tokens.
 test-vllm:
 	@cmp --silent requirements-vllm.lock $(VLLM_VENV)/installed || $(MAKE) --no-print-directory vllm-venv
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	PYTHONPATH=src SPPO_TEST_VLLM=1 TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	PYTHONPATH=src SPPO_TEST_VLLM=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 		$(VLLM_VENV)/bin/python -m pytest -m vllm tests/rollouts $(PYTEST_OPTIONS)
 
 .PHONY: vllm-venv

@@ -13,7 +13,7 @@ from scipy import stats
 from transformers import PreTrainedModel
 
 from sppo.errors import ConfigError, ModelError, TrainingError
-from sppo.rollouts.engines import vllm as under_test
+from sppo.rollouts.engines import vllm_process
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.rollouts.engines.vllm import VllmEngine
@@ -85,7 +85,7 @@ def test_a_weight_that_goes_missing_ends_the_run(pair, monkeypatch, name):
         return ((key, weight) for key, weight in full(policy) if key != name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(under_test, "named_weights", without)
+        patch.setattr(vllm_process, "named_weights", without)
         with pytest.raises(ModelError, match=rf"did not take over all .*: 1 are missing, the first is {name}|2 are"):
             engine.load_weights(model, 10)
     with pytest.raises(TrainingError, match="not used again after it failed while taking over the weights"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 from collections.abc import Callable
@@ -11,20 +12,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sppo.commands.evaluate import evaluate_run
 from sppo.commands.train import train
 from sppo.config.evaluation import evaluation_config
 from sppo.errors import ConfigError, ModelError, TrainingError
-from sppo.rollouts.engines import vllm as under_test
+from sppo.rollouts.engines import vllm_process
 from sppo.rollouts.engines.vllm import VllmEngine
 from sppo.rollouts.engines.weights import named_weights
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
 from sppo.training.given import Given
 from tests.conftest import tiny_config, tiny_qwen2
-from tests.rollouts.with_vllm import EXACT, PROMPTS, SIZES, engine_of, needs_vllm, rows, sampled, sampling
+from tests.rollouts.with_vllm import EXACT, PROMPTS, SIZES, engine_of, gap, needs_vllm, rows, sampled, sampling
 from tests.training.test_loop import likes_threes
 
 pytestmark = needs_vllm
@@ -39,7 +43,7 @@ def test_a_failure_ends_the_engine_with_its_last_words(monkeypatch):
         raise RuntimeError("many lines\nof which these\nare the last\nthree")
 
     with monkeypatch.context() as patch:
-        patch.setattr(under_test, "named_weights", breaks)
+        patch.setattr(vllm_process, "named_weights", breaks)
         last = "failed while taking over the weights: RuntimeError: of which these are the last three. .*--resume"
         with pytest.raises(TrainingError, match=last):
             engine.load_weights(model, 1)
@@ -98,6 +102,30 @@ def test_nothing_is_left_behind():
     assert random.getstate() == before[2]
     assert not torch.distributed.is_initialized()
     assert not os.path.exists(folder)
+
+
+def test_a_sharded_policy_on_a_rank(monkeypatch):
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    plain, sharded = tiny_qwen2(**SIZES), tiny_qwen2(**SIZES)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for layer in sharded.model.layers:
+            fully_shard(layer)
+        fully_shard(sharded)
+        with closing(engine_of(sharded)) as engine:
+            assert all(isinstance(weight, DTensor) for weight in sharded.parameters())
+            assert sampled(engine, [], sampling()) == []
+            for model in (plain, sharded):
+                with torch.no_grad():
+                    model.lm_head.weight.mul_(1.5)
+                    model.model.layers[0].mlp.up_proj.weight.mul_(0.5)
+            engine.load_weights(sharded, 1)
+            assert gap(plain, PROMPTS, sampled(engine, PROMPTS, sampling()), 1.0) < EXACT
+        assert dist.is_initialized(), "the ranks go on without the engine"
+    finally:
+        # vLLM's too, which would outlive those of this test.
+        importlib.import_module("vllm.distributed.parallel_state").destroy_distributed_environment()
 
 
 RUN = {

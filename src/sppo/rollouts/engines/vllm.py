@@ -10,40 +10,31 @@ tokens are held against the policy's own, so that a model that vLLM computes oth
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import gc
-import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sppo.errors import ConfigError, ModelError, SppoError, TrainingError
 from sppo.models.checks import causal_outputs, described, probe_rows, probing, undisturbed
 from sppo.models.loading import context_length
 from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, require_finite, require_room
-from sppo.rollouts.engines.vllm_options import VllmOptions
-from sppo.rollouts.engines.weights import named_weights, require_plain
+from sppo.rollouts.engines.vllm_process import kept_threads, last_lines, refusing, shut_down, start, take_over
+from sppo.rollouts.engines.weights import require_plain
 from sppo.types import Completion, TokenIds, as_token_ids
 
-_CPU_CACHE = 2**30
-"""Bytes of the key-value cache on a CPU, where no share of the device is set aside."""
 _TEMPERATURES = (0.01, 2.0)
 """What vLLM samples with beside 0; it raises a lower temperature without an error, and refuses a higher one."""
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Nats by which a token's log-probability may differ from the policy's in float32, by vLLM's precision. On a CPU with
 float32 both were within 2e-5; a model that is computed otherwise is off by whole nats."""
-_MEND = (
-    "vLLM's gpu_memory_utilization is engine.options.memory_share here, its max_num_seqs engine.max_rows, its "
-    "max_model_len the longest prompt and response"
-)
 
 
 class VllmEngine:
@@ -83,8 +74,8 @@ class VllmEngine:
         self._folder = tempfile.TemporaryDirectory(prefix="sppo-vllm-")
         VllmEngine._is_there = True
         try:
-            with _refusing(model), undisturbed(), _kept_threads():
-                self._llm = self._start(model, setup)
+            with refusing(model), undisturbed(), kept_threads():
+                self._llm = start(model, self._folder.name, self._limit, setup, shares_ranks=self._shares_ranks)
                 self._reload()
                 self._compare(model, _ROUNDING[setup.dtype])
             self._sleep()
@@ -129,12 +120,8 @@ class VllmEngine:
             return
         self._is_closed = True
         VllmEngine._is_there = False
-        if self._llm is not None:
-            # A dead engine may fail here too, and has nothing more to say.
-            with contextlib.suppress(Exception):
-                self._llm.llm_engine.engine_core.shutdown()
+        shut_down(self._llm, shares_ranks=self._shares_ranks)
         self._llm = None
-        _leave_groups(self._shares_ranks)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -203,52 +190,6 @@ class VllmEngine:
             for seed in seeds
         ]
 
-    def _start(self, model: PreTrainedModel, setup: EngineSetup) -> Any:
-        """A vLLM of the policy's architecture, its weights still noise."""
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process it could not read our tensors
-        for name, value in (
-            ("VLLM_NO_USAGE_STATS", "1"),
-            ("VLLM_LOGGING_LEVEL", "ERROR"),
-            # Else it would pin all threads of this process, the trainer's too.
-            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
-        ):
-            os.environ.setdefault(name, value)
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        if current_platform.device_type != model.device.type:
-            raise ConfigError(
-                f"engine.name is vllm, and the vLLM that is installed here runs on {current_platform.device_type}, but "
-                f"the policy is on {model.device.type}. Set --device {current_platform.device_type}, install the vLLM "
-                "for the other, or use --engine.name hf."
-            )
-        architecture = copy.deepcopy(model.config)
-        architecture.architectures = [type(model).__name__.removeprefix("FSDP")]
-        architecture.save_pretrained(self._folder.name)
-        options = cast(VllmOptions, setup.options)
-        settings: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": _CPU_CACHE}
-        if self._sleeps:
-            share = setup.memory_share if options.memory_share is None else options.memory_share
-            settings = {
-                "enforce_eager": options.eager, "gpu_memory_utilization": share, "enable_sleep_mode": True,
-            }  # fmt: skip
-            torch.cuda.empty_cache()
-        if self._shares_ranks:
-            settings["distributed_executor_backend"] = "external_launcher"
-        return LLM(
-            model=self._folder.name,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            dtype=str(setup.dtype).removeprefix("torch."),
-            max_model_len=self._limit,
-            max_num_seqs=setup.max_rows,
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            seed=0,
-            **settings,
-        )
-
     def _wake(self) -> None:
         """Takes memory and reads the weights anew, where they were dropped."""
         if self._is_awake:
@@ -269,7 +210,7 @@ class VllmEngine:
 
     def _reload(self) -> None:
         """Copies the policy's weights over vLLM's, and forgets the keys and values that the old ones made."""
-        (missing,) = self._llm.collective_rpc(_take_over, args=(self._source,))
+        (missing,) = self._llm.collective_rpc(take_over, args=(self._source,))
         if missing:
             raise ModelError(
                 f"vLLM did not take over all of the policy's weights: {len(missing)} are missing, the first is "
@@ -299,6 +240,9 @@ class VllmEngine:
                 logits: Tensor = causal_outputs(model)(input_ids=ids)[0, len(prompt) - 1 : -1]  # [T, V]
                 said = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
                 gaps.append(float((said.cpu() - torch.tensor(completion.logprobs)).abs().max()))
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward leaves the outermost one whole, for the backward that doesn't come
         if not max(gaps) <= most:
             raise ModelError(
                 f"vLLM computes something else than {described(model)} does: log-probabilities of a few sampled tokens "
@@ -316,51 +260,10 @@ class VllmEngine:
             self._died = doing
             if isinstance(error, Exception) and not isinstance(error, (SppoError, torch.OutOfMemoryError)):
                 raise TrainingError(
-                    f"Engine vllm failed while {doing}: {_last_lines(error)} The run ends here, and goes on from its "
+                    f"Engine vllm failed while {doing}: {last_lines(error)} The run ends here, and goes on from its "
                     "last checkpoint with --resume."
                 ) from error
             raise
-
-
-def _take_over(worker: Any, policy: nn.Module) -> list[str]:
-    """Runs in vLLM's worker: gives its model the policy's weights in place.
-
-    Returns:
-        Names of weights that went missing: of the policy, where vLLM did not read them, and of vLLM's model, where it
-        says that nothing was loaded into them.
-    """
-    model = worker.get_model()
-    wanted = {name for name, _ in model.named_parameters()}
-    read: set[str] = set()
-    loaded: set[str] = set()
-    load = model.load_weights
-
-    def listening(weights: Any) -> Any:
-        loaded.update(load(weights) or wanted)
-        return loaded
-
-    def counted() -> Iterator[tuple[str, Tensor]]:
-        for name, weight in named_weights(policy):
-            read.add(name)
-            yield name, weight
-
-    # vLLM says which of its weights were loaded to its log alone.
-    model.load_weights = listening
-    try:
-        worker.reload_weights(weights_iterator=counted())
-    finally:
-        del model.load_weights
-    return sorted((set(policy.state_dict()) - read) | (wanted - loaded))
-
-
-def _leave_groups(shares_ranks: bool) -> None:
-    """Ends the groups of ranks that vLLM made, which would meet those of the next engine; never the trainer's own."""
-    parallel_state = sys.modules.get("vllm.distributed.parallel_state")
-    if parallel_state is None:  # it didn't get so far
-        return
-    parallel_state.destroy_model_parallel()
-    if not shares_ranks:
-        parallel_state.destroy_distributed_environment()
 
 
 def _completion(said: Any, parameters: Any) -> Completion:
@@ -373,38 +276,3 @@ def _completion(said: Any, parameters: Any) -> Completion:
             f"by {reason!r}, where at most {parameters.max_tokens} tokens were asked for."
         )
     return Completion(as_token_ids(ids), np.asarray(logprobs.logprobs, np.float32), reason)
-
-
-def _last_lines(error: BaseException) -> str:
-    """The last lines of what vLLM said, as a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = f"{type(error).__name__}: {' '.join(lines[-3:])}" if lines else type(error).__name__
-    return said if said.endswith((".", "!")) else f"{said}."
-
-
-@contextmanager
-def _refusing(model: nn.Module) -> Iterator[None]:
-    """Turns what vLLM raises while it starts into our error."""
-    try:
-        yield
-    except TrainingError as error:
-        raise ModelError(
-            f"Engine vllm can't sample from {described(model)}: {_last_lines(error.__cause__ or error)}"
-        ) from error
-    except (SppoError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # vLLM may raise anything
-        raise ModelError(
-            f"Engine vllm can't run {described(model)}: {_last_lines(error)} ({_MEND}.) Or use --engine.name hf."
-        ) from error
-
-
-@contextmanager
-def _kept_threads() -> Iterator[None]:
-    """Undoes what vLLM does to torch's threads: on a CPU it takes `torch.set_num_threads` away from everyone."""
-    setter, threads = torch.set_num_threads, torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads = setter
-        torch.set_num_threads(threads)
