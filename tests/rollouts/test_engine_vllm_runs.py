@@ -28,7 +28,20 @@ from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
 from sppo.training.given import Given
 from tests.conftest import tiny_config, tiny_qwen2
-from tests.rollouts.with_vllm import EXACT, PROMPTS, SIZES, engine_of, gap, needs_vllm, rows, sampled, sampling
+from tests.models.zoo import tiny_model
+from tests.rollouts.with_vllm import (
+    EXACT,
+    LONG_PROMPTS,
+    PROMPTS,
+    SIZES,
+    engine_of,
+    gap,
+    moved,
+    needs_vllm,
+    rows,
+    sampled,
+    sampling,
+)
 from tests.training.test_loop import likes_threes
 
 pytestmark = needs_vllm
@@ -75,6 +88,28 @@ def doubled() -> PreTrainedModel:
 def test_a_model_that_vllm_can_not_be_trusted_with_is_refused(make: Callable[[], PreTrainedModel], message):
     with pytest.raises(ModelError, match=message):
         engine_of(make())
+
+
+WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+TIED_WITHOUT_HEAD = "gemma2"
+"""vLLM's has no lm_head, and refuses a weight of that name."""
+
+
+@pytest.mark.parametrize("model_type", ["llama", TIED_WITHOUT_HEAD, "gpt2"])
+def test_other_architectures_are_given_their_weights(model_type):
+    wide = WIDE if model_type == "gpt2" else {**WIDE, "head_dim": 32}
+    model = tiny_model(model_type, **wide)
+    with closing(engine_of(model)) as engine:
+        before = sampled(engine, LONG_PROMPTS, sampling())
+        engine.load_weights(moved(model), 1)
+        # Random weights make Gemma 2's deep logits, in which rounding is 1e-3; the update is hundreds of times that.
+        assert gap(model, LONG_PROMPTS, sampled(engine, LONG_PROMPTS, sampling()), 1.0) < 0.01
+        assert gap(model, LONG_PROMPTS, before, 1.0) > 0.5
+
+
+def test_weights_by_other_names_than_a_checkpoints_are_refused():
+    with pytest.raises(ModelError, match=r"Engine vllm can't run MixtralForCausalLM .*Or use --engine.name hf"):
+        engine_of(tiny_model("mixtral", **WIDE, head_dim=32))
 
 
 def test_a_model_of_a_short_context_bounds_the_rows(tmp_path):

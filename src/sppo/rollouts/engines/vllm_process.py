@@ -90,17 +90,24 @@ def start(model: PreTrainedModel, folder: str, limit: int, setup: EngineSetup, *
 
 
 def shut_down(llm: Any, *, shares_ranks: bool) -> None:
-    """Ends what `start` made, None where it did not get so far."""
-    if llm is not None:
-        # One that is dead may fail here too, and has nothing more to say.
+    """Ends what `start` made, None where it did not get so far; the groups of ranks that are the trainer's stay."""
+    if "vllm.v1.engine.core" not in sys.modules:
+        return
+    from vllm.distributed import parallel_state
+    from vllm.v1.engine import core
+
+    # It would end all groups of this process, the ranks' own too.
+    clean_up = core.cleanup_dist_env_and_memory
+    if shares_ranks:
+        core.cleanup_dist_env_and_memory = parallel_state.destroy_model_parallel
+    # One that is dead may fail here too, and has nothing more to say.
+    try:
         with contextlib.suppress(Exception):
-            llm.llm_engine.engine_core.shutdown()
-    # Groups of ranks that it made would meet those of the next one; the trainer's own stay.
-    parallel_state = sys.modules.get("vllm.distributed.parallel_state")
-    if parallel_state is not None:
-        parallel_state.destroy_model_parallel()
-        if not shares_ranks:
-            parallel_state.destroy_distributed_environment()
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+        core.cleanup_dist_env_and_memory()
+    finally:
+        core.cleanup_dist_env_and_memory = clean_up
 
 
 def take_over(worker: Any, policy: nn.Module) -> list[str]:
