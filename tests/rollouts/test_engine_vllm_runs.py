@@ -142,6 +142,16 @@ def test_nothing_is_left_behind():
     assert not os.path.exists(folder)
 
 
+def test_an_engine_that_nobody_closed_makes_room_for_the_next():
+    left, model = engine_of(tiny_qwen2(**SIZES, seed=3)), tiny_qwen2(**SIZES)
+    with closing(engine_of(model)) as engine:
+        for use in (lambda: sampled(left, PROMPTS, sampling()), lambda: left.load_weights(model, 1)):
+            with pytest.raises(AssertionError, match="the engine is closed"):
+                use()
+        left.close()
+        assert gap(model, PROMPTS, sampled(engine, PROMPTS, sampling()), 1.0) < EXACT
+
+
 def test_a_sharded_policy_on_a_rank(monkeypatch):
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)

@@ -40,8 +40,8 @@ float32 both were within 2e-5; a model that is computed otherwise is off by whol
 class VllmEngine:
     """Samples from vLLM, which keeps a batch full by taking up rows as others end."""
 
-    _is_there: ClassVar[bool] = False
-    """Whether there is one in this process, whose groups of ranks and allocator vLLM shares between all."""
+    _present: ClassVar[VllmEngine | None] = None
+    """The one in this process: vLLM's groups of ranks and its allocator are there once."""
 
     def __init__(self, model: PreTrainedModel, setup: EngineSetup) -> None:
         """Starts vLLM with the weights of `model`; asleep afterwards on a GPU.
@@ -54,7 +54,8 @@ class VllmEngine:
             ConfigError: the vLLM that is installed is for another kind of device.
             ModelError: vLLM can't run this model, or computes something else than the policy does.
         """
-        assert not VllmEngine._is_there, "vLLM runs once in a process: close the other engine first"
+        if VllmEngine._present is not None:
+            VllmEngine._present.close()  # of a run that failed before it could
         require_plain(model, "vllm")
         context = context_length(model.config)
         self._limit = setup.max_tokens if context is None else min(setup.max_tokens, context)
@@ -72,7 +73,7 @@ class VllmEngine:
         self._llm: Any = None
         self._shares_ranks = torch.distributed.is_initialized()
         self._folder = tempfile.TemporaryDirectory(prefix="sppo-vllm-")
-        VllmEngine._is_there = True
+        VllmEngine._present = self
         try:
             with refusing(model), undisturbed(), kept_threads():
                 self._llm = start(model, self._folder.name, self._limit, setup, shares_ranks=self._shares_ranks)
@@ -119,7 +120,7 @@ class VllmEngine:
         if self._is_closed:
             return
         self._is_closed = True
-        VllmEngine._is_there = False
+        VllmEngine._present = None
         shut_down(self._llm, shares_ranks=self._shares_ranks)
         self._llm = None
         gc.collect()
@@ -173,6 +174,7 @@ class VllmEngine:
                 f"sampling.temperature (or that of evaluation) is {sampling.temperature:g}, but engine vllm samples "
                 f"at 0, or from {lowest:g} to {highest:g}. Set it so, or use --engine.name hf."
             )
+        assert not self._is_closed, "the engine is closed"
         vocabulary = self._llm.model_config.get_vocab_size()
         return [
             SamplingParams(
@@ -252,6 +254,7 @@ class VllmEngine:
     @contextmanager
     def _alive(self, doing: str) -> Iterator[None]:
         """Around calls of vLLM; what fails in it leaves an engine of unknown state, which is not used again."""
+        assert not self._is_closed, "the engine is closed"
         if self._died is not None:
             raise TrainingError(f"Engine vllm is not used again after it failed while {self._died}.")
         try:
