@@ -188,6 +188,7 @@ def test_a_run_of_sppo_resumes_and_is_measured(tmp_path):
     train(replace(config, steps=2), given)
     summary = train(config, given, resume=True)
     assert summary["steps"] == 3
+    assert "vllm" in summary["versions"]
     gaps = [line["sampler/logprob_gap_max"] for line in read_metrics(tmp_path / "run")[1:]]
     assert len(gaps) == 3
     assert max(gaps) < EXACT

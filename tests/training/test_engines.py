@@ -194,6 +194,14 @@ def test_options_of_engine_vllm_are_checked(monkeypatch, options, message):
         engine_options(EngineConfig(name="vllm", options=options))
 
 
+def test_a_temperature_that_the_engine_has_not_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], package=None))
+    for key, value in (("sampling__temperature", 3.0), ("evaluation__temperature", 0.001)):
+        with pytest.raises(ConfigError, match=rf"is {value:g}, but engine vllm samples at 0, or from 0.01 to 2"):
+            train(tiny_config(tmp_path / "run", engine__name="vllm", **{key: value}))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resumed_run_may_change_an_engines_options_but_not_the_engine(tmp_path):
     config = tiny_config(tmp_path / "run")
     old = Written(config, "0.3.0", {})

@@ -17,7 +17,7 @@ from sppo.config.parsing import build
 from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
 from sppo.rollouts.engines.engine import Engine, EngineSetup
-from sppo.rollouts.engines.vllm_options import VllmOptions
+from sppo.rollouts.engines.vllm_options import VllmOptions, require_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +36,8 @@ class EngineKind:
     """Builds the engine for a policy; imports it only when called."""
     options: type[Section] = Section
     """Its own options; they change memory and speed, and what is sampled by rounding alone."""
+    require_temperature: Callable[[float], None] = lambda temperature: None
+    """Refuses a temperature that it can't sample with."""
     has_own_weights: bool = False
     """Whether it keeps a copy of the weights, with a cache beside it."""
     package: str | None = None
@@ -56,7 +58,7 @@ def _vllm(model: PreTrainedModel, setup: EngineSetup) -> Engine:
 
 ENGINES: dict[str, EngineKind] = {
     "hf": EngineKind(_hf),
-    "vllm": EngineKind(_vllm, VllmOptions, has_own_weights=True, package="vllm"),
+    "vllm": EngineKind(_vllm, VllmOptions, require_temperature, has_own_weights=True, package="vllm"),
 }
 
 
@@ -82,6 +84,21 @@ def engine_options(config: EngineConfig) -> Section:
             f"{', '.join(options(own)) or 'none'}."
         )
     return build(own, config.options, "engine.options.")
+
+
+def check_engine(config: EngineConfig, *temperatures: float) -> None:
+    """Checks what can be checked of an engine before anything is loaded.
+
+    Args:
+        config: of the engine.
+        temperatures: that it will be asked to sample with.
+
+    Raises:
+        ConfigError: as `engine_options`, or a temperature that it can't sample with.
+    """
+    engine_options(config)
+    for temperature in temperatures:
+        ENGINES[config.name].require_temperature(temperature)
 
 
 def build_engine(model: PreTrainedModel, config: EngineConfig, *, max_tokens: int, memory_share: float) -> Engine:

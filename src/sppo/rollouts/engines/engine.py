@@ -74,7 +74,10 @@ class Engine(Protocol):
         """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
 
     def awake(self) -> AbstractContextManager[None]:
-        """A context around calls of `generate`; outside it an engine may sleep, so that an update has its memory."""
+        """A context around calls of `generate`; outside it an engine may sleep, so that an update has its memory.
+
+        Ranks enter it together, those without a row too: an engine may read the weights of a sharded policy then.
+        """
         ...
 
     def generate(

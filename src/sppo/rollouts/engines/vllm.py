@@ -22,16 +22,15 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from sppo.errors import ConfigError, ModelError, SppoError, TrainingError
+from sppo.errors import ModelError, SppoError, TrainingError
 from sppo.models.checks import causal_outputs, described, probe_rows, probing, undisturbed
 from sppo.models.loading import context_length
 from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, require_finite, require_room
+from sppo.rollouts.engines.vllm_options import require_temperature
 from sppo.rollouts.engines.vllm_process import kept_threads, last_lines, refusing, shut_down, start, take_over
 from sppo.rollouts.engines.weights import require_plain
 from sppo.types import Completion, TokenIds, as_token_ids
 
-_TEMPERATURES = (0.01, 2.0)
-"""What vLLM samples with beside 0; it raises a lower temperature without an error, and refuses a higher one."""
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 """Nats by which a token's log-probability may differ from the policy's in float32, by vLLM's precision. On a CPU with
 float32 both were within 2e-5; a model that is computed otherwise is off by whole nats."""
@@ -168,12 +167,7 @@ class VllmEngine:
         """vLLM's parameters, one a row."""
         from vllm import SamplingParams
 
-        lowest, highest = _TEMPERATURES
-        if sampling.temperature and not lowest <= sampling.temperature <= highest:
-            raise ConfigError(
-                f"sampling.temperature (or that of evaluation) is {sampling.temperature:g}, but engine vllm samples "
-                f"at 0, or from {lowest:g} to {highest:g}. Set it so, or use --engine.name hf."
-            )
+        require_temperature(sampling.temperature)
         assert not self._is_closed, "the engine is closed"
         vocabulary = self._llm.model_config.get_vocab_size()
         return [

@@ -12,7 +12,7 @@ from sppo.config.settle import require_divisor
 from sppo.critics.build import check_critic
 from sppo.data.selection import control_of
 from sppo.errors import ConfigError
-from sppo.rollouts.engines import engine_options
+from sppo.rollouts.engines import check_engine
 from sppo.runs.sinks import require_sinks
 from sppo.training.given import Given, section_of_rows
 from sppo.training.rules import check_rewards
@@ -41,7 +41,7 @@ def check(config: Config, given: Given) -> Config:
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config.logging.sinks)
-    engine_options(config.engine)
+    check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature)
     return config
 
 
