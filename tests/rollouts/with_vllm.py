@@ -60,7 +60,7 @@ def gap(model: PreTrainedModel, prompts: list[TokenIds], completions: list[Compl
     token_rows = [TokenRow(p, completion.token_ids) for p, completion in zip(prompts, completions, strict=True)]
     width = max(map(len, completions))
     with torch.no_grad():
-        said = response_logprobs(model, token_rows, width=width, temperature=temperature).logprobs.numpy()
+        said = response_logprobs(model, token_rows, width=width, temperature=temperature).logprobs.cpu().numpy()
     pairs = zip(said, completions, strict=True)
     return max(float(np.abs(own[: len(completion)] - completion.logprobs).max()) for own, completion in pairs)
 
@@ -70,5 +70,5 @@ def moved(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+            weight += 0.1 * torch.randn(weight.shape, generator=generator).to(weight.device)
     return model
