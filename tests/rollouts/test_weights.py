@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from sppo.errors import ConfigError, ModelError, TrainingError
 from sppo.rollouts.engines.engine import require_finite, require_room
 from sppo.rollouts.engines.vllm import _completion
-from sppo.rollouts.engines.weights import named_weights, require_plain
+from sppo.rollouts.engines.weights import named_weights, require_plain, second_names, weight_names
 from sppo.types import Completion, as_token_ids
 from tests.conftest import tiny_qwen2
 
@@ -25,8 +25,9 @@ def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, tmp_path):
     model = tiny_qwen2(tie_word_embeddings=tied)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     handed = dict(named_weights(model))
-    assert handed.keys() == expected.keys()
+    assert handed.keys() == expected.keys() == weight_names(model)
     assert "lm_head.weight" in handed
+    assert second_names(model) == ({"lm_head.weight"} if tied else set())
     assert not any(weight.requires_grad for weight in handed.values())
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -37,6 +38,7 @@ def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, tmp_path):
         assert isinstance(model.lm_head.weight, DTensor)
         sharded = list(named_weights(model))
         assert [name for name, _ in sharded] == list(expected)
+        assert second_names(model) == ({"lm_head.weight"} if tied else set())
         for name, weight in sharded:
             assert not isinstance(weight, DTensor)
             assert torch.equal(weight, expected[name]), name

@@ -18,7 +18,7 @@ from sppo.errors import ConfigError, ModelError, SppoError, TrainingError
 from sppo.models.checks import described
 from sppo.rollouts.engines.engine import EngineSetup
 from sppo.rollouts.engines.vllm_options import VllmOptions
-from sppo.rollouts.engines.weights import named_weights
+from sppo.rollouts.engines.weights import named_weights, second_names, weight_names
 
 _CPU_CACHE = 2**30
 """Bytes of the key-value cache on a CPU, where no share of the device is set aside."""
@@ -119,7 +119,9 @@ def take_over(worker: Any, policy: nn.Module) -> list[str]:
     """
     model = worker.get_model()
     wanted = {name for name, _ in model.named_parameters()}
-    given = set(policy.state_dict()) - _needless_names(policy, model)
+    # Where vLLM's model has a module for a tied weight's second name it may keep a copy there, else it refuses the name.
+    needless = {name for name in second_names(policy) if not hasattr(model, name.partition(".")[0])}
+    given = weight_names(policy) - needless
     read: set[str] = set()
     loaded: set[str] = set()
     load = model.load_weights
@@ -141,16 +143,6 @@ def take_over(worker: Any, policy: nn.Module) -> list[str]:
     finally:
         del model.load_weights
     return sorted((given - read) | (wanted - loaded))
-
-
-def _needless_names(policy: nn.Module, model: nn.Module) -> set[str]:
-    """Second names of tied weights (lm_head.weight) for which vLLM's model has no module, and would refuse them.
-
-    Where it has one, it may keep a copy there that has to be written too.
-    """
-    first = {name for name, _ in policy.named_parameters()}
-    tied = {name for name, _ in policy.named_parameters(remove_duplicate=False)} - first
-    return {name for name in tied if not hasattr(model, name.partition(".")[0])}
 
 
 def last_lines(error: BaseException) -> str:
