@@ -119,7 +119,7 @@ def take_over(worker: Any, policy: nn.Module) -> list[str]:
     """
     model = worker.get_model()
     wanted = {name for name, _ in model.named_parameters()}
-    # Where vLLM's model has a module for a tied weight's second name it may keep a copy there, else it refuses the name.
+    # Where vLLM has a module for a tied weight's second name it may keep a copy there, else it refuses the name.
     needless = {name for name in second_names(policy) if not hasattr(model, name.partition(".")[0])}
     given = weight_names(policy) - needless
     read: set[str] = set()
