@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModel
 
 from sppo.commands.train import train
 from sppo.config import EngineConfig
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.checks import readable_tokens, trunk_outputs
 from sppo.models.logprobs import response_logprobs
 from sppo.models.packing import TokenRow
+from sppo.models.tokenizers import character_tokenizer
 from sppo.rollouts.engines import build_engine
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
@@ -67,6 +69,26 @@ def test_a_whole_run_on_the_gpu_resumes(tmp_path):
         json.loads((tmp_path / "run" / "summary.json").read_text())["versions"]["device"]
         == torch.cuda.get_device_name()
     )
+
+
+@pytest.mark.parametrize("quantize", ["none", "4bit"])
+def test_an_adapter_learns_on_the_gpu_and_goes_on(tmp_path, quantize):
+    if quantize == "4bit":
+        pytest.importorskip("bitsandbytes")
+    tokenizer = character_tokenizer(ALPHABET)
+    tiny_qwen2(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    changes = {
+        "device": "cuda", "algorithm__old_logprobs": "trainer", "algorithm__kl_coefficient": 0.1,
+        "model__path": str(tmp_path / "base"), "model__config": None, "model__tokenizer": None, "model__lora__rank": 4,
+        "model__lora__quantize": quantize, "optimizer__learning_rate": 1e-2,
+    }  # fmt: skip
+    train(tiny_config(tmp_path / "run", steps=2, **changes))
+    assert train(tiny_config(tmp_path / "run", steps=4, **changes), resume=True)["steps"] == 4
+    lines = read_metrics(tmp_path / "run")[1:]
+    assert all(line["sampler/logprob_gap_mean"] < 0.05 for line in lines)
+    assert abs(lines[0]["policy/kl_to_reference"]) < 1e-6 < lines[-1]["policy/kl_to_reference"]
+    assert not (tmp_path / "run" / "reference").exists()
 
 
 def test_sampling_takes_no_attention_that_makes_a_plan_for_each_length(monkeypatch):

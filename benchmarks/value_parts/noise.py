@@ -6,7 +6,7 @@ mean squared norms at two batch sizes, b < B, as E|g_B|^2 = |G|^2 + tr(S) / B:
     |G|^2 = (B |g_B|^2 - b |g_b|^2) / (B - b),    tr(S) = (|g_b|^2 - |g_B|^2) / (1/b - 1/B)
 
 The norms are those of ordinary steps with a learning rate of next to nothing. Prompts of one batch are drawn without
-replacement from an epoch, which at these sizes changes little.
+replacement from an epoch, which lowers |G|^2 by up to tr(S) over (prompts of the pool x samples of each).
 """
 
 from __future__ import annotations
@@ -51,16 +51,20 @@ def measure_noise(
             found = noise_scale(norms[SMALL], norms[LARGE], SMALL, LARGE)
             results.setdefault(cell, {})[method] = found
             parts = f"|G|^2 {found['gradient']:.3g}, tr(S) {found['noise']:.3g}"
-            tell(f"{cell}, {method}: noise scale {found['scale']:.0f} responses ({parts})")
+            scale = "none" if found["scale"] is None else f"{found['scale']:.0f} responses"
+            tell(f"{cell}, {method}: noise scale {scale} ({parts})")
     write_json(arguments.output / "noise.json", results)
 
 
-def noise_scale(small: Sequence[float], large: Sequence[float], b: int, B: int) -> dict[str, float]:
-    """|G|^2, tr(S) and their ratio from the gradient norms of batches of b and of B responses."""
+def noise_scale(small: Sequence[float], large: Sequence[float], b: int, B: int) -> dict[str, float | None]:
+    """|G|^2, tr(S) and their ratio from the gradient norms of batches of b and of B responses.
+
+    The ratio is None where |G|^2 comes out negative: the noise is then larger than these batches can tell.
+    """
     at_small, at_large = fmean(norm**2 for norm in small), fmean(norm**2 for norm in large)
     gradient = (B * at_large - b * at_small) / (B - b)
     noise = (at_small - at_large) / (1 / b - 1 / B)
-    return {"gradient": gradient, "noise": noise, "scale": noise / gradient if gradient > 0 else float("inf")}
+    return {"gradient": gradient, "noise": noise, "scale": noise / gradient if gradient > 0 else None}
 
 
 def _job(cell: Cell, method: str, seed: int, batch: int, arguments: argparse.Namespace) -> Job:

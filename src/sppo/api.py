@@ -18,6 +18,7 @@ from sppo.evaluation.benchmarks import parse_benchmarks
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
 from sppo.report import write_curves
+from sppo.runs import ranks
 from sppo.runs.progress import NoProgress, Progress
 from sppo.training.given import Given
 from sppo.verifiers.functions import RewardFunction, load_function
@@ -30,6 +31,7 @@ Benchmarks = str | Sequence[str] | Mapping[str, str | None]
 """Names of benchmarks, as `sppo.evaluation.benchmarks.parse_benchmarks` takes them."""
 
 
+@ranks.joined()
 def train(
     recipe: str | Path | Config | None = None,
     *,
@@ -46,7 +48,8 @@ def train(
 
     Args:
         recipe: built-in recipe, YAML file or Config to start from; default: the defaults of every option.
-        model: folder, hub name, or a loaded causal LM, which is trained in place.
+        model: folder, hub name, or a loaded causal LM or PeftModel, which is trained in place; what is frozen in it
+            stays so.
         tokenizer: folder, hub name, or a loaded tokenizer; default: the model's own.
         rows: dicts with a prompt (text or chat messages) and, unless a reward function is given, an answer.
         held_out_rows: rows to measure accuracy on; default: some of `rows`, which are then not trained on.
@@ -94,7 +97,8 @@ def train(
         summary = run_training(config, given, resume=resume, progress=progress)
     finally:
         progress.close()
-    write_curves(Path(summary["output"]))
+    if ranks.is_main():
+        write_curves(Path(summary["output"]))
     return summary
 
 
@@ -126,6 +130,7 @@ def evaluate(
 ) -> EvaluationResult: ...
 
 
+@ranks.joined()
 def evaluate(
     path: str | PathLike[str],
     *,
@@ -230,6 +235,7 @@ def _on_benchmarks(
         progress.close()
 
 
+@ranks.joined()
 def compare_models(
     a: str | PathLike[str],
     b: str | PathLike[str],

@@ -41,6 +41,10 @@ class TrainingError(SppoError):
     """Training cannot go on: non-finite losses in a row, every sample left out, the disk full."""
 
 
+class RankError(SppoError):
+    """Another rank of the same run failed or died; says which and why."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'? Known: a, b, c." for a name that is not in `known`."""
     names = sorted(known)

@@ -9,9 +9,12 @@ from transformers import AutoModel, Qwen2Config
 
 from sppo.commands.memory import Sized, memory
 from sppo.commands.plan import plan
+from sppo.commands.train import train
 from sppo.config import CriticConfig, to_dict
 from sppo.config.recipes import load_recipe
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError, ModelError, RunFolderError
+from sppo.models.tokenizers import character_tokenizer
 from sppo.rollouts.engines import ENGINES
 from sppo.training.build import algorithm_of
 from tests.conftest import begun, tiny_config
@@ -177,3 +180,45 @@ def test_two_critics_are_twice_one_and_a_probe_is_none(tmp_path):
     assert "memory: critic" not in probed
     with pytest.raises(DataError, match=r"critic\.known_rates is rate, but prompt"):
         plan(tiny_config(tmp_path / "run", critic__history=True, critic__known_rates="rate"))
+
+
+def test_an_adapter_is_counted_apart_from_the_weights_that_rest(tmp_path):
+    lora = {"model.lora.rank": 4, "algorithm.kl_coefficient": 0.1}
+    config = tiny_config(tmp_path / "run", **lora)
+    rows = dict(plan(config))
+    whole = dict(plan(tiny_config(tmp_path / "run")))
+    total = int(whole["policy"].split()[0].replace(",", ""))
+    # Rank 4 x (inputs + outputs) of two blocks: four of attention 16 + 16, three of 16 + 32.
+    adapter = 4 * 2 * (4 * 32 + 3 * 48)
+    assert adapter == 2176
+    assert rows["policy"] == f"{total + adapter:,} parameters (qwen2), of which an adapter's 2,176 are trained"
+    size = adapter * 16 + total * 4
+    said = "(weights, gradients, AdamW: 16 bytes a parameter that is trained, 4 of one that rests)"
+    assert rows["memory: policy"] == f"{size / 1e6:.1f} MB {said}"
+    # Its reference is itself, switched off.
+    assert "memory: reference" not in rows
+    assert "memory: reference" in dict(plan(tiny_config(tmp_path / "run", **{"algorithm.kl_coefficient": 0.1})))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_four_bits_are_counted_as_such():
+    # 1 trained x 16, 0.5 million x 4 that rest, 0.5 million x 0.52 in 4 bits.
+    assert Sized(SMALL, 1_000_001, resting=1_000_000, quantized=500_000).bytes == 16 + 2_000_000 + 260_000
+
+
+def test_an_adapter_that_is_there_already_says_what_it_stands_on(tmp_path):
+    train(tiny_config(tmp_path / "first", **{"model.lora.rank": 4}, steps=1))
+    policy = tmp_path / "first" / "checkpoints" / "last" / "policy"
+    rows = dict(plan(tiny_config(tmp_path / "run", **{"model.path": str(policy), "model.config": None})))
+    assert rows["policy"].endswith(
+        f"of which an adapter's 2,176 are trained, that in {policy} on {tmp_path / 'first' / 'adapter_base'}"
+    )
+
+
+def test_a_critics_adapter_is_counted_with_its_head(tmp_path):
+    SMALL.save_pretrained(tmp_path / "trunk")
+    character_tokenizer(ALPHABET).save_pretrained(tmp_path / "trunk")
+    critic = {"critic.path": str(tmp_path / "trunk"), "critic.config": None, "critic.lora.rank": 1}
+    rows = dict(plan(tiny_config(tmp_path / "run", **critic)))
+    # Three blocks of q, o 64 + 64, k, v 64 + 32, three of 64 + 200; and a head of 64 + 1.
+    assert rows["critic"].endswith(f"of which an adapter's {3 * (2 * 128 + 2 * 96 + 3 * 264) + 65:,} are trained")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sppo.models.logprobs import _project_apart, chunked_logprobs, chunked_loss, response_logprobs, response_loss
+from sppo.models.logprobs import chunked_logprobs, chunked_loss, projects_apart, response_logprobs, response_loss
 from sppo.models.packing import TokenRow, lay_out
 from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_qwen2
@@ -199,7 +199,7 @@ def test_any_architecture_agrees_with_its_own_forward(model_type):
         torch.testing.assert_close(found, one_by_one(model), atol=1e-4, rtol=1e-4)
         loss = response_loss(model, ROWS, lambda logprobs, *_: logprobs.sum())
         torch.testing.assert_close(loss, found.sum(), atol=1e-3, rtol=1e-4)
-    assert _project_apart(model) == (model_type not in {"gemma2", "cohere"})
+    assert projects_apart(model) == (model_type not in {"gemma2", "cohere"})
 
 
 def test_packed_rows_lie_end_to_end_with_positions_from_zero():

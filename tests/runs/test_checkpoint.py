@@ -13,9 +13,9 @@ import torch
 from sppo.errors import RunFolderError
 from sppo.runs.checkpoint import (
     TrainingState,
-    load_optimizers,
     load_state,
     random_state,
+    read_old_optimizers,
     restore_random_state,
 )
 from sppo.runs.files import write_json
@@ -54,7 +54,7 @@ class Evil:
 
 @pytest.mark.parametrize(
     ("name", "read"),
-    [("random.pt", restore_random_state), ("optimizers.pt", lambda folder: load_optimizers(folder, {}))],
+    [("random.pt", restore_random_state), ("optimizers.pt", read_old_optimizers)],
 )
 @pytest.mark.parametrize("form", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
 def test_a_checkpoint_of_somebody_else_runs_no_code(tmp_path, name, read, form):

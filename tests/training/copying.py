@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
+from sppo.models.adapters import plain_view, plain_weights
 from sppo.rollouts.engines import EngineKind
 from sppo.rollouts.engines.engine import EngineSetup
 from sppo.rollouts.engines.hf import HFEngine
@@ -20,7 +21,7 @@ class CopyingEngine(HFEngine):
     """All of them, in order."""
 
     def __init__(self, model: PreTrainedModel, setup: EngineSetup) -> None:
-        super().__init__(copy.deepcopy(model), max_rows=setup.max_rows)
+        super().__init__(copy.deepcopy(plain_view(model)), max_rows=setup.max_rows)
         self.setup = setup
         self.is_awake = False
         self.loaded: list[int] = []
@@ -41,7 +42,7 @@ class CopyingEngine(HFEngine):
     def load_weights(self, model, version):
         # Weights that it had before it may get at any time.
         assert not self.is_awake or version <= max(self.loaded, default=0), "awake while the policy learns"
-        self._model.load_state_dict(model.state_dict())
+        self._model.load_state_dict(dict(plain_weights(model)))
         self._version = version
         self.loaded.append(version)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,11 @@ from sppo.errors import RunFolderError, TrainingError
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
+from sppo.training.build import build
+from sppo.training.given import Given
+from sppo.update.moments import load_optimizers
 from tests.conftest import tiny_config
+from tests.runs.test_checkpoint import Evil
 
 STEPS = 6
 
@@ -77,7 +83,7 @@ def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, option
     train(config, resume=True)
     assert not half.exists()
     saved = sorted((tmp_path / "whole" / "checkpoints" / "last").rglob("*.safetensors"))
-    assert len(saved) == (6 if options else 3)  # the second critic, and history
+    assert len(saved) == (7 if options else 4)  # the second critic, and history
     for path in saved:
         part = path.relative_to(tmp_path / "whole" / "checkpoints" / "last")
         left, right = (load_file(tmp_path / run / "checkpoints" / "last" / part) for run in ("whole", "killed"))
@@ -99,14 +105,66 @@ def test_optimizer_states_and_generators_come_back(tmp_path):
     train(tiny_config(tmp_path / "whole", steps=4))
     train(tiny_config(tmp_path / "parts", steps=2))
     train(tiny_config(tmp_path / "parts", steps=4), resume=True)
-    left, right = (
-        torch.load(tmp_path / run / "checkpoints" / "last" / "optimizers.pt", weights_only=True)
-        for run in ("whole", "parts")
-    )
-    for name in ("policy", "critic"):
-        for index, state in left[name]["state"].items():
-            for key, value in state.items():
-                assert torch.equal(value, right[name]["state"][index][key]), f"{name} {index} {key}"
+    assert_same_moments(tmp_path / "whole", tmp_path / "parts")
+
+
+def assert_same_moments(one, two):
+    left, right = (run / "checkpoints" / "last" / "optimizers" for run in (one, two))
+    assert (left / "optimizers.json").read_text() == (right / "optimizers.json").read_text()
+    (mine,), (other,) = (list(folder.glob("*.safetensors")) for folder in (left, right))
+    tensors, others = load_file(mine), load_file(other)
+    assert tensors.keys() == others.keys()
+    assert {name.split(".")[0] for name in tensors} == {"policy", "critic"}
+    assert all(torch.equal(others[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    train(tiny_config(tmp_path / "whole", steps=4))
+    config = tiny_config(tmp_path / "parts", steps=2)
+    train(config)
+    checkpoint = find_checkpoint(tmp_path / "parts")
+    parts = build(config, Given(), checkpoint)
+    load_optimizers(parts.optimizers, checkpoint)
+    torch.save({name: o.state_dict() for name, o in parts.optimizers.items()}, checkpoint / "optimizers.pt")
+    shutil.rmtree(checkpoint / "optimizers")
+    (checkpoint / "checksums.json").unlink()
+    train(tiny_config(tmp_path / "parts", steps=4), resume=True)
+    assert_same_moments(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    "name", ["policy/model.safetensors", "critic/value_head.safetensors", "random.pt", "optimizers"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it(tmp_path, name):
+    train(tiny_config(tmp_path / "run", steps=2))
+    checkpoint = find_checkpoint(tmp_path / "run")
+    file = next((checkpoint / name).glob("*.safetensors")) if name == "optimizers" else checkpoint / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunFolderError, match=rf"{file.name} is damaged. Move .*step_2 away, and --resume .* step_1\."):
+        train(tiny_config(tmp_path / "run", steps=3), resume=True)
+    file.unlink()
+    with pytest.raises(RunFolderError, match=rf"{file.name} is missing"):
+        train(tiny_config(tmp_path / "run", steps=3), resume=True)
+    shutil.rmtree(checkpoint)
+    assert train(tiny_config(tmp_path / "run", steps=3), resume=True)["steps"] == 3
+
+
+def test_optimisers_of_somebody_else_run_no_code(tmp_path):
+    train(tiny_config(tmp_path / "run", steps=1))
+    checkpoint = find_checkpoint(tmp_path / "run")
+    (checkpoint / "checksums.json").unlink()
+    for name in (".metadata", "__0_0.distcp", "optimizers.json.pkl"):
+        (checkpoint / "optimizers" / name).write_bytes(pickle.dumps(Evil(tmp_path / "ran"), 2))
+    assert train(tiny_config(tmp_path / "run", steps=2), resume=True)["steps"] == 2
+    checkpoint = find_checkpoint(tmp_path / "run")
+    (checkpoint / "checksums.json").unlink()
+    for file in (checkpoint / "optimizers").glob("*.safetensors"):
+        file.write_bytes(pickle.dumps(Evil(tmp_path / "ran"), 2))
+    with pytest.raises(RunFolderError, match="optimizers can't be read"):
+        train(tiny_config(tmp_path / "run", steps=3), resume=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_another_config_is_refused_with_the_keys(tmp_path):
@@ -130,7 +188,7 @@ def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch)
 
     def full_at_the_second_checkpoint(*args, **kwargs):
         calls.append(args)
-        if len(calls) == 3:  # two files a checkpoint
+        if len(calls) == 2:  # one file a checkpoint
             raise OSError(28, "No space left on device")
         real_save(*args, **kwargs)
 

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo.errors import ConfigError, SppoError, did_you_mean
+from sppo.cli.launch import read_launch, torchrun
+from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
+from sppo.runs import ranks
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,24 @@ class Command:
     """Module whose `run(arguments) -> int` does the work."""
     summary: str
     example: str
+    on_ranks: bool = False
+    """Whether several processes may share its work."""
 
 
 COMMANDS = {
-    "demo": Command("sppo.cli.demo", "Watch a tiny model learn arithmetic on this machine.", "sppo demo"),
-    "train": Command("sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50"),
-    "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml"),
+    "demo": Command("sppo.cli.demo", "Watch a tiny model learn arithmetic on this machine.", "sppo demo", True),
+    "train": Command(
+        "sppo.cli.train", "Train with verifiable rewards.", "sppo train quickstart_gsm8k --steps 50", True
+    ),
+    "sft": Command("sppo.cli.sft", "Fine-tune on demonstrations alone.", "sppo sft my_recipe.yaml", True),
     "prefit": Command(
         "sppo.cli.prefit",
         "Fit a critic before training, for several runs.",
         "sppo prefit demo --critic.prefit.samples 512",
+        True,
     ),
     "eval": Command(
-        "sppo.cli.eval", "Measure a model, or compare two.", "sppo eval MODEL --benchmarks aime24,math500 -n 16"
+        "sppo.cli.eval", "Measure a model, or compare two.", "sppo eval MODEL --benchmarks aime24,math500 -n 16", True
     ),
     "compare": Command(
         "sppo.cli.compare", "Compare algorithms from the same start.", "sppo compare demo --algorithms sppo,grpo"
@@ -40,7 +47,12 @@ COMMANDS = {
     "audit": Command(
         "sppo.cli.audit", "Check a data set: gold answers, repeats, copies of benchmarks.", "sppo audit my.jsonl"
     ),
-    "calibrate": Command("sppo.cli.calibrate", "Hold a run's critic against solve rates.", "sppo calibrate runs/demo"),
+    "calibrate": Command(
+        "sppo.cli.calibrate", "Hold a run's critic against solve rates.", "sppo calibrate runs/demo", True
+    ),
+    "merge": Command(
+        "sppo.cli.merge", "Make one model of an adapter and its base.", "sppo merge runs/mine --output my_model"
+    ),
     "plot": Command("sppo.cli.plot", "Draw pictures of a run.", "sppo plot tail runs/demo_ppo"),
     "recipes": Command("sppo.cli.recipes", "List the built-in recipes.", "sppo recipes"),
 }
@@ -50,6 +62,8 @@ _RENAMED = {"verify": "audit"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for a mistake that the user can mend, 130 for Ctrl-C.
+
+    Where a launcher started this process as one of several, it joins the others.
 
     Args:
         argv: Arguments after the program's name; default: those of the process.
@@ -62,19 +76,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A bar that the terminal's encoding lacks must not end a run of hours.
             stream.reconfigure(errors="replace")
+    if not ranks.is_main():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the main rank speaks for all
     try:
         return _dispatch(arguments)
+    except RankError as error:
+        if ranks.is_main():
+            _say(error)
+        return 2
     except (SppoError, OSError) as error:
         # OSError: a full disk or someone else's folder, which a traceback would not explain any better.
         if os.environ.get("SPPO_DEBUG") == "1":
             raise
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
+        _say(error)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _say(error: Exception) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -91,7 +115,14 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"sppo {name} is now sppo {_RENAMED[name]}.")
     if name not in COMMANDS:
         raise ConfigError(f"{name!r} is not a command.{did_you_mean(name, COMMANDS)}")
-    result: int = importlib.import_module(COMMANDS[name].module).run(rest)
+    command = COMMANDS[name]
+    launch = read_launch(rest)
+    if (launch.launcher or ranks.launched()) and not command.on_ranks:
+        raise ConfigError(f"sppo {name} runs in one process: start it without a launcher.")
+    if launch.launcher and not ranks.launched():
+        return torchrun([name, *launch.arguments], launch.processes)
+    with ranks.joined():
+        result: int = importlib.import_module(command.module).run(launch.arguments)
     return result
 
 

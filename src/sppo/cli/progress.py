@@ -16,14 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sppo.cli.story import duration
-from sppo.runs.progress import Progress
+from sppo.runs import ranks
+from sppo.runs.progress import NoProgress, Progress
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _PLAIN_SECONDS = 2.0
 
 
 def make_progress(console: Console | None = None) -> Progress:
-    """Returns the live display where the output is a terminal, else plain lines."""
+    """Returns the live display where the output is a terminal, else plain lines; none but of the main rank."""
+    if not ranks.is_main():
+        return NoProgress()
     console = console or Console(highlight=False)
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 

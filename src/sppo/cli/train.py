@@ -8,6 +8,7 @@ from typing import Any
 
 from sppo.cli.recipe import run_recipe, with_progress
 from sppo.config import Config
+from sppo.runs import ranks
 
 USAGE = "sppo train RECIPE [--key value ...] [--resume] [--dry-run] [--print_config]"
 FLAGS = {
@@ -30,7 +31,8 @@ def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, An
     from sppo.report import write_curves
 
     summary = with_progress(train, config, resume=resume)
-    write_curves(Path(summary["output"]))
+    if ranks.is_main():
+        write_curves(Path(summary["output"]))
     return summary
 
 

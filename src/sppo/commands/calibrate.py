@@ -34,6 +34,7 @@ from sppo.errors import ConfigError, RunFolderError
 from sppo.evaluation.benchmarking import weights_digest
 from sppo.evaluation.sampled import measure, with_and_without_history
 from sppo.rollouts.sample import sample
+from sppo.runs import ranks
 from sppo.runs.checkpoint import require_checkpoint
 from sppo.runs.files import read_json, write_json
 from sppo.runs.lock import lock
@@ -102,7 +103,9 @@ def calibrate(
             progress.message(note)
         folder = run / "calibration" / saved.name
         with lock(folder, progress.message), parts.engine.awake():
-            _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
+            if ranks.is_main():
+                _open(folder, _settings(config, parts, saved, samples_per_prompt), anew=anew)
+            ranks.wait()
             n = samples_per_prompt
             records = _sample(config, parts, chosen, n, folder / "prompts.jsonl", progress)
             pool = _sample(config, parts, remembered, n, folder / "pool.jsonl", progress) if remembered else []

@@ -24,6 +24,7 @@ from sppo.evaluation.folder import Measured, is_evaluation, read_evaluation
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.evaluation.paired import Comparison
 from sppo.evaluation.scores import EvaluationResult
+from sppo.models.adapter_files import note_on
 from sppo.models.loading import load_model_config, load_policy, load_tokenizer, prepare_device
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import opens_thinking
@@ -83,6 +84,8 @@ def evaluate_run(
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)
     model = resolve(path, config.model, checkpoint).model
+    for note in filter(None, [note_on(model.path)]):
+        progress.message(note)
     tokenizer = load_tokenizer(model, ALPHABET)
     count = config.evaluation_samples(samples_per_prompt or config.evaluation.final_samples_per_prompt)
     prompts, left_out = _prompts(config, tokenizer, rows, has_reward_function=reward_function is not None)

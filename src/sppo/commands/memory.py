@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config
+from sppo.models.adapter_files import is_adapter
 from sppo.models.loading import pick_device
 from sppo.models.logprobs import chunk_tokens
 from sppo.rollouts.engines import ENGINES
@@ -20,7 +21,9 @@ from sppo.runs.files import gigabytes
 BYTES_TRAINED = 16
 """Bytes a parameter in training: float32 weight, gradient and AdamW's two moments."""
 BYTES_FROZEN = 4
-"""Bytes a parameter of the reference model: float32 weight."""
+"""Bytes a parameter that rests, of an adapter's base or the reference model: float32 weight."""
+BYTES_QUANTIZED = 0.52
+"""The same in 4 bits: half a byte, and the quantized scales of each 64 weights."""
 _KEPT = 17
 """Hidden-wide tensors a layer that are kept for the backward pass; with checkpointing one."""
 _LOGITS = 3 * 4
@@ -33,6 +36,22 @@ class Sized:
 
     architecture: PretrainedConfig
     parameters: int
+    """All of them, those of an adapter among them."""
+    resting: int = 0
+    """Those that are not trained."""
+    quantized: int = 0
+    """Those of them that are held in 4 bits."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that the optimiser holds."""
+        return self.parameters - self.resting
+
+    @property
+    def bytes(self) -> int:
+        """Of weights, gradients and optimiser."""
+        resting = (self.resting - self.quantized) * BYTES_FROZEN + self.quantized * BYTES_QUANTIZED
+        return self.trained * BYTES_TRAINED + int(resting)
 
 
 @dataclass(frozen=True)
@@ -67,17 +86,18 @@ def memory(
         held_out: prompts to measure on.
     """
     width = _width(config)
-    weights = policy.parameters * BYTES_TRAINED
-    valued = critic.parameters * BYTES_TRAINED if critic else 0
-    reference = policy.parameters * BYTES_FROZEN if algorithm.needs_reference else 0
+    valued = critic.bytes if critic else 0
+    # An adapter that begins at zero is switched off for it; one that was trained before has a copy beside it.
+    copied = algorithm.needs_reference and not (config.model.lora.rank and not is_adapter(config.model.path))
+    reference = policy.parameters * BYTES_FROZEN if copied else 0
     scored = sum(model.parameters for model in scoring) * width
     sampling, sampled = _sampling_need(config, algorithm, policy, held_out, width)
     update = _activations(config, policy, config.model.gradient_checkpointing, width) + _chunk_of_logits(config, policy)
     learning = _activations(config, critic, config.critic.gradient_checkpointing, width) if critic else 0
-    total = weights + valued + reference + scored + max(sampling, update, learning)
+    total = policy.bytes + valued + reference + scored + max(sampling, update, learning)
     lines = [
-        ("policy", f"{gigabytes(weights)} (weights, gradients, AdamW: {BYTES_TRAINED} bytes a parameter)"),
-        ("critic", f"{gigabytes(valued)} (the same)"),
+        ("policy", f"{gigabytes(policy.bytes)} ({_of_bytes(policy)})"),
+        ("critic", f"{gigabytes(valued)} ({_of_bytes(critic)})" if critic else ""),
         ("reference", f"{gigabytes(reference)} (weights of the starting policy: {BYTES_FROZEN} bytes a parameter)"),
         ("scoring models", f"{gigabytes(scored)} (weights: {width} bytes a parameter)"),
         ("sampling", sampled),
@@ -91,6 +111,15 @@ def memory(
     ]
     absent = {"critic": critic, "critic's update": critic, "reference": reference, "scoring models": scoring}
     return [(f"memory: {label}", value) for label, value in lines if absent.get(label, True)]
+
+
+def _of_bytes(model: Sized) -> str:
+    """What a model's bytes are made of."""
+    said = f"weights, gradients, AdamW: {BYTES_TRAINED} bytes a parameter"
+    if not model.resting:
+        return said
+    quantized = f", {BYTES_QUANTIZED} in 4 bits" if model.quantized else ""
+    return f"{said} that is trained, {BYTES_FROZEN} of one that rests{quantized}"
 
 
 def _width(config: Config) -> int:

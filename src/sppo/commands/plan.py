@@ -12,9 +12,12 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from sppo.algorithms.algorithm import Algorithm
 from sppo.commands.memory import Sized, memory
 from sppo.config import Config, ModelConfig, to_dict
+from sppo.config.lora import LoraConfig
 from sppo.critics.checks import require_prompts
 from sppo.data.selection import control_of
 from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.models.adapter_files import find_base, is_adapter, read_config
+from sppo.models.adapters import adapt, inject
 from sppo.models.loading import (
     build_config,
     context_length,
@@ -22,7 +25,9 @@ from sppo.models.loading import (
     load_tokenizer,
     pick_device,
     read_tokenizer,
+    trainable_parameters,
 )
+from sppo.models.quantization import quantizable_parameters
 from sppo.rollouts.encode import require_context
 from sppo.runs.folder import require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
@@ -52,7 +57,8 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     prompts = load_prompts(config, Given(), tokenizer, has_reward_function=config.data.reward is not None)
     training = prompts.training
     algorithm = algorithm_of(config)
-    policy = Sized(architecture, count_parameters(architecture, AutoModelForCausalLM))
+    adapter = config.model.path if is_adapter(config.model.path) else None
+    policy = _counted(architecture, AutoModelForCausalLM, config.model.lora, "model", adapter)
     probed = algorithm.critic == "prompt" and config.critic.source == "probe"
     modelled = algorithm.critic in ("prompt", "token") and not probed
     critic = _critic(config, architecture, len(tokenizer)) if modelled else None
@@ -65,7 +71,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
         ("run folder", config.output),
         ("device", str(pick_device(config.device))),
         ("data", f"{config.data.task}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
-        ("policy", f"{policy.parameters:,} parameters ({architecture.model_type})"),
+        ("policy", f"{policy.parameters:,} parameters ({architecture.model_type}){_trained(policy, adapter)}"),
         ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
         (
             "a step",
@@ -120,7 +126,39 @@ def _require_allowed(config: Config, resume: bool) -> None:
 
 
 def _size(critic: Sized, policy: Sized) -> str:
-    return f"{critic.parameters:,} parameters ({critic.parameters / policy.parameters:.1%} of the policy)"
+    share = critic.parameters / policy.parameters
+    return f"{critic.parameters:,} parameters ({share:.1%} of the policy){_trained(critic)}"
+
+
+def _trained(model: Sized, adapter: str | None = None) -> str:
+    """How many of a model's parameters are trained, where that aren't all; and where its adapter comes from."""
+    if not model.resting:
+        return ""
+    begun = f", that in {adapter} on {find_base(adapter)}" if adapter else ""
+    return f", of which an adapter's {model.trained:,} are trained{begun}"
+
+
+def _counted(
+    architecture: PretrainedConfig, kind: Any, lora: LoraConfig, key: str, adapter: str | None = None
+) -> Sized:
+    """A model with the adapter that it will have, counted on the meta device, where nothing is allocated.
+
+    Args:
+        architecture: of the model.
+        kind: AutoModel or AutoModelForCausalLM.
+        lora: the adapter's options.
+        key: the section of the model, for messages.
+        adapter: folder of an adapter that it has already.
+    """
+    with torch.device("meta"):
+        model = kind.from_config(architecture)
+        if adapter is not None:
+            inject(model, read_config(adapter))
+        adapt(model, lora, "", key)
+    trained = sum(parameter.numel() for parameter in trainable_parameters(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    quantized = quantizable_parameters(model) if lora.quantize != "none" else 0
+    return Sized(architecture, total, total - trained, quantized)
 
 
 def count_parameters(architecture: PretrainedConfig, kind: Any) -> int:
@@ -159,7 +197,9 @@ def _critic(config: Config, policy: PretrainedConfig, vocabulary: int) -> Sized:
     else:
         architecture = policy
     head = architecture.get_text_config().hidden_size + 1
-    return Sized(architecture, (count_parameters(architecture, AutoModel) + head) * options.members)
+    one = _counted(architecture, AutoModel, options.lora, "critic")
+    many = options.members
+    return Sized(architecture, (one.parameters + head) * many, one.resting * many, one.quantized * many)
 
 
 def _sized(architecture: PretrainedConfig, settings: Mapping[str, Any] | None, vocabulary: int) -> PretrainedConfig:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sppo.config.lora import LoraConfig
 from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share
 from sppo.config.verification import VerificationConfig
 
@@ -29,10 +30,14 @@ class ModelConfig(Section):
     """Folder or hub name of the tokenizer, or "characters" for the built-in one; default: the model's own."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """Attention kernel that transformers uses; default: its own choice, sdpa where the model has it, else eager."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What models of training compute in: bf16 (bfloat16), fp32 (float32), or auto, bf16 on a GPU and fp32 on a CPU.
+    Weights, sums of gradients, moments and the output head's logits are float32 whatever it is."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Allow the model's own Python code, and the critic's, from the hub or their folders to run."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class CriticConfig(Section):
     """Solve rate (with loss mse: reward) that the critic starts from; default: the first batch's mean reward."""
     gradient_checkpointing: bool = False
     """Recompute the critic's activations in the backward pass: less memory, more time."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     prefit: PrefitConfig = field(default_factory=PrefitConfig)
 
 
@@ -236,6 +242,9 @@ class OptimizerConfig(Section):
     result."""
     layout: Literal["sorted", "packed"] = "sorted"
     """Micro-batches of rows of like length, or rows laid end to end; changes speed, not the result."""
+    offload: bool = False
+    """Keep AdamW's moments, of policy and critic, on the host while responses are sampled: 8 bytes a parameter more for
+    the engine's cache on a GPU, for two copies a step; not the result."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def check(config: Config, *, training: bool = True) -> None:
     """
     check_ranges(config)
     own_options(config.algorithm)
+    _check_adapters(config)
     if training:
         _check_start(config)
         _check_batches(config)
@@ -34,6 +35,35 @@ def check(config: Config, *, training: bool = True) -> None:
         raise ConfigError(
             "model.path is not set: give a folder or hub name, as in --model.path Qwen/Qwen2.5-0.5B-Instruct, "
             "or model.config for a new, randomly initialised model."
+        )
+
+
+def _check_adapters(config: Config) -> None:
+    """Refuses adapters that would have nothing to stand on, or no layer to stand in."""
+    model, critic = config.model, config.critic
+    new = model.path is None and model.config is not None
+    for key, lora, has_path in (("model", model.lora, not new), ("critic", critic.lora, critic.path is not None)):
+        if lora.targets == []:
+            raise ConfigError(
+                f"{key}.lora.targets is empty: name layers, as in [q_proj, v_proj], or set it to null for every linear "
+                "layer."
+            )
+        if lora.quantize != "none" and not (lora.rank and has_path):
+            lacks = f"{key}.path names no model to load so" if lora.rank else f"{key}.lora.rank is 0"
+            raise ConfigError(
+                f"{key}.lora.quantize is {lora.quantize}, which holds weights that rest in 4 bits, but {lacks}. Set "
+                f"{key}.lora.quantize to none, or give both."
+            )
+    if critic.lora.rank and critic.source == "probe":
+        raise ConfigError(
+            "critic.lora.rank is set, but critic.source is probe, which has no weights of its own but its head. Set "
+            "one of them to its default."
+        )
+    if critic.lora.rank and critic.path is None and (critic.config is not None or new):
+        where = "critic.config" if critic.config is not None else "model.config, whose backbone it copies"
+        raise ConfigError(
+            f"critic.lora.rank is {critic.lora.rank}, but the critic's trunk is made new from {where}: an adapter of "
+            "random weights learns little. Set critic.lora.rank to 0, or name a trunk with critic.path."
         )
 
 

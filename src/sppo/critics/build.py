@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -28,6 +29,7 @@ from sppo.critics.tracker import TrackerCritic
 from sppo.errors import ConfigError
 from sppo.models.checks import readable_tokens, require_recomputation, trunk_outputs
 from sppo.models.loading import context_length
+from sppo.models.sharding import shard
 from sppo.rollouts.encode import require_context
 from sppo.types import Prompt
 from sppo.update.steps import StepGuard
@@ -50,6 +52,10 @@ class Owner:
     """Whether the critic's own code may run."""
     training: Sequence[Prompt] = ()
     """Those of them that are trained on."""
+    precision: torch.dtype = torch.float32
+    """What models compute in."""
+    policy_base: str = ""
+    """Folder or hub name of the weights that the policy starts from."""
 
 
 def build_critic(
@@ -155,20 +161,20 @@ def _source(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, g
             probe.model.load_head(saved)
         return probe
 
-    def model(saved: Path | None, name: str) -> PromptModelCritic:
+    def model(saved: Path | None, name: str, head_spread: float = 0.0) -> PromptModelCritic:
         made = _value_model(PromptCritic, config, owner, saved)
         require_readable(made, owner.prompts)
         require_masking(made)
+        if head_spread and saved is None:
+            nn.init.normal_(made.head.weight, std=head_spread / made.head.in_features**0.5)
+        shard(made, owner.precision, alone=[made.head])
         return PromptModelCritic(made, config, owner.tokenizer, rows=rows, guard=guard, name=name)
 
     first = model(saved, "critic")
     if config.members == 1:
         return first
-    second = model(None if saved is None else saved / SECOND_FOLDER, "critic_2")
-    if saved is None:
-        # Of a trunk that is loaded there is one: its head has to begin elsewhere, with logits some .3 apart.
-        nn.init.normal_(second.model.head.weight, std=0.3 / second.model.head.in_features**0.5)
-    return PairSource(first, second)
+    # Of a trunk that is loaded there is one: its head has to begin elsewhere, with logits some .3 apart.
+    return PairSource(first, model(None if saved is None else saved / SECOND_FOLDER, "critic_2", head_spread=0.3))
 
 
 def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: int, guard: StepGuard) -> Critic:
@@ -177,6 +183,7 @@ def _token_critic(config: CriticConfig, owner: Owner, saved: Path | None, rows: 
     require_context(*lengths, context_length(model.trunk.config), "the critic")
     require_context(*lengths, readable_tokens(model.trunk, trunk_outputs(model.trunk), sum(lengths)), "the critic")
     require_causal(model)
+    shard(model, owner.precision, alone=[model.head])
     own = owner.algorithm.options
     return TokenModelCritic(
         model,
@@ -219,8 +226,9 @@ def _value_model(kind: type[Model], config: CriticConfig, owner: Owner, saved: P
     tokens, trusted = owner.optimizer.tokens_per_microbatch, owner.trust_remote_code
     if saved is None:
         model = make_value_model(
-            kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens, trust_remote_code=trusted
-        )
+            kind, config, owner.policy, owner.tokenizer, tokens_per_microbatch=tokens, trust_remote_code=trusted,
+            policy_base=owner.policy_base,
+        )  # fmt: skip
     else:
         model = kind.from_pretrained(
             saved,
@@ -228,6 +236,7 @@ def _value_model(kind: type[Model], config: CriticConfig, owner: Owner, saved: P
             tokens_per_microbatch=tokens,
             gradient_checkpointing=config.gradient_checkpointing,
             trust_remote_code=trusted,
+            lora=config.lora,
         )
     if config.gradient_checkpointing:
         require_recomputation(model.trunk, trunk_outputs(model.trunk), "critic.gradient_checkpointing")

@@ -10,7 +10,7 @@ import torch
 
 from sppo.config import CriticConfig
 from sppo.critics.belief import Floats
-from sppo.critics.models import OTHER_TRUNK, PromptCritic, TokenCritic
+from sppo.critics.models import OTHER_TRUNK, PromptCritic, TokenCritic, last_states
 from sppo.errors import ConfigError, DataError, ModelError
 from sppo.models.checks import (
     agree,
@@ -96,7 +96,7 @@ def require_masking(critic: PromptCritic) -> None:
     long, short = (as_token_ids(row.tolist()) for row in probe_rows(critic.trunk, 2))
     short = short[: len(short) // 2]
     with refusing(f"{described(critic.trunk)} can't be a critic", OTHER_TRUNK), probing(critic.trunk):
-        together, alone = critic.last_states([short, long])[:1], critic.last_states([short])
+        together, alone = last_states(critic.trunk, [short, long])[:1], last_states(critic.trunk, [short])
     if not agree(together, alone, critic.trunk):
         raise ModelError(
             f"The critic's trunk, {described(critic.trunk)}, sees the padding behind a prompt (its states differ by "

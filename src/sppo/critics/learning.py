@@ -13,6 +13,7 @@ from sppo.batch import Batch
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.models import PRIORS, ScalarHead
+from sppo.runs import ranks
 from sppo.update.steps import StepGuard, make_optimizer, mean_of_finite, minibatches
 
 Learner = TypeVar("Learner", bound=ScalarHead)
@@ -87,7 +88,7 @@ class _ModelCritic(Generic[Learner]):
         total: int,
         seed: int,
     ) -> Metrics:
-        """One optimiser step a mini-batch; `losses` yields the loss of each micro-batch of some rows."""
+        """One optimiser step a mini-batch; `losses` yields the loss of each micro-batch of some rows, of this rank."""
         sums: list[float] = []
         norms: list[float] = []
         for rows in minibatches(total, self.rows, self.config.minibatch_size, self.config.epochs, seed):
@@ -95,6 +96,7 @@ class _ModelCritic(Generic[Learner]):
             for part_loss in losses(rows):
                 part_loss.backward()
                 loss += float(part_loss.detach())
+            loss = ranks.total(loss)
             norms.append(self.guard.step(self.name, self.adam, self.model, loss))
             sums.append(loss)
         return {"critic/loss": mean_of_finite(sums), "critic/grad_norm": mean_of_finite(norms)}

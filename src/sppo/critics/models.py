@@ -9,7 +9,6 @@ Shapes: B rows, U distinct prompts among them, S padded length, H hidden size.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,23 +21,31 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.batch import microbatches
 from sppo.config import CriticConfig
+from sppo.config.lora import LoraConfig
 from sppo.errors import ModelError
+from sppo.models.adapter_files import BASE_FOLDER, is_adapter, save_pretrained
+from sppo.models.adapters import adapt, backbone_copy, has_adapter
 from sppo.models.checks import described, probe_rows, refusing, trunk_outputs
 from sppo.models.loading import (
     LOAD_FAILURES,
+    align,
     arithmetic,
     build_config,
     cannot_load,
     disable_dropout,
     embedded_tokens,
     enable_gradient_checkpointing,
+    load_pretrained,
     read_tokenizer,
 )
 from sppo.models.packing import TokenRow, lay_out, pad_right
+from sppo.models.quantization import quantized_loading
+from sppo.models.sharding import inside, whole
 from sppo.rollouts.encode import encode_many
+from sppo.runs import ranks
 from sppo.types import Prompt, TokenIds
+from sppo.update.deal import DUMMY_PROMPT, dealt
 
 Model = TypeVar("Model", bound="ValueModel")
 
@@ -85,10 +92,10 @@ class ScalarHead(nn.Module):
             self.head.bias.fill_(bias)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the head, into a folder that may be there already."""
+        """Writes the head, into a folder that may be there already; every rank has to call it."""
         folder.mkdir(exist_ok=True)
         save_file(
-            {name: tensor.contiguous().cpu() for name, tensor in self.head.state_dict().items()},
+            {name: whole(tensor).contiguous().cpu() for name, tensor in self.head.state_dict().items()},
             folder / self.file,
             metadata={
                 "value": "probability" if self.probability else "output",
@@ -145,8 +152,9 @@ class ValueModel(ScalarHead):
             enable_gradient_checkpointing(trunk, "critic.gradient_checkpointing")
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, its tokenizer, and the head."""
-        self.trunk.save_pretrained(folder)
+        """Writes the trunk as a folder that `AutoModel.from_pretrained` loads, or its adapter; tokenizer and head."""
+        folder.mkdir(exist_ok=True)
+        save_pretrained(self.trunk, folder)
         self.tokenizer.save_pretrained(folder)
         super().save_pretrained(folder)
 
@@ -159,6 +167,7 @@ class ValueModel(ScalarHead):
         tokens_per_microbatch: int = 16384,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
+        lora: LoraConfig = LoraConfig(),  # noqa: B008 - it is frozen
     ) -> Self:
         """Loads what `save_pretrained` wrote.
 
@@ -168,6 +177,7 @@ class ValueModel(ScalarHead):
             tokens_per_microbatch: padded tokens in one forward pass.
             gradient_checkpointing: recompute activations in the backward pass.
             trust_remote_code: allow Python code that lies in the folder to run.
+            lora: where the trunk has an adapter: how its base is held.
 
         Raises:
             ModelError: the folder holds no critic.
@@ -175,7 +185,8 @@ class ValueModel(ScalarHead):
         path = Path(folder)
         require_file(path, HEAD_FILE)
         try:
-            trunk = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            quantized = quantized_loading(lora, "critic.lora", torch.device(device))
+            trunk = load_pretrained(AutoModel, path, trust_remote_code, **quantized)
         except LOAD_FAILURES as error:
             raise ModelError(cannot_load("critic", str(path), error)) from error
         critic = cls(
@@ -185,7 +196,9 @@ class ValueModel(ScalarHead):
             gradient_checkpointing=gradient_checkpointing,
         )
         critic.load_head(path)
-        return critic.to(device)
+        critic.to(device)
+        align(critic)
+        return critic
 
 
 class PromptCritic(ValueModel):
@@ -193,14 +206,13 @@ class PromptCritic(ValueModel):
 
     def logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
         """Returns [U, 1] float32 logits of U prompts in one forward pass, with gradient where grad is on."""
-        with arithmetic(self.device):
-            states = self.last_states(token_rows)
+        return inside(self, self._logits, token_rows)
+
+    def _logits(self, token_rows: Sequence[TokenIds]) -> Tensor:
+        with arithmetic(self):
+            states = last_states(self.trunk, token_rows)
         logits: Tensor = self.head(states.float())
         return logits
-
-    def last_states(self, token_rows: Sequence[TokenIds]) -> Tensor:
-        """Returns [U, H], the trunk's state at the last token of each prompt."""
-        return last_states(self.trunk, token_rows)
 
     def values(self, prompts: Sequence[Prompt]) -> Tensor:
         """Returns V [B, 1] as float32 on the CPU; equal prompts are computed once."""
@@ -210,9 +222,12 @@ class PromptCritic(ValueModel):
     def row_values(self, encoded: Sequence[TokenIds]) -> Tensor:
         """`values` of prompts that are token ids already."""
         token_rows, inverse = distinct(encoded)
-        logits = torch.empty(len(token_rows), 1)
-        for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
-            logits[part] = self.logits([token_rows[row] for row in part]).cpu()
+        logits = torch.zeros(len(token_rows), 1)
+        for part in dealt([len(row) for row in token_rows], self.tokens_per_microbatch):
+            said = self.logits([token_rows[row] for row in part] or [DUMMY_PROMPT]).cpu()
+            if part:
+                logits[part] = said
+        ranks.sum_over_ranks(logits)
         return (logits.sigmoid() if self.probability else logits)[inverse]
 
 
@@ -258,8 +273,11 @@ class TokenCritic(ValueModel):
             rows: r prompts and responses.
             width: T.
         """
+        return inside(self, self._response_values, rows, width)
+
+    def _response_values(self, rows: Sequence[TokenRow], width: int) -> Tensor:
         arranged = lay_out(rows, "sorted", self.device)
-        with arithmetic(self.device):
+        with arithmetic(self):
             hidden = self.trunk(**arranged.inputs).last_hidden_state.flatten(0, 1)
         outputs = self.head(hidden[arranged.sources].float()).squeeze(1)
         spread = torch.zeros(len(rows), width, device=self.device)
@@ -274,7 +292,7 @@ def state_width(trunk: PreTrainedModel) -> int:
     """
     kind = "it is an encoder-decoder, and " if trunk.config.is_encoder_decoder else ""
     why = f"{described(trunk)} can't be a critic, as {kind}its forward fails on a row of tokens alone"
-    with refusing(why, OTHER_TRUNK), torch.no_grad(), arithmetic(trunk.device):
+    with refusing(why, OTHER_TRUNK), torch.no_grad(), arithmetic(trunk):
         states = trunk_outputs(trunk)(input_ids=probe_rows(trunk, 1)[:, :4])
     return states.shape[-1]
 
@@ -287,6 +305,7 @@ def make_value_model(
     *,
     tokens_per_microbatch: int,
     trust_remote_code: bool = False,
+    policy_base: str = "",
 ) -> Model:
     """Makes the critic of a new run: from critic.path, else critic.config, else a copy of the policy's backbone.
 
@@ -297,6 +316,7 @@ def make_value_model(
         policy_tokenizer: used where the critic brings none.
         tokens_per_microbatch: padded tokens in one forward pass.
         trust_remote_code: allow the trunk's own Python code to run.
+        policy_base: folder or hub name of the weights that a copy is of, for an adapter to name.
 
     Raises:
         ModelError: the trunk or its tokenizer can't be loaded, or embeds fewer tokens than the tokenizer has.
@@ -311,12 +331,18 @@ def make_value_model(
         tokenizer = read_tokenizer(options.tokenizer or str(options.path), key, trust_remote_code)
     try:
         if options.path is not None:
-            trunk = AutoModel.from_pretrained(options.path, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            if is_adapter(options.path):
+                raise ModelError(
+                    f"critic.path {options.path!r} is an adapter, and a trunk has other layers. Merge it first: "
+                    f"sppo merge {options.path} --output FOLDER, then --critic.path FOLDER."
+                )
+            quantized = quantized_loading(options.lora, "critic.lora", policy.device)
+            trunk = load_pretrained(AutoModel, options.path, trust_remote_code, **quantized)
         elif options.config is not None:
             settings = {"vocab_size": len(tokenizer), **options.config}
             trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
         else:
-            trunk = copy.deepcopy(policy.base_model).float()
+            trunk = backbone_copy(policy)
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load("critic.path", options.path or "made from critic.config", error)) from error
     embedded = embedded_tokens(trunk)
@@ -325,6 +351,8 @@ def make_value_model(
             f"The critic's tokenizer has {len(tokenizer)} tokens, but the critic embeds only {embedded}. "
             "Give the critic its own tokenizer with --critic.tokenizer."
         )
+    if options.lora.rank:
+        _adapt(trunk, options, policy, policy_base)
     model = kind(
         trunk,
         tokenizer,
@@ -332,4 +360,24 @@ def make_value_model(
         gradient_checkpointing=options.gradient_checkpointing,
     )
     model.probability = options.loss == "bce"
-    return model.to(policy.device)
+    model.to(policy.device)
+    align(model)
+    return model
+
+
+def _adapt(trunk: PreTrainedModel, options: CriticConfig, policy: PreTrainedModel, policy_base: str) -> None:
+    """Gives the trunk its adapter.
+
+    Raises:
+        ModelError: no folder would have the weights that it stands on.
+    """
+    base = options.path or policy_base
+    # A run keeps a base for the policy's adapter alone.
+    kept_nowhere = Path(base).name == BASE_FOLDER and not Path(base).is_dir() and not has_adapter(policy)
+    if not base or kept_nowhere:
+        raise ModelError(
+            f"critic.lora.rank is {options.lora.rank}, but the critic would stand on a copy of a policy that was "
+            "handed over, whose starting weights no folder has. Name the critic's trunk with critic.path, or give the "
+            "model by its path."
+        )
+    adapt(trunk, options.lora, str(Path(base).absolute()) if Path(base).is_dir() else base, "critic")

@@ -20,15 +20,17 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.value_loss import bce_value_loss
-from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.batch import Batch, Credit, Estimates
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import ScalarHead, distinct, last_states, state_width
 from sppo.models.loading import arithmetic
+from sppo.models.sharding import inside
 from sppo.rollouts.encode import encode_many
+from sppo.runs import ranks
 from sppo.types import Prompt, TokenIds
-from sppo.update.ranks import sum_over_ranks
+from sppo.update.deal import DUMMY_PROMPT, dealt
 from sppo.update.steps import StepGuard
 
 PROBE_FILE = "probe_head.safetensors"
@@ -89,9 +91,10 @@ class ProbeSource(_ModelCritic[ScalarHead]):
         self._read = None
 
         def losses(rows: list[int]) -> Iterator[Tensor]:
-            targets = goals[rows].to(features.device)
-            weights = torch.full_like(targets, 1.0 / float(sum_over_ranks(torch.tensor(float(len(rows))))))
-            yield bce_value_loss(self.model.head(features[rows]), targets, weights)
+            own = ranks.share(rows)
+            targets = goals[own].to(features.device)
+            weights = torch.full_like(targets, 1.0 / len(rows))
+            yield bce_value_loss(self.model.head(features[own]), targets, weights)
 
         return self._learn(losses, len(batch), seed)
 
@@ -111,8 +114,11 @@ class ProbeSource(_ModelCritic[ScalarHead]):
     def _features(self, encoded: Sequence[TokenIds]) -> Tensor:
         """[B, H] float32 normalised states at the last token of each prompt; equal prompts are read once."""
         token_rows, inverse = distinct(encoded)
-        states = torch.empty(len(token_rows), self.model.head.in_features, device=self.policy.device)
-        for part in microbatches([len(row) for row in token_rows], self.tokens_per_microbatch):
-            with arithmetic(self.policy.device):
-                states[part] = last_states(self._trunk, [token_rows[row] for row in part]).float()
+        states = torch.zeros(len(token_rows), self.model.head.in_features, device=self.policy.device)
+        for part in dealt([len(row) for row in token_rows], self.tokens_per_microbatch):
+            with arithmetic(self.policy):
+                read = inside(self.policy, last_states, self._trunk, [token_rows[r] for r in part] or [DUMMY_PROMPT])
+            if part:
+                states[part] = read.float()
+        ranks.sum_over_ranks(states)
         return functional.layer_norm(states, states.shape[1:])[inverse.to(states.device)]

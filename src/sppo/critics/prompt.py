@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.value_loss import bce_value_loss, squared_value_loss
-from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.batch import Batch, Credit, Estimates
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import PromptCritic, distinct
 from sppo.rollouts.encode import encode_many
 from sppo.types import Prompt, TokenIds
-from sppo.update.ranks import sum_over_ranks
+from sppo.update.deal import DUMMY_PROMPT, dealt
 from sppo.update.steps import StepGuard
 
 
@@ -86,8 +86,11 @@ class PromptModelCritic(_ModelCritic[PromptCritic]):
         def losses(rows: list[int]) -> Iterator[Tensor]:
             used, local = inverse[rows].unique(return_inverse=True)  # [U], [b]
             targets = goals[rows]
-            weights = torch.full_like(targets, 1.0 / float(sum_over_ranks(torch.tensor(float(len(rows))))))
-            for part in microbatches([len(prompts[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
+            weights = torch.full_like(targets, 1.0 / len(rows))
+            for part in dealt([len(prompts[u]) for u in used.tolist()], self.model.tokens_per_microbatch):
+                if not part:
+                    yield self.model.logits([DUMMY_PROMPT]).sum() * 0.0
+                    continue
                 logits = self.model.logits([prompts[u] for u in used[part].tolist()])  # [U', 1]
                 place = torch.full((len(used),), -1)
                 place[part] = torch.arange(len(part))

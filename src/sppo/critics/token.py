@@ -9,14 +9,15 @@ from torch import Tensor
 
 from sppo.algorithms.masked import masked_mean
 from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
-from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.batch import Batch, Credit, Estimates
 from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import TokenCritic
+from sppo.runs import ranks
 from sppo.types import Prompt
+from sppo.update.deal import DUMMY_ROW, dealt
 from sppo.update.logprobs import token_rows
-from sppo.update.ranks import sum_over_ranks
 from sppo.update.steps import StepGuard
 
 
@@ -54,8 +55,11 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
         if first is not None:
             return torch.where(batch.mask, first, 0.0)
         raw = torch.zeros_like(batch.sampler_logprobs)
-        for rows in microbatches(batch.lengths, self.model.tokens_per_microbatch):
-            raw[rows] = self._outputs(batch, rows).cpu()
+        for rows in dealt(batch.lengths, self.model.tokens_per_microbatch):
+            said = self._outputs(batch, rows).cpu()
+            if rows:
+                raw[rows] = said
+        ranks.sum_over_ranks(raw)
         return torch.where(batch.mask, raw.sigmoid() if self.model.probability else raw, 0.0)
 
     def beliefs(self, prompts: Sequence[Prompt]) -> None:
@@ -76,9 +80,14 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
         values, targets, lengths = before.values, credit.value_targets, batch.lengths
 
         def losses(rows: list[int]) -> Iterator[Tensor]:
-            tokens = float(sum_over_ranks(batch.mask[rows].sum().float()))
-            for part in microbatches([lengths[row] for row in rows], self.model.tokens_per_microbatch):
-                yield self._loss(batch, values, targets, [rows[index] for index in part], tokens)
+            tokens = float(batch.mask[rows].sum())
+            for part in dealt([lengths[row] for row in rows], self.model.tokens_per_microbatch):
+                members = [rows[index] for index in part]
+                yield (
+                    self._loss(batch, values, targets, members, tokens)
+                    if part
+                    else self._outputs(batch, []).sum() * 0.0
+                )
 
         metrics = self._learn(losses, len(batch), seed)
         gap = (targets - values).abs()
@@ -89,7 +98,8 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
         }
 
     def _outputs(self, batch: Batch, rows: Sequence[int]) -> Tensor:
-        return self.model.response_values(token_rows(batch, rows), batch.mask.shape[1])
+        """[r, T] of some rows; of a dummy where there are none."""
+        return self.model.response_values(token_rows(batch, rows) or [DUMMY_ROW], batch.mask.shape[1])
 
     def _loss(self, batch: Batch, old: Tensor, targets: Tensor, rows: Sequence[int], tokens: float) -> Tensor:
         outputs = self._outputs(batch, rows)

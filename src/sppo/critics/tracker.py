@@ -25,13 +25,15 @@ from transformers import PreTrainedModel
 
 from sppo.algorithms.options import SpoOptions
 from sppo.algorithms.spo import retention
-from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.batch import Batch, Credit, Estimates
 from sppo.config import OptimizerConfig
 from sppo.critics.belief import Floats
 from sppo.critics.critic import Metrics
 from sppo.critics.outcomes import Keys, OutcomeStore, digests
 from sppo.models.packing import TokenRow
+from sppo.runs import ranks
 from sppo.types import Beliefs, Prompt, TokenIds
+from sppo.update.deal import DUMMY_ROW, dealt
 from sppo.update.logprobs import row_logprobs
 
 DRIFT_TOKENS = 1024
@@ -130,20 +132,19 @@ class TrackerCritic:
         drift = dict.fromkeys(prompts, 0.0)
         known = [prompt_id for prompt_id in prompts if prompt_id in self.last]
         rows = [self.last[name].after(prompts[name]) for name in known]
-        for part in microbatches(
-            [row.tokens for row in rows], self.optimizer.tokens_per_microbatch, self.optimizer.layout
-        ):
-            members = [rows[index] for index in part]
+        moved = torch.zeros(len(rows))
+        for part in dealt([row.tokens for row in rows], self.optimizer.tokens_per_microbatch, self.optimizer.layout):
+            members = [rows[index] for index in part] or [DUMMY_ROW]
             width = max(len(row.response) for row in members)
             now = row_logprobs(self.policy, members, width, self.optimizer, self.temperature).logprobs.cpu()
             for row, index in enumerate(part):
                 old = torch.from_numpy(self.last[known[index]].logprobs)
                 written = torch.from_numpy(members[row].columns)
-                moved = (now[row, written] - old[written]).abs().mean()
-                # Log-probabilities that are not finite say nothing of how far: as far as can be, so that the counts,
-                # unlike the policy, stay what they were.
-                drift[known[index]] = float(moved) if bool(moved.isfinite()) else math.inf
-        return drift
+                moved[index] = (now[row, written] - old[written]).abs().mean()
+        # Log-probabilities that are not finite say nothing of how far: as far as can be, so that the counts, unlike
+        # the policy, stay what they were.
+        far = ranks.sum_over_ranks(moved.nan_to_num(math.inf, math.inf)).tolist()
+        return drift | dict(zip(known, far, strict=True))
 
     def policy_moved(self) -> None:
         """Nothing: how far it has moved is measured where a prompt comes again."""

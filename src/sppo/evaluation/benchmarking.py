@@ -24,6 +24,7 @@ from sppo.evaluation.benchmarks import Problems
 from sppo.evaluation.folder import EvaluationFolder, light
 from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, score
 from sppo.evaluation.statistics import MOST_SAMPLES
+from sppo.models.adapter_files import find_base, is_adapter, note_on
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import encode_many, opens_thinking
@@ -123,6 +124,8 @@ def run_benchmarks(
     """
     progress = progress or NoProgress()
     engine_options(conditions.engine)
+    for note in filter(None, [note_on(subject.model.path)]):
+        progress.message(note)
     tokenizer = load_tokenizer(subject.model, ALPHABET)
     tools = verifier_tools(conditions.verification, conditions.device, conditions.tokens_per_microbatch)
     graders = {
@@ -379,7 +382,8 @@ def weights_digest(path: str) -> str:
     Training changes every weight, so there is no need to read all of them.
     """
     folder = Path(path)
-    files = [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))]
+    places = [folder, *([Path(find_base(folder))] if is_adapter(folder) else [])]
+    files = [file for kind in ("*.safetensors", "*.bin") for place in places for file in sorted(place.glob(kind))]
     if not files:
         return path
     digest = hashlib.blake2b(digest_size=8)

@@ -25,6 +25,7 @@ from typing import Any
 from sppo.config import flatten
 from sppo.errors import RunFolderError
 from sppo.evaluation.scores import EvaluationResult, Response, score
+from sppo.runs import ranks
 from sppo.runs.files import read_json, write_json
 from sppo.runs.lock import lock
 from sppo.runs.records import JsonLines
@@ -89,12 +90,14 @@ class EvaluationFolder:
         """
         # As they will be read back: tuples are lists, keys are text.
         settings = json.loads(json.dumps(settings))
-        if read_settings(path) is None and path.is_dir() and not _is_unstarted(path):
+        if ranks.is_main() and read_settings(path) is None and path.is_dir() and not _is_unstarted(path):
             raise RunFolderError(f"{path} exists and holds something else. Choose another folder with --output.")
         folder = cls(path)
         with ExitStack() as held:
             held.enter_context(lock(path, tell))
-            folder._begin(settings, problems)
+            if ranks.is_main():
+                folder._begin(settings, problems)
+            folder._size = ranks.of_main(folder._size)
             folder._held = held.pop_all()
         return folder
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from sppo.errors import ModelError, SppoError
+from sppo.models.adapters import has_adapter, without_adapter
 from sppo.models.loading import (
     arithmetic,
     context_length,
@@ -146,7 +147,7 @@ def _reads(model: PreTrainedModel, outputs: Outputs, tokens: int) -> bool:
     token = 3 if model.config.get_text_config().pad_token_id == 2 else 2
     ids = torch.full((1, tokens), token % embedded_tokens(model), device=model.device)
     try:
-        with torch.no_grad(), undisturbed(), BoundedIndices(), arithmetic(model.device):
+        with torch.no_grad(), undisturbed(), BoundedIndices(), arithmetic(model):
             outputs(input_ids=ids)
     except torch.OutOfMemoryError:
         raise
@@ -195,18 +196,17 @@ def disagreement(found: Tensor, expected: Tensor) -> float:
 def agree(found: Tensor, expected: Tensor, model: nn.Module, most: float = 0.01) -> bool:
     """Whether two computations gave the same but for rounding.
 
-    Of 170 architectures with random weights in float32, right ones differed by less than 0.001. Flash attention rounds
-    to bfloat16, which may turn a router's choice.
+    Of 170 architectures with random weights in float32, right ones differed by less than 0.001. Flash attention and
+    layers of 4 bits round to bfloat16, which may turn a router's choice.
     """
-    return disagreement(found, expected) <= (0.5 if _uses_flash(model) else most)
+    return disagreement(found, expected) <= (0.5 if _rounds(model) else most)
 
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
     """float32 arithmetic where attention can do that, and global generators that are afterwards as before."""
-    device = next(model.parameters()).device
     # The GPU's convolutions would round float32 to 10 bits otherwise.
-    precision = arithmetic(device) if _uses_flash(model) else nullcontext()
+    precision = arithmetic(model) if _uses_flash(model) else nullcontext()
     with undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), precision:
         yield
 
@@ -237,6 +237,23 @@ def refusing(why: str, mend: str) -> Iterator[None]:
         raise ModelError(f"{why}: {first_line(error)}. {mend}") from error
 
 
+@torch.no_grad()
+def adds_nothing(model: PreTrainedModel) -> bool:
+    """Whether the model has an adapter that leaves its outputs as they are, to the bit, as one does that begins."""
+    if not has_adapter(model):
+        return False
+    rows, outputs = probe_rows(model, 2), causal_outputs(model)
+    with probing(model):
+        found = outputs(input_ids=rows)
+        with without_adapter(model):
+            return torch.equal(found, outputs(input_ids=rows))
+
+
+def _rounds(model: nn.Module) -> bool:
+    """Whether parts of the model compute in bfloat16 whatever is asked of them."""
+    return _uses_flash(model) or bool(getattr(model, "is_quantized", False))
+
+
 def _uses_flash(model: nn.Module) -> bool:
     return "flash" in str(getattr(model.config, "_attn_implementation", ""))
 
@@ -248,7 +265,8 @@ def _outputs_and_gradient(model: nn.Module, outputs: Outputs, ids: Tensor) -> tu
     """
     given = outputs(input_ids=ids)
     weights = list(trainable_parameters(model))
-    chosen = [weight for weight in weights if weight.ndim == 1] or weights[:1]
+    # Of an adapter two: while one of its matrices is zero, so is the other's gradient.
+    chosen = [weight for weight in weights if weight.ndim == 1] or weights[:2]
     loss = (given.float() * torch.linspace(-1, 1, given.shape[-1], device=given.device)).sum()
     gradients = torch.autograd.grad(loss, chosen, allow_unused=True)
     return given.detach(), torch.cat([g.flatten() for g in gradients if g is not None])[None]

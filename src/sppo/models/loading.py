@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import ModelConfig
 from sppo.errors import ModelError
+from sppo.models.adapter_files import find_base, is_adapter, load_adapter
+from sppo.models.quantization import quantized_loading
+from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
 
 LOAD_FAILURES = (
@@ -33,6 +36,10 @@ LOAD_FAILURES = (
     StrictDataclassError,
 )
 """What transformers raises for names, files and settings that it can't use."""
+
+
+_ALIGNMENT = 64
+"""Bytes of which torch's own addresses on a CPU are multiples."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,16 +74,18 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def arithmetic(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast on a GPU, plain float32 on a CPU."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=compute_dtype(device))
+def arithmetic(module: nn.Module) -> AbstractContextManager[Any]:
+    """How to run a module: with bfloat16 autocast if its weights are float32 on a GPU, unless sharding has decided."""
+    weight = next(module.parameters())
+    if weight.device.type == "cuda" and weight.dtype == torch.float32 and not is_sharded(module):
+        return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """Precision of the arithmetic there."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What models compute in: `precision` is "auto" (bf16 on a GPU, fp32 on a CPU), "bf16" or "fp32"."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
@@ -112,10 +121,11 @@ def load_model_config(config: ModelConfig, key: str = "model.path") -> Pretraine
     if config.path is None:
         assert config.config is not None, "validate() asks for model.path or model.config"
         return build_config(config.config, "model.config")
+    base = find_base(config.path)
     try:
-        return AutoConfig.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+        return AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
     except LOAD_FAILURES as error:
-        raise ModelError(cannot_load(key, config.path, error)) from error
+        raise ModelError(cannot_load(key, base, error)) from error
 
 
 def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
@@ -137,6 +147,8 @@ def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
     if name == "characters":
         return character_tokenizer(alphabet)
     key = "model.tokenizer" if config.tokenizer else "model.path"
+    if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
+        name = find_base(name)
     tokenizer = read_tokenizer(name, key, config.trust_remote_code)
     require_end_token(tokenizer, name)
     return tokenizer
@@ -184,13 +196,36 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
             architecture = build_config(settings, "model.config")
             model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32, **kwargs)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                config.path, dtype=torch.float32, trust_remote_code=config.trust_remote_code, **kwargs
-            )
+            kwargs |= quantized_loading(config.lora, "model.lora", device)
+            model = load_pretrained(AutoModelForCausalLM, config.path, config.trust_remote_code, **kwargs)
     except LOAD_FAILURES as error:
         name = config.path or "a new model"
         raise ModelError(cannot_load("model.path", name, error)) from error
     return prepare_policy(model, tokenizer, device, config.gradient_checkpointing)
+
+
+def load_pretrained(kind: Any, path: str | Path, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
+    """Loads a model in float32, or an adapter on its base, ready to be trained.
+
+    The base is where the adapter's folder says; its own code runs only where `trust_remote_code` lets it.
+
+    Args:
+        kind: AutoModel or AutoModelForCausalLM.
+        path: folder, or hub name of a model.
+        trust_remote_code: allow Python code that comes with the weights to run.
+        **kwargs: of `from_pretrained`.
+
+    Raises:
+        ModelError: an adapter without its base, or that doesn't fit it.
+        Exception: one of LOAD_FAILURES.
+    """
+    base = find_base(path)
+    model: PreTrainedModel = kind.from_pretrained(
+        base, dtype=torch.float32, trust_remote_code=trust_remote_code, **kwargs
+    )
+    if is_adapter(path):
+        load_adapter(model, path, base)
+    return model
 
 
 def prepare_policy(
@@ -211,11 +246,24 @@ def prepare_policy(
             "Use the model's own tokenizer, or resize the model's embeddings first."
         )
     disable_dropout(model)
-    model.to(device=device, dtype=torch.float32)  # type: ignore[call-arg]
+    if not getattr(model, "is_quantized", False):  # which was loaded to where it stays
+        model.to(device=device, dtype=torch.float32)  # type: ignore[call-arg]
+    align(model)
     model.eval()
     if gradient_checkpointing:
         enable_gradient_checkpointing(model, "model.gradient_checkpointing")
     return model
+
+
+def align(model: nn.Module) -> None:
+    """Moves weights that a file was mapped to on a CPU to where torch itself would have put them.
+
+    There they lie at whichever address the file's header leads to, and a CPU's matrix products round otherwise at
+    another one, so that a run that goes on would differ in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_cpu and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, key: str) -> None:
@@ -275,6 +323,17 @@ def context_length(architecture: PretrainedConfig) -> int | None:
 def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters that an optimiser should hold."""
     return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def frozen_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that rest."""
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def freeze(model: nn.Module, names: Collection[str]) -> None:
+    """Lets the parameters of these names rest, and trains all others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
 
 
 def cannot_load(key: str, name: str, error: Exception) -> str:

@@ -12,23 +12,24 @@ Shapes: r rows, S padded row length, N response tokens of the micro-batch laid e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sppo.errors import ModelError
 from sppo.models.loading import arithmetic, embedded_tokens
 from sppo.models.packing import Layout, TokenRow, lay_out
+from sppo.models.sharding import inside, shard
+from sppo.runs import ranks
 
 LayoutName = Literal["sorted", "packed"]
 TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(log-probabilities [n], entropies [n], row [n] and column [n] of each token) -> the tokens' summed loss."""
 
 
-@dataclass(frozen=True)
-class TokenLogprobs:
+class TokenLogprobs(NamedTuple):
     """What a forward pass says of the response tokens within the rows' masks."""
 
     logprobs: Tensor
@@ -178,17 +179,19 @@ def response_logprobs(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
-    apart = _project_apart(model)  # before autocast, which would round both sides of the comparison
-    with arithmetic(device):
+    apart = projects_apart(model)  # before autocast, which would round both sides of the comparison
+
+    def read() -> TokenLogprobs:
         if apart:
             hidden, weight, bias = _before_projection(model, arranged)
             size = chunk or chunk_tokens(len(weight), device)
-            logprobs, entropy = chunked_logprobs(
-                hidden, weight, bias, arranged.targets, temperature=temperature, chunk=size
-            )
+            said = chunked_logprobs(hidden, weight, bias, arranged.targets, temperature=temperature, chunk=size)
         else:
-            logprobs, entropy = _whole_logprobs(model, arranged, temperature)
-    return TokenLogprobs(_spread(logprobs, arranged, len(rows), width), _spread(entropy, arranged, len(rows), width))
+            said = _whole_logprobs(model, arranged, temperature)
+        return TokenLogprobs(*(_spread(flat, arranged, len(rows), width) for flat in said))
+
+    with arithmetic(model):
+        return inside(model, read)
 
 
 def response_loss(
@@ -215,18 +218,20 @@ def response_loss(
     """
     device = next(model.parameters()).device
     arranged = lay_out(rows, layout, device)
-    apart = _project_apart(model)
-    with arithmetic(device):
+    apart = projects_apart(model)
+
+    def loss_of(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
+        return token_loss(logprobs, entropy, arranged.rows[part], arranged.columns[part])
+
+    def lose() -> Tensor:
         if not apart:
-            logprobs, entropy = _whole_logprobs(model, arranged, temperature)
-            return token_loss(logprobs, entropy, arranged.rows, arranged.columns)
+            return loss_of(*_whole_logprobs(model, arranged, temperature), slice(None))
         hidden, weight, bias = _before_projection(model, arranged)
-
-        def loss_of(logprobs: Tensor, entropy: Tensor, part: slice) -> Tensor:
-            return token_loss(logprobs, entropy, arranged.rows[part], arranged.columns[part])
-
         size = chunk or chunk_tokens(len(weight), device)
         return chunked_loss(hidden, weight, bias, arranged.targets, loss_of, temperature=temperature, chunk=size)
+
+    with arithmetic(model):
+        return inside(model, lose)
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
@@ -266,7 +271,7 @@ def _backbone(model: PreTrainedModel) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
-def _project_apart(model: PreTrainedModel) -> bool:
+def projects_apart(model: PreTrainedModel) -> bool:
     """Whether logits = output projection of the backbone's last hidden state and nothing else.
 
     Some architectures scale or cap their logits after the projection. Rather than keeping a list of them, the two
@@ -277,6 +282,23 @@ def _project_apart(model: PreTrainedModel) -> bool:
         known = _compare_projection(model)
         model._sppo_projects_apart = known  # type: ignore[assignment]
     return known
+
+
+def shard_policy(model: PreTrainedModel, precision: torch.dtype) -> None:
+    """`shard` of a causal LM, once it is known how its logits are made: that can't be tried afterwards.
+
+    Raises:
+        ModelError: weights in 4 bits, which can't be spread over ranks.
+    """
+    projects_apart(model)
+    if getattr(model, "is_quantized", False):
+        if ranks.world_size() > 1:
+            raise ModelError(
+                f"The policy's weights are held in 4 bits, which can't be spread over {ranks.world_size()} ranks. Set "
+                "model.lora.quantize to none, or run in one process."
+            )
+        return
+    shard(model, precision)
 
 
 @torch.no_grad()
@@ -306,12 +328,19 @@ class _Buffers:
         self.projection = weight.to(hidden.dtype)
         self._bias, self._temperature = bias, temperature
         rows = min(chunk, len(hidden))
-        self._product = hidden.new_empty(rows, len(weight))
-        self._spare = torch.empty_like(self._product, dtype=torch.float32)
+        self._product = torch.empty(rows, len(weight), dtype=torch.float32, device=hidden.device)
+        self._spare = torch.empty_like(self._product)
+        # bfloat16 numbers multiplied and added up in float32: rounded to bfloat16, large logits are off by .2 nats.
+        self._on_gpu = hidden.device.type == "cuda" and hidden.dtype != torch.float32
+        self._wide = self.projection if self._on_gpu else self.projection.float()
 
     def softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities and probabilities of the whole vocabulary, [n, V] float32; overwritten by the next call."""
-        logits = torch.mm(hidden, self.projection.T, out=self._product[: len(hidden)]).float()
+        logits = self._product[: len(hidden)]
+        if self._on_gpu:
+            torch.mm(hidden, self._wide.T, out_dtype=torch.float32, out=logits)
+        else:
+            torch.mm(hidden.float(), self._wide.T, out=logits)
         if self._bias is not None:
             logits += self._bias.float()
         if self._temperature != 1.0:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.config.verification import ProcessOptions
 from sppo.models.positions import tokens_at
 from sppo.models.scoring import StepScorer
+from sppo.runs import ranks
 from sppo.types import Rollout, StepScores, Submission, Verdict
 from sppo.verifiers.functions import load_function
 from sppo.verifiers.reward_model import Exchange
@@ -58,12 +59,17 @@ def load_process_rewards(
     """
     if options.function is not None:
         function = load_function(options.function, "verification.process.function")
-        return ProcessRewards(options, tokenizer, lambda given, ends: call_step_function(function, given, ends))
+        return ProcessRewards(
+            options,
+            tokenizer,
+            lambda given, ends: ranks.of_main(call_step_function(function, given, ends) if ranks.is_main() else []),
+        )
     if options.model is None:
         return None
     scorer = StepScorer.load(options, device, tokens_per_microbatch)
 
     def by_model(given: Sequence[Submission], ends: Sequence[Sequence[int]]) -> Sequence[list[float] | None]:
-        return scorer.scores([Exchange(one.messages or one.prompt, one.sampled) for one in given], ends)
+        own = [Exchange(one.messages or one.prompt, one.sampled) for one in ranks.share(given)]
+        return ranks.gather(list(scorer.scores(own, ranks.share(ends))))
 
     return ProcessRewards(options, tokenizer, by_model)

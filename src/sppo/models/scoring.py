@@ -102,7 +102,7 @@ class Classifier:
             for name in rows[0]
         }
         inputs["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
-        with arithmetic(self.model.device):
+        with arithmetic(self.model):
             outputs = self.model(**{name: tensor.to(self.model.device) for name, tensor in inputs.items()})
         logits: Tensor = outputs.logits.float().cpu()
         return logits

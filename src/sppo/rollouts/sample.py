@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.config import SamplingConfig
 from sppo.rollouts.encode import encode_many
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
+from sppo.runs import ranks
 from sppo.types import Prompt, Rollout
 
 
@@ -50,6 +51,8 @@ def sample(
 ) -> list[Rollout]:
     """Samples G responses to each of P prompts, or as many of each as are asked for, of an engine that is awake.
 
+    Each rank samples its share of them, and every rank gets all.
+
     Args:
         engine: to sample with.
         prompts: P prompts.
@@ -67,7 +70,7 @@ def sample(
     rows = list(zip(prompts, encode_many(list(prompts), tokenizer), counts, strict=True))
     repeated = [prompt for prompt, _, count in rows for _ in range(count)]
     encoded = [ids for _, ids, count in rows for _ in range(count)]
-    completions = engine.generate(encoded, parameters, seeds=seeds)
+    completions = ranks.gather(engine.generate(ranks.share(encoded), parameters, seeds=ranks.share(seeds)))
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
     texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)
     return [

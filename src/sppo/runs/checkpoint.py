@@ -1,10 +1,12 @@
 """Checkpoints: whole or absent, loadable by anyone, enough to go on bit for bit.
 
-    checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer
+    checkpoints/step_N/policy/         HF folder: AutoModelForCausalLM.from_pretrained and its tokenizer; of a policy
+                                       with an adapter, the adapter alone, as peft reads it
     checkpoints/step_N/critic/         HF folder: AutoModel.from_pretrained (trunk), PromptCritic.from_pretrained (all)
-    checkpoints/step_N/optimizers.pt   AdamW states
+    checkpoints/step_N/optimizers/     AdamW states: tensors by torch.distributed.checkpoint, the rest as JSON
     checkpoints/step_N/random.pt       generators of torch, CUDA, numpy and Python
     checkpoints/step_N/state.json      step, data cursor, counters
+    checkpoints/step_N/checksums.json  size and CRC-32 of each of these files
     checkpoints/last, best             links to two of them
 
 A checkpoint is written under a hidden name, synced, and renamed; so every step_N that exists is whole.
@@ -16,26 +18,30 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sppo import __version__
 from sppo.errors import RunFolderError, TrainingError
+from sppo.runs import ranks
 from sppo.runs.files import read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
+_CHECKSUMS = "checksums.json"
+_READ_BYTES = 1 << 22
+
+
 class Saved(Protocol):
-    """What a checkpoint asks of a critic."""
+    """What a checkpoint asks of policy and critic."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes itself into a folder of its own."""
+        """Writes itself into a folder of its own; every rank calls it, and what the main one writes is kept."""
 
 
 @dataclass
@@ -70,19 +76,32 @@ class TrainingState:
     """Responses, tokens and seconds that the critic has cost before the first step; empty where there were none."""
     before: dict[str, Any] = field(default_factory=dict)
     """Accuracy and examples before training, for the summary."""
+    frozen: list[str] = field(default_factory=list)
+    """Names of the policy's parameters that rest: a file of weights doesn't say."""
+    reference_is_base: bool = False
+    """Whether what training started from is the policy without its adapter, so that no copy is kept."""
 
 
 def save_checkpoint(
     checkpoints: Path,
     state: TrainingState,
     *,
-    policy: PreTrainedModel,
+    policy: Saved,
     tokenizer: Tokenizer,
     critic: Saved | None,
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    save_optimizers: Callable[[Path], None],
     keep: int,
 ) -> Path:
-    """Writes step_N, points `last` and `best`, and removes what is no longer to be kept.
+    """Writes step_N, points `last` and `best`, and removes what is no longer to be kept. Every rank has to call it.
+
+    Args:
+        checkpoints: folder of all of them.
+        state: of the run.
+        policy: what is trained.
+        tokenizer: the policy's.
+        critic: None where there is none.
+        save_optimizers: writes the optimisers' states into a folder that all ranks write to.
+        keep: newest checkpoints kept.
 
     Raises:
         TrainingError: the disk is full or not writable; the half-written folder is removed.
@@ -91,25 +110,29 @@ def save_checkpoint(
     from safetensors import SafetensorError
 
     final = checkpoints / f"step_{state.step}"
-    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     try:
         with whole_folder(final) as temporary:
             policy.save_pretrained(temporary / "policy")
             tokenizer.save_pretrained(temporary / "policy")
             if critic is not None:
                 critic.save_pretrained(temporary / "critic")
-            torch.save(states, temporary / "optimizers.pt")
-            torch.save(random_state(), temporary / "random.pt")
-            write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
-        _point(checkpoints / "last", final)
-        if state.best_step == state.step:
-            _point(checkpoints / "best", final)
+            shared = Path(ranks.of_main(str(temporary)))
+            (shared / "optimizers").mkdir(exist_ok=True)
+            save_optimizers(shared / "optimizers")
+            if ranks.is_main():
+                torch.save(random_state(), temporary / "random.pt")
+                write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
+            _write_checksums(shared)
+        if ranks.is_main():
+            _point(checkpoints / "last", final)
+            if state.best_step == state.step:
+                _point(checkpoints / "best", final)
+            _prune(checkpoints, keep, state.best_step)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
             f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
             "free some disk space and go on with --resume."
         ) from error
-    _prune(checkpoints, keep, state.best_step)
     return final
 
 
@@ -160,11 +183,35 @@ def load_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**saved)
 
 
-def load_optimizers(checkpoint: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Restores the optimisers in place."""
-    saved = _load(checkpoint / "optimizers.pt")
-    for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(saved[name])
+def require_whole(checkpoint: Path) -> None:
+    """Reads a checkpoint's files, each rank its share of them, and holds them against their checksums.
+
+    Raises:
+        RunFolderError: a file is missing or damaged; names it, and the newest checkpoint before.
+    """
+    said = read_json(checkpoint / _CHECKSUMS)
+    if said is None:  # up to version 0.3.0 there were none
+        return
+    for name in ranks.share(sorted(said)):
+        file = checkpoint / name
+        if file.is_file() and _checksum(file) == said[name]:
+            continue
+        before = [step for step in _steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
+        mend = (
+            f"Move {checkpoint} away, and --resume goes on from step_{before[-1]}." if before else "It is the only one."
+        )
+        raise RunFolderError(f"{file} is {'damaged' if file.is_file() else 'missing'}. {mend}")
+
+
+def read_frozen(checkpoint: Path) -> list[str]:
+    """Returns the names of the policy's parameters that rest, of a checkpoint of any version."""
+    return list((read_json(checkpoint / "state.json") or {}).get("frozen", []))
+
+
+def read_old_optimizers(checkpoint: Path) -> dict[str, Any] | None:
+    """Returns the state dict of each optimiser, as versions up to 0.3.0 wrote them; None of a newer checkpoint."""
+    old = checkpoint / "optimizers.pt"
+    return _load(old) if old.is_file() else None
 
 
 def random_state() -> dict[str, Any]:
@@ -208,6 +255,23 @@ def _load(path: Path) -> dict[str, Any]:
         first = str(error).splitlines()[0]
         raise RunFolderError(f"{path} holds something else than tensors and numbers, or is damaged: {first}") from error
     return loaded
+
+
+def _write_checksums(folder: Path) -> None:
+    """Writes size and CRC-32 of each file, of which each rank reads its share once all are written."""
+    ranks.wait()
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    sums = ranks.gather([_checksum(folder / name) for name in ranks.share(names)])
+    write_json(folder / _CHECKSUMS, dict(zip(names, sums, strict=True)))
+
+
+def _checksum(file: Path) -> dict[str, int]:
+    size = found = 0
+    with open(file, "rb") as handle:
+        while part := handle.read(_READ_BYTES):
+            size += len(part)
+            found = zlib.crc32(part, found)
+    return {"bytes": size, "crc32": found}
 
 
 def _steps(checkpoints: Path) -> list[int]:

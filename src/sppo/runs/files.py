@@ -1,4 +1,7 @@
-"""Files and folders that are whole or absent, and what else is asked of a disk."""
+"""Files and folders that are whole or absent, and what else is asked of a disk.
+
+Of several ranks the main one alone writes: what the others write goes to a scratch folder, and is gone afterwards.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.errors import RunFolderError
+from sppo.runs import ranks
 
 _FORGOTTEN = 3600.0
 """Seconds after its last write from which a temporary file has no writer any more."""
@@ -26,6 +31,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     once: each has a name of its own, and the last one wins. Into a device or a pipe, as /dev/stdout, it is written
     directly.
     """
+    if not ranks.is_main():
+        with tempfile.TemporaryDirectory(prefix="sppo-rank-") as scratch:
+            yield Path(scratch) / path.name
+        return
     if path.exists() and not path.is_file():
         yield path
         return
@@ -43,7 +52,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole_file` for a folder that one process alone writes; what was at `path` before is gone afterwards."""
+    """As `whole_file` for a folder that one run alone writes; what was at `path` before is gone afterwards.
+
+    Every rank takes part, and goes on when it is there.
+    """
+    if not ranks.is_main():
+        with tempfile.TemporaryDirectory(prefix="sppo-rank-") as scratch:
+            yield Path(scratch)
+        ranks.wait()
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -56,6 +73,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    ranks.wait()
 
 
 def write_text(path: Path, text: str) -> None:

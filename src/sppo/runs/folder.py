@@ -5,6 +5,8 @@
     rollouts/         one file a step: prompt, token ids, V, A, R and verdict of every response
     summary.json      accuracy before and after, seconds by phase, calibration, versions
     checkpoints/      step_N folders; `last` and `best` point at two of them
+    adapter_base/     the weights that adapters stand on, where no other folder has them
+    reference/        what training started from, where a loss asks for it
     curves.png        pictures
     .lock             says which process writes here
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -24,12 +27,15 @@ from typing import Any
 from sppo import __version__
 from sppo.config.compatibility import as_yaml, config_differences, written, written_config
 from sppo.errors import ConfigError, RunFolderError
+from sppo.runs import ranks
 from sppo.runs.checkpoint import find_checkpoint, load_state
 from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json, write_json, write_text
 from sppo.runs.lock import LOCK_FILE, lock
 from sppo.runs.records import JsonLines, forget_records, record_files, write_records
 
-_BEFORE_TRAINING = {"config.yaml", "checkpoints", "metrics.jsonl", "rollouts", "tensorboard", LOCK_FILE}
+_BEFORE_TRAINING = {
+    "config.yaml", "checkpoints", "metrics.jsonl", "rollouts", "tensorboard", "adapter_base", "reference", LOCK_FILE,
+}  # fmt: skip
 """What a run has made when its first checkpoint is being written."""
 
 
@@ -55,6 +61,8 @@ class RunFolder:
     ) -> RunFolder:
         """Checks that a run may be made at `path`, or go on there, and keeps other processes out. Changes nothing yet.
 
+        The main rank does so, and alone writes; all go on once it has.
+
         Args:
             path: the folder.
             options: nested plain options, for config.yaml.
@@ -73,11 +81,15 @@ class RunFolder:
                 require_new(path)
 
         folder = cls(path, options, tell)
+        if not ranks.is_main():
+            ranks.wait()
+            return folder
         # Where a run of ours has been, its present owner is named first; elsewhere nothing is made before the check.
         if not (path / LOCK_FILE).is_file():
             check()
         if path.is_dir():
             folder._hold(check)
+        ranks.wait()
         return folder
 
     def begin(self, step: int = -1) -> None:
@@ -86,8 +98,18 @@ class RunFolder:
         Called once, after everything that may refuse the run.
 
         Raises:
-            RunFolderError: the folder cannot be made, or another process has begun there meanwhile.
+            RunFolderError: it can't be made, or seen by all ranks; or another process has begun there meanwhile.
         """
+        if ranks.is_main():
+            self._begin(step)
+        ranks.wait()
+        if not (self.path / "config.yaml").is_file():
+            raise RunFolderError(
+                f"{self.path.absolute()} can't be seen on {socket.gethostname()}, where rank {ranks.rank()} runs, but "
+                "all ranks read it. Choose an --output on storage that all machines share."
+            )
+
+    def _begin(self, step: int) -> None:
         try:
             if self._held is None:
                 self._hold(lambda: require_new(self.path))

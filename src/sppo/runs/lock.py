@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sppo.errors import RunFolderError
+from sppo.runs import ranks
 
 LOCK_FILE = ".lock"
 _held: set[int] = set()
@@ -22,6 +23,8 @@ _held: set[int] = set()
 @contextmanager
 def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Makes a folder where it lacks, and keeps other processes from writing to it until the block ends.
+
+    Of several ranks the main one, which alone writes, does so; the others don't wait for that here.
 
     It is the kernel's advisory lock on FOLDER/.lock, which a process that was killed doesn't hold any longer. The file
     says who holds it, stays behind, and is of no interest to readers.
@@ -33,6 +36,9 @@ def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     Raises:
         RunFolderError: another process holds it (says which), or the folder can't be made or written.
     """
+    if not ranks.is_main():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link, which in a folder of somebody else may point to any file.

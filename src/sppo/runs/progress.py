@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any, Protocol
+
+from sppo.runs import ranks
 
 
 class Progress(Protocol):
@@ -42,30 +45,37 @@ class NoProgress:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C into a request to stop after the current step; the second one stops at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one stops at once.
 
     Weights in the middle of an update are no state that could be resumed exactly, so the step is finished first.
     Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
+    AGAIN = 3.0
+    """Seconds within which ranks that a launcher started take a second signal for the same: a terminal's Ctrl-C goes
+    to all of them, and the launcher sends it on."""
+
     def __init__(self, progress: Progress) -> None:
         self.requested = False
         self._progress = progress
-        self._previous: Any = None
-        self._installed = False
+        self._previous: dict[int, Any] = {}
+        self._asked = 0.0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
-            self._installed = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.requested:
+            if ranks.world_size() > 1 and now - self._asked < self.AGAIN:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._asked = True, now
         self._progress.message("Stopping after this step, then saving. Ctrl-C again stops at once, unsaved.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo.errors import RunFolderError
+from sppo.runs import ranks
 from sppo.runs.files import is_temporary, whole_file
 
 Line = Mapping[str, Any]
@@ -42,7 +43,12 @@ class JsonLines:
                 yield from _decode(handle, self.path, size)
 
     def append(self, lines: Iterable[Line]) -> int:
-        """Adds lines, which are on the disk when it returns, and returns the file's size in bytes."""
+        """Adds lines, which are on the disk when it returns, and returns the file's size in bytes.
+
+        Of several ranks the main one does so; the others get 0.
+        """
+        if not ranks.is_main():
+            return 0
         with open(self.path, "ab") as handle:
             handle.write(b"".join(map(_encode, lines)))
             handle.flush()
@@ -56,7 +62,9 @@ class JsonLines:
 
 
 def write_records(folder: Path, step: int, records: Iterable[Line]) -> None:
-    """Writes the records of a step's responses into a run folder; numpy arrays are written as lists."""
+    """Writes the records of a step's responses into a run folder, on the main rank; numpy arrays become lists."""
+    if not ranks.is_main():
+        return
     import zstandard
 
     path = folder / "rollouts" / f"step_{step:06d}.jsonl.zst"

@@ -22,6 +22,7 @@ from sppo.critics.critic import Critic
 from sppo.data.adaptive import responses
 from sppo.data.selection import Chosen, Metrics, Selection, known
 from sppo.errors import RewardError
+from sppo.models.adapters import reference_of
 from sppo.models.process_rewards import ProcessRewards
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import sample
@@ -278,10 +279,11 @@ class Collector:
             return
         reference, version = self.policy.reference, now.version
         assert reference is not None, "the reference is read before the first step"
-        self.engine.load_weights(reference, REFERENCE_VERSION)
-        now.version = REFERENCE_VERSION
         try:
-            yield
+            with reference_of(self.policy.model, reference) as started_from:
+                self.engine.load_weights(started_from, REFERENCE_VERSION)
+                now.version = REFERENCE_VERSION
+                yield
         finally:
             self.engine.load_weights(self.policy.model, version)
             now.version = version

@@ -19,6 +19,8 @@ from sppo.config import DataConfig, ModelConfig
 from sppo.config.compatibility import read_config
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, ModelError
+from sppo.models.adapter_files import BASE_FOLDER, as_named, find_base
+from sppo.models.adapters import NAME, adapt, adapter_config, has_adapter, unwrapped
 from sppo.models.loading import load_policy, load_tokenizer, prepare_policy
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.verifiers.functions import RewardFunction, function_name, name_handed_over
@@ -125,16 +127,47 @@ def load_given_tokenizer(given: Given, source: ModelConfig, *, resumed: bool) ->
     return given.tokenizer
 
 
-def load_given_policy(
-    given: Given, source: ModelConfig, tokenizer: Tokenizer, device: torch.device, *, resumed: bool
-) -> PreTrainedModel:
-    """The model that was handed over, which is trained in place, or the loaded one; with a checkpoint's weights."""
-    if given.model is None:
-        return load_policy(source, tokenizer, device)
-    policy = prepare_policy(given.model, tokenizer, device, source.gradient_checkpointing)
+def base_of_run(given: Given, model: ModelConfig, output: Path, *, resumed: bool) -> str:
+    """Where the weights are that a run's policy starts from, for an adapter to name.
+
+    Args:
+        given: what a Python program hands over.
+        model: the policy's options.
+        output: the run's folder, which keeps those that no other folder has.
+        resumed: whether the run goes on: then its checkpoint says so, unless a model is handed over again.
+    """
+    if given.model is not None or model.path is None:
+        return str(output.absolute() / BASE_FOLDER)
     if resumed:
+        return ""
+    base = find_base(model.path)
+    return str(Path(base).absolute()) if Path(base).is_dir() else base
+
+
+def load_given_policy(
+    given: Given, source: ModelConfig, tokenizer: Tokenizer, device: torch.device, *, resumed: bool, base: str
+) -> PreTrainedModel:
+    """The model that was handed over, which is trained in place, or the loaded one, with the adapter asked for.
+
+    Args:
+        given: what a Python program hands over.
+        source: where the model is, and how it is loaded; of a run that goes on, its checkpoint's.
+        tokenizer: of the policy.
+        device: where it goes.
+        resumed: whether the run goes on, so that the checkpoint's weights count.
+        base: see `base_of_run`.
+    """
+    if given.model is None:
+        policy = load_policy(source, tokenizer, device)
+    else:
+        policy = prepare_policy(unwrapped(given.model), tokenizer, device, source.gradient_checkpointing)
+        if has_adapter(policy):
+            adapter_config(policy).base_model_name_or_path = base
+    adapt(policy, source.lora, base, "model")
+    if resumed and given.model is not None:
         try:
-            policy.load_state_dict(load_policy(source, tokenizer, device).state_dict())
+            saved = load_policy(source, tokenizer, device).state_dict()
+            policy.load_state_dict(as_named(saved, NAME, policy))
         except RuntimeError as error:
             raise ModelError(
                 f"The model handed over cannot take the weights of {source.path} "

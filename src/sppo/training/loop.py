@@ -21,8 +21,11 @@ from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic
 from sppo.errors import TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
+from sppo.models.adapter_files import saved_bytes
+from sppo.models.loading import frozen_names
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
+from sppo.runs import ranks
 from sppo.runs.checkpoint import TrainingState, save_checkpoint
 from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import StopRequest
@@ -30,6 +33,7 @@ from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, selection_summary, summarise
 from sppo.update.learner import PolicyLearner
+from sppo.update.moments import save_moments
 from sppo.update.schedule import Curve, follow
 from sppo.verifiers.grading import Grader
 
@@ -70,6 +74,9 @@ class WarmStart:
     betas: tuple[float, float]
     """AdamW's decay rates of the two moments."""
     optimizer: OptimizerConfig
+    trains_base: bool = False
+    """Whether they train all weights of a policy with an adapter, as of a model made new, which has nothing to adapt
+    yet."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,14 @@ class Parts:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint: weights, and AdamW's two moments of each."""
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return sum(p.numel() * p.element_size() * 3 for group in groups for p in group["params"])
+        """Size of a checkpoint: the weights that it holds, and AdamW's two moments of those that are trained."""
+        groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
+        trained = {
+            name: sum(p.numel() * p.element_size() for group in some for p in group["params"])
+            for name, some in groups.items()
+        }
+        critics = sum(size for name, size in trained.items() if name != "policy")
+        return saved_bytes(self.policy.model) + critics + 2 * sum(trained.values())
 
     def hand_over_weights(self) -> None:
         """Lets the engine sample from the policy as it is now."""
@@ -209,7 +221,7 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
     recorder.write(step)
     recorder.progress.phase("training", run.schedule.steps)
     recorder.progress.update(step, recorder.newest)
-    stopping = stop.requested and not last
+    stopping = ranks.any_rank(stop.requested) and not last
     if run.schedule.saves(step) or stopping:
         save(run, parts, recorder)
     if stopping:
@@ -256,14 +268,15 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
     run.state.skipped_optimizer_steps = guard.skipped_total
     run.state.skipped_in_a_row = dict(guard.skipped_in_a_row)
     run.state.optimizer_steps = dict(guard.taken)
+    run.state.frozen = frozen_names(parts.policy.model)
     with recorder.timing("checkpoint"):
         save_checkpoint(
             run.folder.checkpoints,
             run.state,
-            policy=parts.policy.model,
+            policy=parts.policy,
             tokenizer=parts.tokenizer,
             critic=parts.critic,
-            optimizers=parts.optimizers,
+            save_optimizers=lambda folder: save_moments(parts.optimizers, folder),
             keep=run.schedule.keep,
         )
 

@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 
 from sppo.batch import Credit, Estimates, Outcomes
 from sppo.errors import RunFolderError, TrainingError
-from sppo.runs.checkpoint import load_optimizers, load_state
+from sppo.models.adapter_files import saved_weights, weight_files
+from sppo.models.sharding import whole
+from sppo.runs.checkpoint import load_state
 from sppo.runs.files import read_json
 from sppo.training.loop import Parts, Run
 from sppo.training.record import Recorder, response_records
+from sppo.update.moments import load_optimizers
 
 
 def prefit(run: Run, parts: Parts, recorder: Recorder) -> None:
@@ -99,7 +102,7 @@ def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
         RunFolderError: it was made from another policy.
     """
     _require_same_policy(parts.policy.model, checkpoint / "policy")
-    load_optimizers(checkpoint, parts.critic.optimizers)
+    load_optimizers(parts.critic.optimizers, checkpoint)
     saved, selection = load_state(checkpoint).stream, parts.collector.selection
     # Another seed walks in another order, and begins its own walk.
     if saved["fingerprint"] == selection.stream.state_dict()["fingerprint"]:
@@ -108,11 +111,11 @@ def take_up_prefit(parts: Parts, checkpoint: Path) -> None:
 
 def _require_same_policy(policy: PreTrainedModel, folder: Path) -> None:
     """Holds the first row of every tensor against the policy's: enough to tell two apart, whatever their size."""
-    weights = policy.state_dict()
-    for file in sorted(folder.glob("*.safetensors")):
+    weights = saved_weights(policy)
+    for file in weight_files(folder):
         with safe_open(file, "pt") as saved:
             for name in saved.keys():  # noqa: SIM118 - it is no dict
-                own, first = weights.get(name, torch.empty(0))[:1].cpu(), saved.get_slice(name)[:1]
+                own, first = whole(weights.get(name, torch.empty(0)))[:1].cpu(), saved.get_slice(name)[:1]
                 if not torch.equal(own, first.to(own.dtype)):
                     raise RunFolderError(
                         f"The critic of critic.prefit.path was fitted to another policy: {name} is not that of "

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from sppo.errors import RunFolderError
+from sppo.models.adapter_files import BASE_FOLDER, save_base
+from sppo.models.adapters import based_on, training_base
+from sppo.models.checks import adds_nothing
+from sppo.runs import ranks
 from sppo.runs.files import whole_folder
 from sppo.training.loop import Parts, Run, evaluate, note_best, save
 from sppo.training.prefit import prefit, spent
@@ -34,6 +39,7 @@ def _start(run: Run, parts: Parts, recorder: Recorder) -> None:
     if run.fine_tuning:
         run.state.before = story("before", evaluate(run, parts, recorder, "before", final=True))
     _warm_start(run, parts, recorder)
+    _keep_base(run, parts)
     if parts.load_reference is not None and not run.fine_tuning:
         parts.policy.reference = _reference(run, parts, parts.load_reference)
     when = "after fine-tuning" if run.fine_tuning else "before"
@@ -57,7 +63,8 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
         return evaluate(run, parts, recorder, "fine-tuning", final=False, quiet=True).accuracy
 
     for number, (phase, rows) in enumerate(zip(warm.phases, warm.demonstrations, strict=True), start=1):
-        with recorder.timing("warm_start"):
+        trained = training_base(parts.policy.model) if warm.trains_base else nullcontext()
+        with recorder.timing("warm_start"), trained:
             recorder.progress.phase(f"fine-tuning {number}: {phase.demonstrations}", phase.steps)
             result = fine_tune_phase(
                 parts.policy.model,
@@ -76,12 +83,30 @@ def _warm_start(run: Run, parts: Parts, recorder: Recorder) -> None:
         )
 
 
+def keeps_base(folder: Path, policy: PreTrainedModel) -> bool:
+    """Whether a run keeps the weights that adapters stand on, once, as no other folder has them."""
+    return based_on(policy) == str(folder.absolute() / BASE_FOLDER)
+
+
+def _keep_base(run: Run, parts: Parts) -> None:
+    if keeps_base(run.folder.path, parts.policy.model):
+        with whole_folder(run.folder.path / BASE_FOLDER) as temporary:
+            save_base(parts.policy.model, temporary)
+
+
 def _reference(run: Run, parts: Parts, load: Callable[[Path, torch.device], PreTrainedModel]) -> PreTrainedModel:
-    """Returns a frozen copy of the policy that training started from; made at step 0, read again on resuming."""
+    """Returns the policy that training started from: a frozen copy, made at step 0 and read again on resuming.
+
+    Where the policy has an adapter that began at zero, it is the policy itself, see `reference_of`: no second copy.
+    """
+    if run.checkpoint is None:
+        run.state.reference_is_base = adds_nothing(parts.policy.model)
+    if run.state.reference_is_base:
+        return parts.policy.model
     folder = require_reference(run.folder.path, run.state.step)
-    if not folder.is_dir():
+    if run.checkpoint is None or not ranks.of_main(folder.is_dir()):
         with whole_folder(folder) as temporary:
-            parts.policy.model.save_pretrained(temporary)
+            parts.policy.save_pretrained(temporary)
     return load(folder, parts.policy.model.device)
 
 

@@ -10,6 +10,7 @@ from sppo.algorithms.masked import masked_mean
 from sppo.algorithms.policy_loss import kl_estimate, truncated_importance_weights
 from sppo.batch import Batch, Estimates
 from sppo.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
+from sppo.models.adapters import reference_of
 from sppo.update.logprobs import batch_logprobs
 
 
@@ -28,7 +29,7 @@ def estimate(
     Args:
         batch: B graded responses.
         policy: as it sampled.
-        reference: what training started from, where the algorithm asks for it.
+        reference: what training started from, where the algorithm asks for it; the policy itself: its base.
         values: of the critic, as they were before its update.
         algorithm: old log-probabilities' source, importance cap, KL penalty.
         optimizer: micro-batches.
@@ -51,7 +52,8 @@ def estimate(
             metrics["sampler/importance_weight_mean"] = masked_mean(importance, batch.loss_mask)
     ref = penalty = None
     if reference is not None:
-        ref = batch_logprobs(reference, batch, optimizer, sampling.temperature)
+        with reference_of(policy, reference) as started_from:
+            ref = batch_logprobs(started_from, batch, optimizer, sampling.temperature)
         # Over all responses: without those that aren't trained on it would be of other responses than the policy's.
         metrics["policy/kl_to_reference"] = masked_mean(kl_estimate(old, ref, "k3"), batch.mask)
         if algorithm.kl_coefficient and algorithm.kl_place == "reward":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from sppo.algorithms.policy_loss import LossOptions
 from sppo.batch import Batch, Credit, Estimates
 from sppo.config import AlgorithmConfig, OptimizerConfig, SamplingConfig
+from sppo.models.adapter_files import save_pretrained
 from sppo.update.estimate import estimate
 from sppo.update.policy import update_policy
 from sppo.update.steps import StepGuard
@@ -34,12 +36,17 @@ class PolicyLearner:
     """B when no sample is left out; fixes the number of mini-batches."""
     guard: StepGuard
     reference: PreTrainedModel | None = None
-    """The policy that training started from, frozen, where the algorithm asks for it."""
+    """The policy that training started from, frozen, where the algorithm asks for it; `model` itself where that is the
+    model without its adapter, as `sppo.models.adapters.reference_of` gives it."""
 
     @property
     def version(self) -> int:
         """Optimiser steps that the weights have been through, those of fine-tuning included."""
         return self.guard.taken.get("policy", 0)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the policy as a folder that transformers loads; every rank has to call it."""
+        save_pretrained(self.model, folder)
 
     def estimate(self, batch: Batch, values: Tensor | None) -> tuple[Estimates, Metrics]:
         """Old and reference log-probabilities, beside the critic's values, and metrics of them; no gradients."""

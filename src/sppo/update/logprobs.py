@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sppo.batch import Batch, microbatches
+from sppo.batch import Batch
 from sppo.config import OptimizerConfig
 from sppo.models.logprobs import TokenLogprobs, response_logprobs
 from sppo.models.packing import TokenRow
+from sppo.runs import ranks
+from sppo.update.deal import DUMMY_ROW, dealt
 
 
 def token_rows(batch: Batch, rows: Sequence[int]) -> list[TokenRow]:
@@ -29,9 +31,11 @@ def row_logprobs(
 
 @torch.no_grad()
 def batch_logprobs(model: PreTrainedModel, batch: Batch, optimizer: OptimizerConfig, temperature: float) -> Tensor:
-    """[B, T] log-probabilities of the whole batch, on the CPU; 0 outside the mask."""
+    """[B, T] log-probabilities of the whole batch, on the CPU of every rank; 0 outside the mask."""
     result = torch.zeros_like(batch.sampler_logprobs)
-    for rows in microbatches(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
-        said = row_logprobs(model, token_rows(batch, rows), batch.mask.shape[1], optimizer, temperature)
-        result[rows] = said.logprobs.cpu()
-    return result
+    for rows in dealt(batch.lengths, optimizer.tokens_per_microbatch, optimizer.layout):
+        members = token_rows(batch, rows) or [DUMMY_ROW]
+        said = row_logprobs(model, members, batch.mask.shape[1], optimizer, temperature)
+        if rows:
+            result[rows] = said.logprobs.cpu()
+    return ranks.sum_over_ranks(result)

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 
 from sppo.algorithms.masked import blame_least_likely, token_weights, whiten
 from sppo.algorithms.policy_loss import LossOptions, policy_loss
-from sppo.batch import Batch, Credit, Estimates, microbatches
+from sppo.batch import Batch, Credit, Estimates
 from sppo.config import OptimizerConfig, SamplingConfig
 from sppo.models.logprobs import response_loss
 from sppo.models.packing import TokenRow
+from sppo.runs import ranks
+from sppo.update.deal import DUMMY_ROW, dealt
 from sppo.update.logprobs import row_logprobs, token_rows
-from sppo.update.ranks import sum_over_ranks
 from sppo.update.steps import StepGuard, mean_of_finite, minibatches
 
 
@@ -72,13 +73,17 @@ def update_policy(
         if weights is None:
             continue
         loss, read = 0.0, []
-        for part in microbatches([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
+        for part in dealt([lengths[row] for row in rows], optimizer.tokens_per_microbatch, optimizer.layout):
+            if not part:
+                _no_loss(policy, optimizer).backward()
+                continue
             members = [rows[index] for index in part]
             losing = _Losing.of(before, advantages, weights[part], members, loss_options, policy.device)
             part_loss = _part_loss(policy, losing, token_rows(batch, members), optimizer, sampling.temperature)
             part_loss.backward()
             loss += float(part_loss.detach())
             read.append((members, losing))
+        loss = ranks.total(loss)
         norms.append(guard.step("policy", adam, policy, loss))
         losses.append(loss)
         if math.isfinite(norms[-1]):
@@ -162,8 +167,10 @@ class _TokenMeans:
                 self._sums[name][rows] += torch.where(trained, values, 0.0).cpu()
 
     def metrics(self) -> dict[str, float]:
-        count = int(self._counts.sum())
-        return {f"policy/{name}": float(sums.sum() / count) if count else math.nan for name, sums in self._sums.items()}
+        """Means over the tokens that all ranks have read; every rank has to call it."""
+        count = int(ranks.sum_over_ranks(self._counts).sum())
+        whole = {name: ranks.sum_over_ranks(sums).sum() for name, sums in self._sums.items()}
+        return {f"policy/{name}": float(sum_ / count) if count else math.nan for name, sum_ in whole.items()}
 
 
 def _part_loss(
@@ -185,12 +192,16 @@ def _part_loss(
     )
 
 
+def _no_loss(policy: PreTrainedModel, optimizer: OptimizerConfig) -> Tensor:
+    """A loss of 0 whose backward pass meets those of other ranks, where this one has no rows for it."""
+    return response_loss(policy, [DUMMY_ROW], lambda logprobs, *others: logprobs.sum() * 0.0, layout=optimizer.layout)
+
+
 def _minibatch_weights(batch: Batch, rows: Sequence[int], loss: LossOptions, longest: int) -> Tensor | None:
-    """[b, T] weights of a mini-batch's tokens, by counts over all ranks; None where no token of it is trained on.
+    """[b, T] weights of a mini-batch's tokens, by its counts; None where no token of it is trained on.
 
     AdamW would move the weights then too, by decay and momentum, without having learned anything.
     """
     mask = batch.loss_mask[rows]
-    counts = sum_over_ranks(torch.tensor([mask.sum(), mask.any(dim=1).sum()], dtype=torch.float64))
-    tokens, sequences = counts.tolist()
+    tokens, sequences = float(mask.sum()), float(mask.any(dim=1).sum())
     return token_weights(mask, loss.aggregation, tokens, sequences, longest) if tokens else None

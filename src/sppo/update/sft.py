@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from sppo.batch import microbatches
 from sppo.config import OptimizerConfig, SftPhase
 from sppo.models.logprobs import response_loss
 from sppo.models.packing import TokenRow
+from sppo.runs import ranks
 from sppo.runs.progress import Progress
+from sppo.update.deal import DUMMY_ROW, dealt
 from sppo.update.schedule import Curve, set_learning_rate
 from sppo.update.steps import StepGuard, make_optimizer
 
@@ -82,14 +84,14 @@ def _backward(policy: PreTrainedModel, rows: Sequence[TokenRow], optimizer: Opti
     lengths = [row.tokens for row in rows]
     total = sum(len(row.columns) for row in rows)
     loss = 0.0
-    for part in microbatches(lengths, optimizer.tokens_per_microbatch, optimizer.layout):
-        members = [rows[row] for row in part]
+    for part in dealt(lengths, optimizer.tokens_per_microbatch, optimizer.layout):
+        divisor = total if part else math.inf
         part_loss = response_loss(
             policy,
-            members,
-            lambda logprobs, entropy, row, column: -logprobs.sum() / total,
+            [rows[row] for row in part] or [DUMMY_ROW],
+            lambda logprobs, entropy, row, column, divisor=divisor: -logprobs.sum() / divisor,  # type: ignore[misc]
             layout=optimizer.layout,
         )
         part_loss.backward()
         loss += float(part_loss.detach())
-    return loss
+    return ranks.total(loss)

@@ -11,7 +11,7 @@ from torch import nn
 
 from sppo.errors import TrainingError
 from sppo.models.loading import trainable_parameters
-from sppo.update.ranks import sum_over_ranks
+from sppo.models.sharding import sum_gradients
 
 _IDLE = "step"
 """Key of whole steps of training."""
@@ -40,11 +40,13 @@ class StepGuard:
     def step(self, name: str, optimizer: torch.optim.Optimizer, module: nn.Module, loss: float) -> float:
         """Sums gradients over ranks, clips them and steps; leaves the weights alone where something is not finite.
 
+        Every rank calls it, with the same loss.
+
         Args:
             name: of the model.
             optimizer: to step.
             module: holds the gradients.
-            loss: of this rank's share of the mini-batch.
+            loss: of the whole mini-batch.
 
         Returns:
             The gradient norm before clipping; nan where the step was skipped.
@@ -52,12 +54,9 @@ class StepGuard:
         Raises:
             TrainingError: `max_skipped` steps in a row were skipped.
         """
-        gradients = [p.grad for p in trainable_parameters(module) if p.grad is not None]
-        total_loss = sum_over_ranks(torch.tensor(loss))
-        for gradient in gradients:
-            sum_over_ranks(gradient)
-        norm = nn.utils.clip_grad_norm_(trainable_parameters(module), self.max_norm)
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(total_loss))
+        sum_gradients(module)
+        norm = float(nn.utils.clip_grad_norm_(trainable_parameters(module), self.max_norm))
+        finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             optimizer.step()
             self.taken[name] = self.taken.get(name, 0) + 1
@@ -69,10 +68,10 @@ class StepGuard:
         if self.skipped_in_a_row[name] >= self.max_skipped:
             raise TrainingError(
                 f"The {name}'s loss or gradient was not finite in {self.max_skipped} optimiser steps in a row "
-                f"(last loss {float(total_loss):g}, gradient norm {float(norm):g}). The weights are as before "
+                f"(last loss {loss:g}, gradient norm {norm:g}). The weights are as before "
                 "those steps. Lower the learning rate, or look at the rewards in rollouts/."
             )
-        return float(norm) if finite else float("nan")
+        return norm if finite else float("nan")
 
 
 def make_optimizer(

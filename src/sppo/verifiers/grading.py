@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 from sppo.errors import ConfigError, VerifierError
+from sppo.runs import ranks
 from sppo.types import Prompt, Rollout, Submission, Verdict
 from sppo.verifiers.functions import RewardFunction, call_reward_function, function_name
 from sppo.verifiers.table import get_verifier, verifiers_behind
@@ -55,7 +56,7 @@ class Grader:
             verifier.prepare(self.tools)
 
     def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
-        """Returns one verdict a rollout, in order.
+        """Returns one verdict a rollout, in order; each rank grades its share of them, and every rank gets all.
 
         Raises:
             RewardError: if the reward function raised or returned something that is no list of rewards.
@@ -64,19 +65,25 @@ class Grader:
         """
         submissions = [self.submission(rollout) for rollout in rollouts]
         if self.reward_function is not None:
-            return call_reward_function(self.reward_function, submissions)
+            # It is called once a batch, with all of it, as one that compares responses has to be.
+            return ranks.of_main(call_reward_function(self.reward_function, submissions) if ranks.is_main() else [])
         names = [rollout.prompt.verifier for rollout in rollouts]
-        by_verifier: dict[str, list[int]] = {}
-        for index, (name, given) in enumerate(zip(names, submissions, strict=True)):
+        for name, given in zip(names, submissions, strict=True):
             self._require_gold(name, given)
+        verdicts = ranks.gather(self._judge(ranks.share(names), ranks.share(submissions)))
+        self.watch.note(names, verdicts)
+        return verdicts
+
+    def _judge(self, names: Sequence[str], submissions: Sequence[Submission]) -> list[Verdict]:
+        """A verdict on each, by the verifier of that name."""
+        by_verifier: dict[str, list[int]] = {}
+        for index, name in enumerate(names):
             by_verifier.setdefault(name, []).append(index)
         verdicts: dict[int, Verdict] = {}
         for name, indices in by_verifier.items():
             judged = get_verifier(name).grade([submissions[index] for index in indices], self.tools)
             verdicts.update(zip(indices, judged, strict=True))
-        ordered = [verdicts[index] for index in range(len(rollouts))]
-        self.watch.note(names, ordered)
-        return ordered
+        return [verdicts[index] for index in range(len(submissions))]
 
     def submission(self, rollout: Rollout) -> Submission:
         """The rollout as verifiers and reward functions are given it."""

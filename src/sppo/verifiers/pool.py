@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo.runs import ranks
 from sppo.types import Verdict
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ class VerifierPool:
     """Runs the slow halves of verifiers. Starts its workers on first use, once; usable from any thread.
 
     Args:
-        workers: processes; default: the cores at hand, at most 8.
+        workers: processes; default: the cores at hand, at most 8, shared by the ranks of this machine.
         time_limit: seconds for one item, counted from when a worker takes it.
         memory_limit_mb: address space of a worker, in MiB; not enforced where the platform has no such limit.
     """
 
     def __init__(self, workers: int | None = None, time_limit: float = 3.0, memory_limit_mb: int = 1024):
-        workers = min(cores(), 8) if workers is None else workers
+        workers = max(min(cores() // ranks.local_world_size(), 8), 1) if workers is None else workers
         if workers < 1 or time_limit <= 0 or memory_limit_mb < 256:
             raise ValueError(
                 f"VerifierPool needs workers >= 1, time_limit > 0 and memory_limit_mb >= 256; "

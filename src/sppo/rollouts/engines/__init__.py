@@ -101,7 +101,9 @@ def check_engine(config: EngineConfig, *temperatures: float) -> None:
         ENGINES[config.name].require_temperature(temperature)
 
 
-def build_engine(model: PreTrainedModel, config: EngineConfig, *, max_tokens: int, memory_share: float) -> Engine:
+def build_engine(
+    model: PreTrainedModel, config: EngineConfig, *, max_tokens: int, memory_share: float, precision: str = "auto"
+) -> Engine:
     """Returns the engine that the options ask for, with the present weights of `model`.
 
     Args:
@@ -109,6 +111,7 @@ def build_engine(model: PreTrainedModel, config: EngineConfig, *, max_tokens: in
         config: of the engine.
         max_tokens: longest sequence, prompt and response together.
         memory_share: of the device, for weights and cache of the engine's own.
+        precision: that the policy computes in, as model.precision has it.
 
     Raises:
         ConfigError: as `engine_options`.
@@ -117,5 +120,5 @@ def build_engine(model: PreTrainedModel, config: EngineConfig, *, max_tokens: in
     from sppo.models.loading import compute_dtype
 
     own = engine_options(config)
-    setup = EngineSetup(config.max_rows, max_tokens, compute_dtype(model.device), memory_share, own)
+    setup = EngineSetup(config.max_rows, max_tokens, compute_dtype(precision, model.device), memory_share, own)
     return ENGINES[config.name].make(model, setup)

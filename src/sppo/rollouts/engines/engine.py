@@ -101,7 +101,11 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, model: nn.Module, version: int) -> None:
-        """Makes `generate` sample from `model`'s present weights, and notes their version; awake or not."""
+        """Makes `generate` sample from `model`'s present weights, and notes their version; awake or not.
+
+        An engine with weights of its own reads them with `sppo.models.adapters.plain_weights`, which adds an adapter to
+        them where it is switched on. The model's own module is as it is now until the next call.
+        """
 
     def close(self) -> None:
         """Releases memory and processes; `generate` must not be called afterwards."""

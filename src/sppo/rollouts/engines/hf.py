@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sppo.errors import ModelError
 from sppo.models.checks import agree, causal_outputs, described, disagreement, probe_rows, probing
 from sppo.models.loading import arithmetic, context_length, first_line
+from sppo.models.sharding import whole_weights
 from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
 from sppo.rollouts.engines.engine import SamplingParameters, require_finite, require_room
@@ -74,6 +75,7 @@ class HFEngine:
         self._config = config
         self._max_rows = max_rows
         self._version = 0
+        self._gathered: contextlib.ExitStack | None = None
         # A forward without position_ids counts positions for itself, and would count the padding.
         self._may_pad = "position_ids" in self._accepts and self._cache_trouble(padding=4) is None
         trouble = None if self._may_pad else self._cache_trouble(padding=0)
@@ -90,12 +92,19 @@ class HFEngine:
 
     def load_weights(self, model: nn.Module, version: int) -> None:
         """Samples from `model` itself from now on, of the same architecture; the module it had is left as it is."""
+        if self._gathered is not None:
+            self._gathered.close()
+            self._gathered.enter_context(whole_weights(model))
         self._model = model
         self._version = version
 
-    def awake(self) -> AbstractContextManager[None]:
-        """Nothing: it has no memory of its own between calls."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Weights that are spread over ranks are whole meanwhile, so that each rank samples by itself."""
+        with contextlib.ExitStack() as self._gathered:
+            self._gathered.enter_context(whole_weights(self._model))
+            yield
+        self._gathered = None
 
     def close(self) -> None:
         """Nothing to release: the model is the trainer's, and the cache lives for one call."""
@@ -128,7 +137,7 @@ class HFEngine:
         order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row].tolist()))
         completions: dict[int, Completion] = {}
         # One context around the whole call, so that the bfloat16 copies of the weights are made once.
-        with torch.no_grad(), _eval_mode(self._model), arithmetic(self._device), _decoding_attention(self._device):
+        with torch.no_grad(), _eval_mode(self._model), arithmetic(self._model), _decoding_attention(self._device):
             for rows in self._chunks(order, prompts):
                 own = [seeds[row] for row in rows]
                 sampled = self._sample_chunk([prompts[row] for row in rows], sampling, own)

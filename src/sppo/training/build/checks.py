@@ -12,6 +12,8 @@ from sppo.config.settle import require_divisor
 from sppo.critics.build import check_critic
 from sppo.data.selection import control_of
 from sppo.errors import ConfigError
+from sppo.models.loading import pick_device
+from sppo.models.quantization import require_quantization
 from sppo.rollouts.engines import check_engine
 from sppo.runs.sinks import require_sinks
 from sppo.training.given import Given, section_of_rows
@@ -41,6 +43,9 @@ def check(config: Config, given: Given) -> Config:
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config.logging.sinks)
+    for key, lora in (("model.lora", config.model.lora), ("critic.lora", config.critic.lora)):
+        if lora.quantize != "none":
+            require_quantization(lora, key, pick_device(config.device))
     check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature)
     return config
 

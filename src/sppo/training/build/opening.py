@@ -11,16 +11,18 @@ from sppo.config import Config, to_dict
 from sppo.config.compatibility import prefit_differences, written_config
 from sppo.data.stream import fingerprint
 from sppo.errors import RunFolderError
+from sppo.models.adapter_files import base_bytes
+from sppo.runs import ranks
 from sppo.runs.checkpoint import (
     TrainingState,
     count_checkpoints,
     find_checkpoint,
-    load_optimizers,
     load_state,
+    require_whole,
     restore_random_state,
 )
 from sppo.runs.folder import RunFolder
-from sppo.runs.progress import Progress
+from sppo.runs.progress import NoProgress, Progress
 from sppo.runs.sinks import Sinks
 from sppo.training.build.checks import algorithm_of, check, notes_on
 from sppo.training.build.parts import build
@@ -28,8 +30,9 @@ from sppo.training.given import Given, require_again
 from sppo.training.loop import Parts, Run, Schedule
 from sppo.training.prefit import prefit_checkpoint, read_prefit, take_up_prefit
 from sppo.training.record import Recorder
-from sppo.training.start import require_reference
+from sppo.training.start import keeps_base, require_reference
 from sppo.update.estimate import sampler_notes
+from sppo.update.moments import load_optimizers
 from sppo.update.steps import StepGuard
 
 
@@ -50,16 +53,20 @@ def open_run(
         SppoError: whatever is missing or doesn't fit together, before anything is written.
     """
     config = check(config, given)
+    if not ranks.is_main():
+        progress = NoProgress()
     if resume:
         require_again(Path(config.output), given)
     options, algorithm = to_dict(config), algorithm_of(config)
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
         checkpoint = find_checkpoint(folder.path) if resume else None
+        if checkpoint is not None:
+            require_whole(checkpoint)
         state = TrainingState() if checkpoint is None else load_state(checkpoint)
         if checkpoint is None and config.critic.prefit.path is not None:
             state.prefit = _made_for(Path(config.critic.prefit.path), config)
             state.responses, state.tokens_sampled = state.prefit["responses"], state.prefit["tokens"]
-        if algorithm.needs_reference and not fine_tuning:
+        if algorithm.needs_reference and not fine_tuning and not state.reference_is_base:
             require_reference(folder.path, state.step)
         guard = StepGuard(
             max_norm=config.optimizer.max_grad_norm,
@@ -78,10 +85,11 @@ def open_run(
         try:
             # The ones to keep, the best, and one that is being written.
             missing = max(config.checkpoint.keep + 2 - count_checkpoints(folder.path), 1)
-            folder.require_space(parts.checkpoint_bytes * missing)
+            folder.require_space(parts.checkpoint_bytes * missing + (0 if checkpoint else _base_bytes(folder, parts)))
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
-            recorder.sinks = Sinks.open(folder.path, config.logging.sinks, config.logging.project, options, after)
+            sinks = config.logging.sinks if ranks.is_main() else []
+            recorder.sinks = Sinks.open(folder.path, sinks, config.logging.project, options, after)
             notes = [*parts.notes]
             if not fine_tuning:
                 notes += notes_on(config, algorithm, len(parts.collector.selection.stream))
@@ -114,6 +122,12 @@ def _made_for(folder: Path, config: Config) -> dict[str, Any]:
     return made
 
 
+def _base_bytes(folder: RunFolder, parts: Parts) -> int:
+    """Size of what the run keeps once beside its checkpoints."""
+    policy = parts.policy.model
+    return base_bytes(policy) if keeps_base(folder.path, policy) else 0
+
+
 def _schedule(config: Config, parts: Parts) -> Schedule:
     """What is due when."""
     return Schedule(
@@ -134,7 +148,7 @@ def restore(parts: Parts, checkpoint: Path, state: TrainingState) -> None:
     Raises:
         RunFolderError: other prompts, to train or to measure on, than those that the run was started with.
     """
-    load_optimizers(checkpoint, parts.optimizers)
+    load_optimizers(parts.optimizers, checkpoint)
     parts.collector.selection.load_state_dict(state.stream)
     if state.held_out not in ("", fingerprint(parts.held_out.prompts, 0)):
         raise RunFolderError(

@@ -20,15 +20,19 @@ from sppo.data.selection import BeliefSelection, Selection, UniformSelection
 from sppo.data.stream import PromptStream
 from sppo.errors import ModelError
 from sppo.evaluation.held_out import HeldOut
+from sppo.models.adapter_files import note_on
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
+    compute_dtype,
     context_length,
+    freeze,
     load_model_config,
     load_policy,
     prepare_device,
     require_end_token,
     trainable_parameters,
 )
+from sppo.models.logprobs import shard_policy
 from sppo.models.packing import TokenRow
 from sppo.models.process_rewards import ProcessRewards, load_process_rewards
 from sppo.models.scoring import verifier_tools
@@ -36,12 +40,14 @@ from sppo.rollouts.encode import opens_thinking, require_context
 from sppo.rollouts.engines import BESIDE_TRAINING, build_engine
 from sppo.rollouts.engines.engine import Engine
 from sppo.rollouts.sample import sampling_parameters
+from sppo.runs.checkpoint import read_frozen
 from sppo.runs.seeds import derive_seed
 from sppo.training.build.checks import algorithm_of
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
-from sppo.training.given import Given, load_given_policy, load_given_tokenizer
+from sppo.training.given import Given, base_of_run, load_given_policy, load_given_tokenizer
 from sppo.training.loop import Parts, WarmStart
+from sppo.training.offload import EngineWithRoom
 from sppo.training.prefit import prefit_checkpoint
 from sppo.training.prompts import Prompts, load_data, load_demonstrations
 from sppo.update.learner import PolicyLearner
@@ -91,20 +97,33 @@ def build(
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
-    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None)
+    base = base_of_run(given, config.model, Path(config.output), resumed=checkpoint is not None)
+    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None, base=base)
+    if checkpoint is not None:
+        freeze(policy, read_frozen(checkpoint))
     _require_promised(config, policy)
-    learner = _learner(config, algorithm, policy, guard)
-    critic = _critic(
-        config, None if fine_tuning else algorithm.critic, learner, algorithm, tokenizer, prompts, checkpoint
+    kind = None if fine_tuning else algorithm.critic
+    critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard, base)
+    engine = build_engine(
+        policy,
+        config.engine,
+        max_tokens=_longest_sequence(config),
+        memory_share=BESIDE_TRAINING,
+        precision=config.model.precision,
     )
-    engine = build_engine(policy, config.engine, max_tokens=_longest_sequence(config), memory_share=BESIDE_TRAINING)
+    # After all that tries the model, or copies it; and before its optimiser, as its parameters are others then.
+    shard_policy(policy, compute_dtype(config.model.precision, device))
+    learner = _learner(config, algorithm, policy, guard)
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
+    optimizers = {"policy": learner.adam, **critic.optimizers}
+    if config.optimizer.offload:
+        engine = EngineWithRoom(engine, optimizers)
     return Parts(
         algorithm=algorithm,
         tokenizer=tokenizer,
         policy=learner,
         critic=critic,
-        optimizers={"policy": learner.adam, **critic.optimizers},
+        optimizers=optimizers,
         curves={name: Curve.of(config.critic, config.steps) for name in critic.optimizers}
         | {"policy": Curve.of(config.optimizer, config.steps)},
         engine=engine,
@@ -113,7 +132,7 @@ def build(
         held_out=HeldOut(prompts.held_out, engine, tokenizer, grader, sampling, config.seed, critic),
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
-        notes=prompts.notes,
+        notes=tuple(filter(None, (*prompts.notes, note_on(config.model.path if checkpoint is None else None)))),
     )
 
 
@@ -176,14 +195,16 @@ def _learner(config: Config, algorithm: Algorithm, policy: PreTrainedModel, guar
 def _critic(
     config: Config,
     kind: str | None,
-    learner: PolicyLearner,
+    policy: PreTrainedModel,
     algorithm: Algorithm,
     tokenizer: Tokenizer,
     prompts: Prompts,
     checkpoint: Path | None,
+    guard: StepGuard,
+    base: str,
 ) -> Critic:
     owner = Owner(
-        learner.model,
+        policy,
         tokenizer,
         algorithm,
         config.optimizer,
@@ -192,11 +213,13 @@ def _critic(
         (*prompts.training, *prompts.held_out),
         config.model.trust_remote_code,
         prompts.training,
+        compute_dtype(config.model.precision, policy.device),
+        base,
     )
     made = config.critic.prefit.path
     begun = checkpoint or (None if made is None else prefit_checkpoint(Path(made)))
     saved = None if begun is None else begun / "critic"
-    return build_critic(kind, config.critic, owner, saved=saved, rows=learner.rows, guard=learner.guard)
+    return build_critic(kind, config.critic, owner, saved=saved, rows=config.sequences_per_step, guard=guard)
 
 
 def _process_rewards(config: Config, tokenizer: Tokenizer, device: torch.device) -> ProcessRewards | None:
@@ -254,7 +277,8 @@ def _warm_start(config: Config, given: Given, tokenizer: Tokenizer, prompts: Pro
     shown: tuple[list[TokenRow], ...] = load_demonstrations(
         config.sft.phases, config.data, tokenizer, prompts.unseen, seed=config.seed, rows=given.rows
     )
-    return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer)
+    new = given.model is None and config.model.path is None
+    return WarmStart(tuple(config.sft.phases), shown, config.sft.betas, config.optimizer, trains_base=new)
 
 
 def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, torch.device], PreTrainedModel]:
@@ -262,6 +286,8 @@ def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, t
     options = replace(config.model, gradient_checkpointing=False)
 
     def load(folder: Path, device: torch.device) -> PreTrainedModel:
-        return load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
+        policy = load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
+        shard_policy(policy, compute_dtype(config.model.precision, device))
+        return policy
 
     return load
