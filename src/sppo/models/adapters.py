@@ -321,14 +321,16 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, whole(tensor)
         return
     inside = tuple(f"{name}." for name in layers)
+    # Before the weights are gathered: asked for its state, a sharded model lets them go; so does each of its layers.
+    outside = [name for name in model.state_dict() if not name.startswith(inside)]
     with whole_weights(model):
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        for name in (name for name in model.state_dict() if not name.startswith(inside)):
+        for name in outside:
             yield name, tensors[name].detach()
         for prefix, module in layers.items():
             plain = _original(module) if module.disable_adapters else _as_computed(copy.deepcopy(module))
-            for name, tensor in plain.state_dict().items():
-                yield f"{prefix}.{name}", tensor
+            for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
+                yield f"{prefix}.{name}", tensor.detach()
 
 
 def _original(module: Any) -> nn.Module:
