@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 from sppo.config.recipes import load_recipe
 from sppo.errors import ModelError
 from sppo.rollouts.engines import ENGINES, EngineKind
+from sppo.rollouts.engines.vllm_options import VllmOptions
 from sppo.training.build import algorithm_of
 from sppo.training.build.fitting import in_words, measured, require_room
 from sppo.training.build.memory import Memory, Sized
@@ -194,6 +195,22 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit():
         require_room(memory(policy=small, device=GPU, **options), 50 * 10**9)
     with pytest.raises(ModelError, match="Use a smaller model, or LoRA"):
         require_room(memory(policy=Sized(SIZES["7B"], 10**13), device=GPU), 80 * 10**9)
+
+
+def test_an_engine_with_weights_of_its_own_takes_its_share(monkeypatch):
+    monkeypatch.setitem(ENGINES, "apart", EngineKind(lambda model, setup: None, VllmOptions, has_own_weights=True))
+    models = {"policy": sized(SIZES["1.5B"], AutoModelForCausalLM), "critic": sized(SIZES["1.5B"], AutoModel)}
+    options = {
+        **models, "device": GPU, "engine__name": "apart", "model__gradient_checkpointing": True,
+        "critic__gradient_checkpointing": True,
+    }  # fmt: skip
+    held = 12 * (models["policy"].parameters + models["critic"].parameters)
+    assert memory(**options).beside_engine(80e9) == held + 0.5 * 80e9
+    with pytest.raises(ModelError, match=r"while it samples, engine apart's share .* with --optimizer.offload true\."):
+        require_room(memory(**options), 80 * 10**9)
+    require_room(memory(optimizer__offload=True, **options), 80 * 10**9)
+    require_room(memory(engine__options={"memory_share": 0.4}, **options), 80 * 10**9)
+    assert memory().beside_engine(80e9) == 0
 
 
 def test_the_lines_of_a_plan_and_what_was_measured():

@@ -19,7 +19,7 @@ from sppo.models.adapters import adapt, inject
 from sppo.models.loading import build_config, load_model_config, read_tokenizer, trainable_parameters
 from sppo.models.quantization import quantizable_parameters
 from sppo.runs.files import gigabytes
-from sppo.training.build.memory import USABLE, Memory, Sized
+from sppo.training.build.memory import Memory, Sized
 from sppo.training.prompts import Prompts
 from sppo.verifiers import reward_model
 from sppo.verifiers.table import verifiers_behind
@@ -98,14 +98,17 @@ def require_room(memory: Memory, size: int) -> None:
     Raises:
         ModelError: says what it needs, in which phase, and which options would make it fit.
     """
-    peak = memory.peak()
-    if peak.bytes <= size * USABLE:
+    if memory.fits(size):
         return
+    peak, taken = memory.peak(), memory.beside_engine(size)
     parts = ", ".join(f"{name} {gigabytes(part)}" for name, part in peak.parts.items())
     on = "this GPU" if memory.ranks == 1 else f"each of {memory.ranks} GPUs"
+    why = f"in its {peak.name} ({parts})"
+    if taken > peak.bytes:
+        why = f"while it samples, engine {memory.config.engine.name}'s share of the GPU among them"
     raise ModelError(
-        f"The run needs {gigabytes(peak.bytes)} on {on} in its {peak.name} ({parts}), and there are {gigabytes(size)}. "
-        f"{_advice(memory, size * USABLE)} See `sppo train RECIPE --dry-run`."
+        f"The run needs {gigabytes(max(peak.bytes, taken))} on {on} {why}, and there are {gigabytes(size)}. "
+        f"{_advice(memory, size)} See `sppo train RECIPE --dry-run`."
     )
 
 
@@ -120,35 +123,35 @@ def measured(memory: Memory, size: int) -> str:
 
 def _enough(memory: Memory, card: int) -> str:
     for count in COUNTS:
-        peak = replace(memory, ranks=count).peak()
-        if peak.bytes <= card * 1e9 * USABLE:
-            return f"{count} or more ({gigabytes(peak.bytes)} on each, {peak.name})"
+        on = replace(memory, ranks=count)
+        if on.fits(card * 1e9):
+            return f"{count} or more ({gigabytes(on.peak().bytes)} on each, {on.peak().name})"
     return f"more than {COUNTS[-1]}, or other options"
 
 
-def _advice(memory: Memory, limit: float) -> str:
+def _advice(memory: Memory, size: float) -> str:
     """What would make it fit: more GPUs, options of which it takes as many as are needed, or both."""
-    count = _count(memory, limit)
+    count = _count(memory, size)
     ways = [] if count is None else [_on_gpus(count)]
     changed, options = memory, list[str]()
     for name, (said, change) in _OPTIONS.items():
         tried = replace(changed, config=change(changed.config))
-        if tried.peak().bytes < changed.peak().bytes:
+        if tried.peak().bytes < changed.peak().bytes or tried.beside_engine(size) < changed.beside_engine(size):
             changed, options = tried, [*options, f"--{name} {said(memory.config)}"]
-        if changed.peak().bytes <= limit:
+        if changed.fits(size):
             ways.append(" ".join(options))
             break
-        if not ways and (count := _count(changed, limit)) is not None:
+        if not ways and (count := _count(changed, size)) is not None:
             ways.append(f"{' '.join(options)} and {_on_gpus(count)}")
     if not ways:
         return "Use a smaller model, or LoRA (--model.lora.rank 16), with shorter responses."
     return f"It would fit with {', or with '.join(ways)}."
 
 
-def _count(memory: Memory, limit: float) -> int | None:
+def _count(memory: Memory, size: float) -> int | None:
     """The smallest number of GPUs, more than there are, on which it fits."""
     more = (count for count in COUNTS if count > memory.ranks)
-    return next((count for count in more if replace(memory, ranks=count).peak().bytes <= limit), None)
+    return next((count for count in more if replace(memory, ranks=count).fits(size)), None)
 
 
 def _on_gpus(count: int) -> str:

@@ -18,7 +18,7 @@ from sppo.config import Config
 from sppo.models.adapter_files import is_adapter
 from sppo.models.loading import compute_dtype
 from sppo.models.logprobs import chunk_tokens
-from sppo.rollouts.engines import ENGINES
+from sppo.rollouts.engines import BESIDE_TRAINING, ENGINES
 
 WEIGHT = GRADIENT = 4
 """Bytes a parameter: float32."""
@@ -141,6 +141,20 @@ class Memory:
         """The one that needs most."""
         return max(self.phases(), key=lambda phase: phase.bytes)
 
+    def beside_engine(self, size: float) -> float:
+        """Bytes of a device of `size` that are taken while an engine with weights of its own is awake; 0 of others.
+
+        What is left of its share beside its weights is its cache.
+        """
+        if not ENGINES[self.config.engine.name].has_own_weights:
+            return 0.0
+        share = self.config.engine.options.get("memory_share") or BESIDE_TRAINING
+        return sum(self._held_while_sampling().values()) + share * size
+
+    def fits(self, size: float) -> bool:
+        """Whether a device of `size` bytes has room for every phase."""
+        return max(self.peak().bytes, self.beside_engine(size)) <= size * USABLE
+
     def resident(self, *, moments: bool = True) -> dict[str, int]:
         """What is there in every phase."""
         models = [self.policy, *([] if self.critic is None else [self.critic])]
@@ -175,8 +189,11 @@ class Memory:
         tokens = prompt_tokens + self.config.sampling.max_response_tokens
         return Sampling(what, rows, -(-rows // samples), prompt_tokens, tokens)
 
+    def _held_while_sampling(self) -> dict[str, int]:
+        return self.resident(moments=not (self.config.optimizer.offload and self.device.type == "cuda"))
+
     def _sampling(self) -> Phase:
-        held = self.resident(moments=not (self.config.optimizer.offload and self.device.type == "cuda"))
+        held = self._held_while_sampling()
         copy = self.policy.parameters * self.width
         needs = [(self._cache_bytes(some), some) for some in self.samplings()]
         if ENGINES[self.config.engine.name].has_own_weights:
