@@ -24,7 +24,7 @@ import torch
 from common import machine, medians, parse, parser, peak_bytes, print_machine, take_turns, write_json
 from torch import Tensor
 
-from sppo.models.logprobs import chunked_logprobs, chunked_loss
+from sppo.models.chunked import chunked_logprobs, chunked_loss
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(hidden [N, H], weight [V, H], targets [N], gradient [N] of each log-probability) -> scalar loss."""

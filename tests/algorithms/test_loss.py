@@ -16,7 +16,7 @@ from sppo.algorithms.table import ALGORITHMS
 from sppo.algorithms.value_loss import bce_value_loss, clipped_value_loss
 from sppo.batch import Credit, Estimates, Outcomes
 from sppo.config import OptimizerConfig, SamplingConfig
-from sppo.models.logprobs import chunked_logprobs
+from sppo.models.chunked import chunked_logprobs
 from sppo.training.collate import collate
 from sppo.types import Verdict
 from sppo.update.logprobs import batch_logprobs

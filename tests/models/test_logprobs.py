@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sppo.models.logprobs import chunked_logprobs, chunked_loss, projects_apart, response_logprobs, response_loss
+from sppo.models.chunked import chunked_logprobs, chunked_loss
+from sppo.models.logprobs import projects_apart, response_logprobs, response_loss
 from sppo.models.packing import TokenRow, lay_out
 from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_qwen2
@@ -115,8 +116,8 @@ def test_a_frozen_projection_gets_no_gradient():
     torch.testing.assert_close(found, torch.autograd.grad(whole, hidden)[0])
 
 
-def test_under_autocast_only_the_projection_is_rounded():
-    """Entropies of bfloat16 hidden states keep float32's digits, in both ways of making them."""
+def test_under_autocast_only_the_weights_are_rounded():
+    """Logits and entropies of bfloat16 hidden states keep float32's digits, in both ways of making them."""
     generator = torch.Generator().manual_seed(0)
     weight, targets = torch.randn(50, 8, generator=generator), torch.randint(0, 50, (9,), generator=generator)
     hidden = torch.randn(9, 8, generator=generator).bfloat16().requires_grad_()
@@ -129,7 +130,7 @@ def test_under_autocast_only_the_projection_is_rounded():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logprobs, entropy = chunked_logprobs(hidden, weight, None, targets, temperature=0.7, chunk=4)
         loss = chunked_loss(hidden, weight, None, targets, keep, temperature=0.7, chunk=4)
-    logs = ((hidden @ weight.bfloat16().T).float() / 0.7).log_softmax(-1)
+    logs = (hidden.float() @ weight.bfloat16().float().T / 0.7).log_softmax(-1)
     whole = -(logs.exp() * logs).sum(-1)
     torch.testing.assert_close(entropy, whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat(given), whole, atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sppo.commands.train import train
-from sppo.models.logprobs import chunked_logprobs
+from sppo.models.chunked import chunked_logprobs
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
 from sppo.training.build import build, check

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.algorithm import Algorithm
-from sppo.config import Config
+from sppo.config import Config, ModelConfig
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.checks import require_prompts
 from sppo.critics.critic import Critic
@@ -95,26 +95,16 @@ def build(
     reward_function = reward_function_of(config, given)
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
     require_prompts(config.critic, prompts.training, resumed=checkpoint is not None)
-    tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     planned = _planned(config, algorithm, tokenizer, architecture, prompts, device)
+    tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
     warm_start = None if checkpoint is not None else _warm_start(config, given, tokenizer, prompts)
-    base = base_of_run(given, config.model, Path(config.output), resumed=checkpoint is not None)
-    policy = load_given_policy(given, source, tokenizer, device, resumed=checkpoint is not None, base=base)
-    if checkpoint is not None:
-        freeze(policy, read_frozen(checkpoint))
-    _require_promised(config, policy)
+    policy, base = _policy(config, given, source, tokenizer, device, checkpoint)
     kind = None if fine_tuning else algorithm.critic
     critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard, base)
-    engine = build_engine(
-        policy,
-        config.engine,
-        max_tokens=_longest_sequence(config),
-        memory_share=BESIDE_TRAINING,
-        precision=config.model.precision,
-    )
+    engine = _engine(config, policy)
     # After all that tries the model, or copies it; and before its optimiser, as its parameters are others then.
     shard_policy(policy, compute_dtype(config.model.precision, device))
     learner = _learner(config, algorithm, policy, guard)
@@ -138,6 +128,34 @@ def build(
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
         notes=tuple(filter(None, (*prompts.notes, note_on(config.model.path if checkpoint is None else None)))),
         expected_memory=None if planned is None else partial(measured, planned),
+    )
+
+
+def _policy(
+    config: Config,
+    given: Given,
+    source: ModelConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    checkpoint: Path | None,
+) -> tuple[PreTrainedModel, str]:
+    """The policy, able to do what the options promise, and folder or hub name of the weights that it stands on."""
+    resumed = checkpoint is not None
+    base = base_of_run(given, config.model, Path(config.output), resumed=resumed)
+    policy = load_given_policy(given, source, tokenizer, device, resumed=resumed, base=base)
+    if checkpoint is not None:
+        freeze(policy, read_frozen(checkpoint))
+    _require_promised(config, policy)
+    return policy, base
+
+
+def _engine(config: Config, policy: PreTrainedModel) -> Engine:
+    return build_engine(
+        policy,
+        config.engine,
+        max_tokens=_longest_sequence(config),
+        memory_share=BESIDE_TRAINING,
+        precision=config.model.precision,
     )
 
 
