@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sppo.config import CriticConfig, ModelConfig
 from sppo.critics.models import PromptCritic, make_value_model
-from sppo.models.loading import align, freeze, frozen_names, load_policy
+from sppo.errors import ModelError
+from sppo.models.loading import align, freeze, frozen_names, load_policy, pick_device
 from tests.conftest import tiny_qwen2
 
 
@@ -53,3 +55,14 @@ def test_what_rests_is_named_and_rests_again():
     assert frozen_names(model) == ["model.norm.weight", "lm_head.weight"]
     freeze(model, [])
     assert frozen_names(model) == []
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+    with pytest.raises(ModelError, match="device is mps, but torch sees no Apple GPU here. Use --device cpu."):
+        pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps").type == "mps"
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr("sppo.models.loading.ranks.world_size", lambda: 2)
+    with pytest.raises(ModelError, match="device is mps, which runs in one process"):
+        pick_device("mps")

@@ -335,8 +335,9 @@ class Config(Section):
     """Run folder to make."""
     seed: int = 0
     """Seed of everything random: weights, data order, sampling."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run; auto: the GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where models run; auto: the NVIDIA GPU, or in a ROCm build of torch the AMD one, if there is one. mps is Apple's
+    GPU, in one process and float32, which nobody has tried."""
     threads: AtLeastOne | None = None
     """CPU threads of torch; default: all cores. Tiny models are fastest with 1."""
     steps: AtLeastOne = 200

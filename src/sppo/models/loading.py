@@ -22,6 +22,7 @@ from sppo.models.adapter_files import find_base, is_adapter, load_adapter
 from sppo.models.quantization import quantized_loading
 from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
+from sppo.runs import ranks
 
 LOAD_FAILURES = (
     OSError,
@@ -43,11 +44,17 @@ _ALIGNMENT = 64
 
 
 def pick_device(name: str) -> torch.device:
-    """Turns "auto", "cpu" or "cuda" into a device.
+    """Turns "auto", "cpu", "cuda" or "mps" into a device; "auto" is a CUDA device where there is one, else the CPU.
 
     Raises:
-        ModelError: "cuda" where there is none.
+        ModelError: a GPU where there is none, or Apple's for several ranks.
     """
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ModelError("device is mps, but torch sees no Apple GPU here. Use --device cpu.")
+        if ranks.world_size() > 1:
+            raise ModelError("device is mps, which runs in one process: start it without a launcher.")
+        return torch.device("mps")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ModelError(
@@ -60,7 +67,7 @@ def prepare_device(name: str, threads: int | None) -> torch.device:
     """Sets torch and transformers up before any model is loaded; returns where models run.
 
     Args:
-        name: "auto", "cpu" or "cuda".
+        name: "auto", "cpu", "cuda" or "mps".
         threads: CPU threads of torch; None: all cores.
 
     Raises:

@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 
 
 def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Module] = ()) -> None:
-    """Spreads a model's weights over all ranks, in place; nothing in a process by itself on a CPU in float32.
+    """Spreads a model's weights over all ranks, in place; on a single rank only to compute in less than float32.
+
+    A single rank on a CUDA device is sharded too, in whichever precision, so that there is one way to train there.
 
     Its parameters are others afterwards, so that its optimiser is made after this. Gradients are sums over ranks: a
     rank's loss is its share of the mini-batch's.
@@ -35,7 +37,7 @@ def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Modul
         alone: parts that compute in float32, whatever the others do.
     """
     device = next(module.parameters()).device.type
-    if ranks.world_size() == 1 and device == "cpu" and precision == torch.float32:
+    if ranks.world_size() == 1 and device != "cuda" and precision == torch.float32:
         return
     ranks.group_of_one()
     from torch.distributed.device_mesh import init_device_mesh

@@ -46,6 +46,11 @@ def check(config: Config, given: Given) -> Config:
     for key, lora in (("model.lora", config.model.lora), ("critic.lora", config.critic.lora)):
         if lora.quantize != "none":
             require_quantization(lora, key, pick_device(config.device))
+    if config.device == "mps" and config.model.precision == "bf16":
+        raise ConfigError(
+            "model.precision is bf16 and device is mps: to compute in bfloat16 from float32 weights takes FSDP2, which "
+            "Apple's GPUs don't have. Set model.precision to fp32."
+        )
     check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature)
     return config
 

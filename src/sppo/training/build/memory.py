@@ -120,7 +120,7 @@ class Memory:
     @property
     def sharded(self) -> bool:
         """Whether weights are kept in parts and gathered."""
-        return self.ranks > 1 or self.device.type != "cpu" or self.width == 2
+        return self.ranks > 1 or self.device.type == "cuda" or self.width == 2
 
     @property
     def reference(self) -> int:
