@@ -58,7 +58,7 @@ def test_what_rests_is_named_and_rests_again():
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch):
-    with pytest.raises(ModelError, match="device is mps, but torch sees no Apple GPU here. Use --device cpu."):
+    with pytest.raises(ModelError, match=r"device is mps, but torch sees no Apple GPU here\. Use --device cpu"):
         pick_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("mps").type == "mps"
