@@ -2,16 +2,33 @@
 # make test    install, then run every test
 # make check   linter and type checker
 # make lock    write the lock files anew (needs uv)
+# make test-vllm    the tests of engine vllm, with a vLLM for CPUs in an environment of its own
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test check lock clean
+.PHONY: demo test test-vllm check lock clean
+# A virtual environment for vLLM, 3.5 GB, outside the checkout so that all checkouts share it. Emptied when the lock file
+# is another one than it was made from.
+VLLM_VENV ?= $(HOME)/.cache/sppo/vllm-venv
 
 demo: .venv/installed
 	$(BIN)/sppo demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-vllm:
+	@cmp --silent requirements-vllm.lock $(VLLM_VENV)/installed || $(MAKE) --no-print-directory vllm-venv
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONPATH=src SPPO_TEST_VLLM=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+		$(VLLM_VENV)/bin/python -m pytest -m vllm tests/rollouts $(PYTEST_OPTIONS)
+
+.PHONY: vllm-venv
+vllm-venv:
+	mkdir -p $(VLLM_VENV)
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.lock
+	cp requirements-vllm.lock $(VLLM_VENV)/installed
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from sppo.commands.train import train
+from sppo.config import EngineConfig
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.checks import readable_tokens, trunk_outputs
 from sppo.models.logprobs import response_logprobs
 from sppo.models.packing import TokenRow
 from sppo.models.tokenizers import character_tokenizer
+from sppo.rollouts.engines import build_engine
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
 from sppo.runs.folder import read_metrics
 from sppo.runs.records import read_records
 from sppo.types import as_token_ids
 from tests.conftest import make_rollouts, tiny_config, tiny_qwen2
+from tests.rollouts.with_vllm import LONG_PROMPTS, gap, moved, sampling
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,3 +105,23 @@ def test_sampling_takes_no_attention_that_makes_a_plan_for_each_length(monkeypat
     assert seen
     assert not any(seen)
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_engine_vllm_gives_its_memory_back_and_wakes_with_the_policys_weights():
+    pytest.importorskip("vllm", reason="needs vLLM")
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 512, "initializer_range": 0.05}
+    model = tiny_qwen2(**sizes).to("cuda")
+    config = EngineConfig(name="vllm", options={"memory_share": 0.2})
+    with closing(build_engine(model, config, max_tokens=400, memory_share=0.5)) as engine:
+        free = torch.cuda.mem_get_info()[0]
+        before = []
+        for version in (1, 2):
+            with engine.awake():
+                assert torch.cuda.mem_get_info()[0] < free - 2**30
+                completions = engine.generate(LONG_PROMPTS, sampling(temperature=0.6), seeds=range(4))
+            assert torch.cuda.mem_get_info()[0] > free - 2**28
+            # bfloat16 on both sides.
+            assert gap(model, LONG_PROMPTS, completions, 0.6) < 0.25
+            assert not before or gap(model, LONG_PROMPTS, before, 0.6) > 0.5, "the update is seen"
+            before = completions
+            engine.load_weights(moved(model, version), version)

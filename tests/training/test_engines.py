@@ -14,11 +14,13 @@ from sppo.commands.calibrate import calibrate
 from sppo.commands.evaluate import evaluate_run
 from sppo.commands.train import fine_tune, train
 from sppo.config import EngineConfig
+from sppo.config.compatibility import Written, config_differences
 from sppo.config.evaluation import evaluation_config
 from sppo.config.ranges import AtLeastOne, Section
 from sppo.errors import ConfigError
 from sppo.rollouts.engines import ENGINES, EngineKind, build_engine, engine_options
 from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.rollouts.engines.vllm_options import VllmOptions
 from sppo.rollouts.sample import sample
 from sppo.runs.folder import read_metrics
 from sppo.training.build import build, check
@@ -161,10 +163,47 @@ def test_an_engine_is_built_with_what_it_has_to_hold(tmp_path, monkeypatch):
         ({"name": "hf", "options": {"block_size": 32}}, r"engine.options.block_size is no option of engine hf, .*none"),
         ({"name": "own", "options": {"block": 32}}, r"engine.options.block is no option of engine own, .*block_size"),
         ({"name": "own", "options": {"block_size": 0}}, r"engine.options.block_size is 0"),
+        ({"name": "far"}, r"engine.name is far, but not_here is not installed: pip install 'sppo\[not_here\]', or use"),
     ],
 )
 def test_an_engines_own_options_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, engine, message):
     monkeypatch.setitem(ENGINES, "own", EngineKind(CopyingEngine, BlockOptions))
+    monkeypatch.setitem(ENGINES, "far", EngineKind(CopyingEngine, package="not_here"))
     with pytest.raises(ConfigError, match=message):
         train(tiny_config(tmp_path / "run", engine=engine))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_share": 0}, r"engine.options.memory_share is 0, but must be in \(0, 1\]"),
+        ({"memory_share": 1.5}, r"engine.options.memory_share is 1.5, but must be in \(0, 1\]"),
+        ({"eager": "yes"}, r"engine.options.eager is 'yes', but must be true or false"),
+        (
+            {"gpu_memory_utilization": 0.5},
+            r"gpu_memory_utilization is no option of engine vllm, .*: memory_share",
+        ),
+    ],
+)
+def test_options_of_engine_vllm_are_checked(monkeypatch, options, message):
+    # As if it were installed, which it is in an environment of its own.
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], package=None))
+    assert engine_options(EngineConfig(name="vllm", options={"memory_share": 0.4})) == VllmOptions(0.4)
+    with pytest.raises(ConfigError, match=message):
+        engine_options(EngineConfig(name="vllm", options=options))
+
+
+def test_a_temperature_that_the_engine_has_not_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], package=None))
+    for key, value in (("sampling__temperature", 3.0), ("evaluation__temperature", 0.001)):
+        with pytest.raises(ConfigError, match=rf"is {value:g}, but engine vllm samples at 0, or from 0.01 to 2"):
+            train(tiny_config(tmp_path / "run", engine__name="vllm", **{key: value}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_may_change_an_engines_options_but_not_the_engine(tmp_path):
+    config = tiny_config(tmp_path / "run")
+    old = Written(config, "0.3.0", {})
+    assert not config_differences(old, replace(config, engine=EngineConfig(options={"memory_share": 0.4})))
+    assert config_differences(old, replace(config, engine=EngineConfig(name="vllm"))) == ["engine.name: 'hf' -> 'vllm'"]

@@ -58,6 +58,7 @@ def test_the_7b_recipe_runs_on_the_real_dapo_file(tmp_path):
             "critic.minibatch_size": 8,
             "sampling.max_response_tokens": 24,
             "device": "cpu",
+            "engine.name": "hf",
         },
     )
     summary = train(config)

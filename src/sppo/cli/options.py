@@ -185,15 +185,18 @@ def _print_option(console: Console, option: Option, text: str) -> None:
 
 
 def _own_options(key: str) -> list[tuple[Option, str]]:
-    """What stands in a mapping of options that belong to one algorithm or task, and to which ones."""
+    """What stands in a mapping of options that belong to one algorithm, task or engine, and to which ones."""
     from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions
     from sppo.data.tasks import TASKS
+    from sppo.rollouts.engines import ENGINES
 
     sections: list[tuple[str, type[Section]]] = []
     if key == "data.options":
         sections = [(name, task.options) for name, task in TASKS.items() if task.options]
     elif key == "algorithm.options":
         sections = [*ALGORITHM_OPTIONS.items(), ("ratio joint", JointOptions)]
+    elif key == "engine.options":
+        sections = [(name, kind.options) for name, kind in ENGINES.items()]
     found: list[tuple[Option, list[str]]] = []
     for name, section in sections:
         for option in config_options(section).values():

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from sppo.algorithms.algorithm import Algorithm
-from sppo.commands.memory import Sized, memory
-from sppo.config import Config, ModelConfig, to_dict
-from sppo.config.lora import LoraConfig
+from sppo.config import Config, to_dict
 from sppo.critics.checks import require_prompts
 from sppo.data.selection import control_of
 from sppo.data.tasks.chain_arithmetic import ALPHABET
-from sppo.models.adapter_files import find_base, is_adapter, read_config
-from sppo.models.adapters import adapt, inject
+from sppo.models.adapter_files import find_base, is_adapter
 from sppo.models.loading import (
-    build_config,
     context_length,
     load_model_config,
     load_tokenizer,
     pick_device,
-    read_tokenizer,
-    trainable_parameters,
 )
-from sppo.models.quantization import quantizable_parameters
 from sppo.rollouts.encode import require_context
 from sppo.runs.folder import require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
+from sppo.training.build.fitting import in_words, on_gpus, planned_memory
+from sppo.training.build.memory import Sized
 from sppo.training.given import Given, require_again
-from sppo.training.prompts import Prompts
-from sppo.verifiers import reward_model
 from sppo.verifiers.functions import load_function
-from sppo.verifiers.table import verifiers_behind
-from sppo.verifiers.tools import Tools
 
 
 def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
@@ -51,17 +37,17 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     """
     _require_allowed(config, resume)
     tokenizer = load_tokenizer(config.model, ALPHABET)
-    architecture = _sized(load_model_config(config.model), config.model.config, len(tokenizer))
+    architecture = load_model_config(config.model)
     longest_prompt, longest_response = config.data.max_prompt_tokens, config.sampling.max_response_tokens
     require_context(longest_prompt, longest_response, context_length(architecture), "the model")
     prompts = load_prompts(config, Given(), tokenizer, has_reward_function=config.data.reward is not None)
     training = prompts.training
     algorithm = algorithm_of(config)
+    device = pick_device(config.device)
+    memory = planned_memory(config, algorithm, tokenizer, architecture, prompts, device)
+    policy, critic = memory.policy, memory.critic
     adapter = config.model.path if is_adapter(config.model.path) else None
-    policy = _counted(architecture, AutoModelForCausalLM, config.model.lora, "model", adapter)
-    probed = algorithm.critic == "prompt" and config.critic.source == "probe"
-    modelled = algorithm.critic in ("prompt", "token") and not probed
-    critic = _critic(config, architecture, len(tokenizer)) if modelled else None
+    probed = algorithm.critic == "prompt" and critic is None
     require_prompts(config.critic, training, resumed=resume)
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
     longest = longest_prompt + longest_response
@@ -69,7 +55,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     rows = [
         ("algorithm", f"{algorithm.name}: {algorithm.summary}"),
         ("run folder", config.output),
-        ("device", str(pick_device(config.device))),
+        ("device", str(device)),
         ("data", f"{config.data.task}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
         ("policy", f"{policy.parameters:,} parameters ({architecture.model_type}){_trained(policy, adapter)}"),
         ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
@@ -86,7 +72,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
             f"{config.steps:,}; prompts asked: {config.steps * config.prompts_per_step / len(training):.2f} x the pool",
         ),
         ("optimiser steps", f"{config.steps * updates:,}"),
-        *memory(config, algorithm, policy, critic, _scoring(config, prompts), len(prompts.held_out)),
+        *in_words(memory if config.device == "cpu" else on_gpus(memory)),
     ]
     if config.sft.phases:
         phases = ", then ".join(f"{p.demonstrations} (at most {p.steps:,} steps)" for p in config.sft.phases)
@@ -136,74 +122,3 @@ def _trained(model: Sized, adapter: str | None = None) -> str:
         return ""
     begun = f", that in {adapter} on {find_base(adapter)}" if adapter else ""
     return f", of which an adapter's {model.trained:,} are trained{begun}"
-
-
-def _counted(
-    architecture: PretrainedConfig, kind: Any, lora: LoraConfig, key: str, adapter: str | None = None
-) -> Sized:
-    """A model with the adapter that it will have, counted on the meta device, where nothing is allocated.
-
-    Args:
-        architecture: of the model.
-        kind: AutoModel or AutoModelForCausalLM.
-        lora: the adapter's options.
-        key: the section of the model, for messages.
-        adapter: folder of an adapter that it has already.
-    """
-    with torch.device("meta"):
-        model = kind.from_config(architecture)
-        if adapter is not None:
-            inject(model, read_config(adapter))
-        adapt(model, lora, "", key)
-    trained = sum(parameter.numel() for parameter in trainable_parameters(model))
-    total = sum(parameter.numel() for parameter in model.parameters())
-    quantized = quantizable_parameters(model) if lora.quantize != "none" else 0
-    return Sized(architecture, total, total - trained, quantized)
-
-
-def count_parameters(architecture: PretrainedConfig, kind: Any) -> int:
-    """Parameters of a model, counted on the meta device, where nothing is allocated."""
-    with torch.device("meta"):
-        model = kind.from_config(architecture)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _scoring(config: Config, prompts: Prompts) -> list[Sized]:
-    """The models that judge responses, or their steps, where there are any."""
-    options, tools = config.verification, Tools(config.verification)
-    judges = {prompt.verifier for prompt in (*prompts.training, *prompts.held_out)} if not config.data.reward else set()
-    behind = {name for judge in judges for name in verifiers_behind(judge, tools)}
-    named = [("verification.process.model", options.process.model, options.process.trust_remote_code)]
-    if reward_model.NAME in behind:
-        own = options.reward_model
-        named.append(("verification.reward_model.path", own.path, own.trust_remote_code))
-    found = []
-    for key, path, trusted in named:
-        if path is not None:
-            architecture = load_model_config(ModelConfig(path=path, trust_remote_code=trusted), key)
-            found.append(Sized(architecture, count_parameters(architecture, AutoModel)))
-    return found
-
-
-def _critic(config: Config, policy: PretrainedConfig, vocabulary: int) -> Sized:
-    options = config.critic
-    if options.tokenizer or options.path:
-        key = "critic.tokenizer" if options.tokenizer else "critic.path"
-        vocabulary = len(read_tokenizer(options.tokenizer or str(options.path), key))
-    if options.path is not None:
-        architecture = load_model_config(ModelConfig(path=options.path), "critic.path")
-    elif options.config is not None:
-        architecture = _sized(build_config(options.config, "critic.config"), options.config, vocabulary)
-    else:
-        architecture = policy
-    head = architecture.get_text_config().hidden_size + 1
-    one = _counted(architecture, AutoModel, options.lora, "critic")
-    many = options.members
-    return Sized(architecture, (one.parameters + head) * many, one.resting * many, one.quantized * many)
-
-
-def _sized(architecture: PretrainedConfig, settings: Mapping[str, Any] | None, vocabulary: int) -> PretrainedConfig:
-    """A model made from settings takes its vocabulary from the tokenizer, unless the settings name one."""
-    if settings is not None and "vocab_size" not in settings:
-        architecture.vocab_size = vocabulary
-    return architecture

@@ -27,7 +27,7 @@ _WITHOUT_CHOICE = (_FIRST, "0.2.0")
 """Versions that asked the prompts that came next, also for sppo, the one algorithm that chooses by itself now."""
 RESUMABLE_CHANGES = (
     "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
-    "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.offload", "model.attention",
+    "engine.options", "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.offload", "model.attention",
     "model.gradient_checkpointing", "critic.gradient_checkpointing", "verification.workers", "verification.time_limit",
     "verification.max_error_share",
 )  # fmt: skip

@@ -321,14 +321,17 @@ def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, whole(tensor)
         return
     inside = tuple(f"{name}." for name in layers)
+    # Before the weights are gathered: asked for its state, a sharded model lets them go; so does each of its layers.
+    outside = [name for name in model.state_dict() if not name.startswith(inside)]
     with whole_weights(model):
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        for name in (name for name in model.state_dict() if not name.startswith(inside)):
-            yield name, tensors[name].detach()
+        # Copies: who takes them may keep some until it has all of a layer, and gathered weights are let go by then.
+        for name in outside:
+            yield name, tensors[name].detach().clone()
         for prefix, module in layers.items():
             plain = _original(module) if module.disable_adapters else _as_computed(copy.deepcopy(module))
-            for name, tensor in plain.state_dict().items():
-                yield f"{prefix}.{name}", tensor
+            for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
+                yield f"{prefix}.{name}", tensor.detach().clone()
 
 
 def _original(module: Any) -> nn.Module:

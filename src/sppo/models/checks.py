@@ -147,7 +147,7 @@ def _reads(model: PreTrainedModel, outputs: Outputs, tokens: int) -> bool:
     token = 3 if model.config.get_text_config().pad_token_id == 2 else 2
     ids = torch.full((1, tokens), token % embedded_tokens(model), device=model.device)
     try:
-        with torch.no_grad(), _undisturbed(), BoundedIndices(), arithmetic(model):
+        with torch.no_grad(), undisturbed(), BoundedIndices(), arithmetic(model):
             outputs(input_ids=ids)
     except torch.OutOfMemoryError:
         raise
@@ -207,12 +207,13 @@ def probing(model: nn.Module) -> Iterator[None]:
     """float32 arithmetic where attention can do that, and global generators that are afterwards as before."""
     # The GPU's convolutions would round float32 to 10 bits otherwise.
     precision = arithmetic(model) if _uses_flash(model) else nullcontext()
-    with _undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), precision:
+    with undisturbed(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), precision:
         yield
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
+    """Global generators that are afterwards as before."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:

@@ -162,7 +162,12 @@ def group_of_one() -> None:
     import torch.distributed as dist
 
     dist.init_process_group(_backend(torch.cuda.is_available()), store=dist.HashStore(), rank=0, world_size=1)
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_end_group)
+
+
+def _end_group() -> None:
+    if _joined():
+        _group().destroy_process_group()
 
 
 def _backend(with_gpu: bool) -> str:

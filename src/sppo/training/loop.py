@@ -101,6 +101,8 @@ class Parts:
     """Reads a frozen policy from a folder; None where the algorithm needs no reference."""
     notes: tuple[str, ...]
     """What the loaders left out, for people."""
+    expected_memory: Callable[[int], str] | None = None
+    """Says of the bytes that the first step has held at most on a GPU how many were planned; None on a CPU."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -152,6 +154,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
     with StopRequest(recorder.progress) as stop:
         recorder.progress.phase("training", run.schedule.steps)
         recorder.progress.update(run.state.step, recorder.newest)
+        first = run.state.step + 1
         for step in run.remaining_steps():
             recorder.begin()
             recorder.add(follow(parts.curves, parts.optimizers, step))
@@ -182,6 +185,8 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
                 records = response_records(step, collected, batch, estimates, credit, parts.grader)
                 run.folder.write_records(step, records)
             recorder.end(step)
+            if parts.expected_memory is not None and step == first:
+                recorder.message(parts.expected_memory(torch.cuda.max_memory_allocated()))
             evaluate_and_save_if_due(run, parts, recorder, step, stop)
 
 

@@ -6,6 +6,7 @@ no response is ever tokenised again. A new engine is one file here and one line 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from sppo.config.parsing import build
 from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
 from sppo.rollouts.engines.engine import Engine, EngineSetup
+from sppo.rollouts.engines.vllm_options import VllmOptions, require_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +35,13 @@ class EngineKind:
     make: Callable[[PreTrainedModel, EngineSetup], Engine]
     """Builds the engine for a policy; imports it only when called."""
     options: type[Section] = Section
-    """Its own options."""
+    """Its own options; they change memory and speed, and what is sampled by rounding alone."""
+    require_temperature: Callable[[float], None] = lambda temperature: None
+    """Refuses a temperature that it can't sample with."""
+    has_own_weights: bool = False
+    """Whether it keeps a copy of the weights, with a cache beside it."""
+    package: str | None = None
+    """What it imports beyond what sppo always has: a module, and an extra of the same name."""
 
 
 def _hf(model: PreTrainedModel, setup: EngineSetup) -> Engine:
@@ -42,18 +50,33 @@ def _hf(model: PreTrainedModel, setup: EngineSetup) -> Engine:
     return HFEngine(model, max_rows=setup.max_rows)
 
 
-ENGINES: dict[str, EngineKind] = {"hf": EngineKind(_hf)}
+def _vllm(model: PreTrainedModel, setup: EngineSetup) -> Engine:
+    from sppo.rollouts.engines.vllm import VllmEngine
+
+    return VllmEngine(model, setup)
+
+
+ENGINES: dict[str, EngineKind] = {
+    "hf": EngineKind(_hf),
+    "vllm": EngineKind(_vllm, VllmOptions, require_temperature, has_own_weights=True, package="vllm"),
+}
 
 
 def engine_options(config: EngineConfig) -> Section:
     """Returns the engine's own options, as `config.options` has them.
 
     Raises:
-        ConfigError: no engine of that name (names the near ones), no such option, or a value that can't be.
+        ConfigError: no engine of that name (names the near ones), one whose package is not installed, no such option,
+            or a value that can't be.
     """
     if config.name not in ENGINES:
         raise ConfigError(f"engine.name is {config.name!r}, which is no engine.{did_you_mean(config.name, ENGINES)}")
-    own = ENGINES[config.name].options
+    own, package = ENGINES[config.name].options, ENGINES[config.name].package
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"engine.name is {config.name}, but {package} is not installed: pip install 'sppo[{package}]', or use "
+            "--engine.name hf."
+        )
     strange = next((name for name in config.options if name not in options(own)), None)
     if strange is not None:
         raise ConfigError(
@@ -61,6 +84,21 @@ def engine_options(config: EngineConfig) -> Section:
             f"{', '.join(options(own)) or 'none'}."
         )
     return build(own, config.options, "engine.options.")
+
+
+def check_engine(config: EngineConfig, *temperatures: float) -> None:
+    """Checks what can be checked of an engine before anything is loaded.
+
+    Args:
+        config: of the engine.
+        temperatures: that it will be asked to sample with.
+
+    Raises:
+        ConfigError: as `engine_options`, or a temperature that it can't sample with.
+    """
+    engine_options(config)
+    for temperature in temperatures:
+        ENGINES[config.name].require_temperature(temperature)
 
 
 def build_engine(

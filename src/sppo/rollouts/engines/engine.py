@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from sppo.config.ranges import Section
-from sppo.errors import ConfigError
+from sppo.errors import ConfigError, ModelError
 from sppo.types import Completion, TokenIds
 
 if TYPE_CHECKING:
@@ -72,7 +74,10 @@ class Engine(Protocol):
         """Version of the weights that `generate` samples from, as given to `load_weights`; 0 at the start."""
 
     def awake(self) -> AbstractContextManager[None]:
-        """A context around calls of `generate`; outside it an engine may sleep, so that an update has its memory."""
+        """A context around calls of `generate`; outside it an engine may sleep, so that an update has its memory.
+
+        Ranks enter it together, those without a row too: an engine may read the weights of a sharded policy then.
+        """
         ...
 
     def generate(
@@ -104,3 +109,43 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Releases memory and processes; `generate` must not be called afterwards."""
+
+
+def require_room(prompts: Sequence[TokenIds], max_tokens: int, limit: int | None, of_what: str) -> None:
+    """Refuses rows that an engine can't take.
+
+    Args:
+        prompts: rows of token ids.
+        max_tokens: of each response.
+        limit: tokens that prompt and response may have together; None: any number.
+        of_what: what has that limit, for the message.
+
+    Raises:
+        ModelError: an empty prompt.
+        ConfigError: the longest prompt and a response of `max_tokens` exceed the limit.
+    """
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ModelError(f"prompt {row} of {len(prompts)} has no tokens; a model needs at least one to go on.")
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest + max_tokens > limit:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens and sampling.max_response_tokens is {max_tokens}: "
+            f"together {longest + max_tokens}, more than the {limit} tokens {of_what}. "
+            f"Set sampling.max_response_tokens to at most {max(limit - longest, 0)}, or lower data.max_prompt_tokens."
+        )
+
+
+def require_finite(completions: Sequence[Completion], rows: Iterable[int]) -> None:
+    """Refuses responses to `rows` of a call, the same number of both, whose log-probabilities are nan or infinite.
+
+    Raises:
+        ModelError: names the first such row.
+    """
+    for completion, row in zip(completions, rows, strict=True):
+        if not np.isfinite(completion.logprobs).all():
+            raise ModelError(
+                f"the model's logits are not finite (nan or inf) while sampling the response to row {row}, so its "
+                "weights are damaged, or its precision is too low. Look for a step whose loss or gradient norm "
+                "exploded, and resume from before it."
+            )

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sppo.errors import ConfigError, ModelError
+from sppo.errors import ModelError
 from sppo.models.checks import agree, causal_outputs, described, disagreement, probe_rows, probing
 from sppo.models.loading import arithmetic, context_length, first_line
 from sppo.models.sharding import whole_weights
 from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
-from sppo.rollouts.engines.engine import SamplingParameters
+from sppo.rollouts.engines.engine import SamplingParameters, require_finite, require_room
 from sppo.types import Completion, TokenIds, as_token_ids
 
 # A drop moves no more rows than it drops, so it pays early. Measured on one CPU core where lengths varied widely: 1/4
@@ -130,7 +130,8 @@ class HFEngine:
             ModelError: an empty prompt, or logits that are not finite.
         """
         assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} rows"
-        self._check(prompts, sampling)
+        context = context_length(self._config)
+        require_room(prompts, sampling.max_tokens, context, "of the model's context (max_position_embeddings)")
         # Neighbours of equal length need no padding, equal neighbours are read once; the largest chunk comes first, so
         # that a lack of memory shows at once.
         order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row].tolist()))
@@ -140,26 +141,13 @@ class HFEngine:
             for rows in self._chunks(order, prompts):
                 own = [seeds[row] for row in rows]
                 sampled = self._sample_chunk([prompts[row] for row in rows], sampling, own)
+                require_finite(sampled, rows)
                 completions.update(zip(rows, sampled, strict=True))
         return [completions[row] for row in range(len(prompts))]
 
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
-
-    def _check(self, prompts: Sequence[TokenIds], sampling: SamplingParameters) -> None:
-        for row, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise ModelError(f"prompt {row} of {len(prompts)} has no tokens; a model needs at least one to go on.")
-        context = context_length(self._config)
-        longest = max(map(len, prompts), default=0)
-        if context is not None and longest + sampling.max_tokens > context:
-            raise ConfigError(
-                f"the longest prompt has {longest} tokens and sampling.max_response_tokens is {sampling.max_tokens}: "
-                f"together {longest + sampling.max_tokens}, more than the model's context of {context} tokens "
-                f"(max_position_embeddings). Set sampling.max_response_tokens to at most {max(context - longest, 0)}, "
-                "or lower data.max_prompt_tokens."
-            )
 
     def _chunks(self, order: list[int], prompts: Sequence[TokenIds]) -> Iterator[list[int]]:
         chunk: list[int] = []
@@ -323,16 +311,9 @@ def _completions(token_ids: Tensor, logprobs: Tensor, is_stop: Tensor) -> list[C
     ids_by_row, logprobs_by_row = token_ids.T.int().cpu().numpy(), logprobs.T.cpu().numpy()
     completions = []
     for row, (length, stopped) in enumerate(zip(lengths.tolist(), ended.tolist(), strict=True)):
-        row_logprobs = logprobs_by_row[row, :length]
-        if not np.isfinite(row_logprobs).all():
-            raise ModelError(
-                "the model's logits are not finite (nan or inf) while sampling, so its weights are damaged, or its "
-                "precision is too low. Look for a step whose loss or gradient norm exploded, and resume from before it."
-            )
         # Copies: a view would keep the whole chunk in memory.
-        completions.append(
-            Completion(ids_by_row[row, :length].copy(), row_logprobs.copy(), "stop" if stopped else "length")
-        )
+        own_ids, own_logprobs = ids_by_row[row, :length].copy(), logprobs_by_row[row, :length].copy()
+        completions.append(Completion(own_ids, own_logprobs, "stop" if stopped else "length"))
     return completions
 
 

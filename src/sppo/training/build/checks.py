@@ -14,7 +14,7 @@ from sppo.data.selection import control_of
 from sppo.errors import ConfigError
 from sppo.models.loading import pick_device
 from sppo.models.quantization import require_quantization
-from sppo.rollouts.engines import engine_options
+from sppo.rollouts.engines import check_engine
 from sppo.runs.sinks import require_sinks
 from sppo.training.given import Given, section_of_rows
 from sppo.training.rules import check_rewards
@@ -46,7 +46,7 @@ def check(config: Config, given: Given) -> Config:
     for key, lora in (("model.lora", config.model.lora), ("critic.lora", config.critic.lora)):
         if lora.quantize != "none":
             require_quantization(lora, key, pick_device(config.device))
-    engine_options(config.engine)
+    check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature)
     return config
 
 

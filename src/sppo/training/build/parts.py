@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.algorithms.algorithm import Algorithm
@@ -40,9 +40,12 @@ from sppo.rollouts.encode import opens_thinking, require_context
 from sppo.rollouts.engines import BESIDE_TRAINING, build_engine
 from sppo.rollouts.engines.engine import Engine
 from sppo.rollouts.sample import sampling_parameters
+from sppo.runs import ranks
 from sppo.runs.checkpoint import read_frozen
 from sppo.runs.seeds import derive_seed
 from sppo.training.build.checks import algorithm_of
+from sppo.training.build.fitting import measured, planned_memory, require_room
+from sppo.training.build.memory import Memory
 from sppo.training.collate import LengthRules
 from sppo.training.collect import Collector
 from sppo.training.given import Given, base_of_run, load_given_policy, load_given_tokenizer
@@ -93,6 +96,7 @@ def build(
     prompts = load_prompts(config, given, tokenizer, has_reward_function=reward_function is not None)
     require_prompts(config.critic, prompts.training, resumed=checkpoint is not None)
     tools = verifier_tools(config.verification, device, config.optimizer.tokens_per_microbatch)
+    planned = _planned(config, algorithm, tokenizer, architecture, prompts, device)
     grader = Grader(reward_function, tools, opens_thinking(prompts.training[0], tokenizer))
     grader.prepare([*prompts.training, *prompts.held_out])
     process = None if fine_tuning else _process_rewards(config, tokenizer, device)
@@ -133,7 +137,24 @@ def build(
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
         notes=tuple(filter(None, (*prompts.notes, note_on(config.model.path if checkpoint is None else None)))),
+        expected_memory=None if planned is None else partial(measured, planned),
     )
+
+
+def _planned(
+    config: Config,
+    algorithm: Algorithm,
+    tokenizer: Tokenizer,
+    architecture: PretrainedConfig,
+    prompts: Prompts,
+    device: torch.device,
+) -> Memory | None:
+    """What the run will need of each GPU, if that is there; None on a CPU, whose memory is not all ours to plan."""
+    if device.type != "cuda":
+        return None
+    planned = planned_memory(config, algorithm, tokenizer, architecture, prompts, device, ranks.world_size())
+    require_room(planned, torch.cuda.get_device_properties(device).total_memory)
+    return planned
 
 
 def load_prompts(config: Config, given: Given, tokenizer: Tokenizer, *, has_reward_function: bool) -> Prompts:
