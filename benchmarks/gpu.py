@@ -106,9 +106,8 @@ def main() -> None:
     print_machine(described)
     chosen = {name: part for name, part in PARTS.items() if name in arguments.parts}
     results: list[dict[str, Any]] = []
-    for found in run_parts(
-        chosen, Bench(TINY if arguments.tiny else FULL, device, arguments.threads), arguments.seconds
-    ):
+    bench = Bench(TINY if arguments.tiny else FULL, device, arguments.threads)
+    for found in run_parts(chosen, bench, arguments.seconds):
         results.append(found)
         print(found, flush=True)
         write_json(arguments.json, described, results)

@@ -71,9 +71,10 @@ def test_every_part_reports_numbers_that_make_sense(found):
     for name, part in parts.items():
         told = {key: value for key, value in part.items() if key != "metrics"}
         for path, number in numbers(told, name):
-            may_be_nothing = path.endswith(("_gb", "critic_share", "_by_the_small_critic"))
+            # Bytes of tiny models are 0.000 GB, an adapter has no critic here, and the shortest kernels take no time.
+            may_be_nothing = any(word in path for word in ("_gb", "critic_share", "saved_by", "kernels"))
             assert math.isfinite(number), f"{path} is {number}"
-            assert number > 0 or may_be_nothing or (number == 0 and "kernels" in path), f"{path} is {number}"
+            assert number > 0 or may_be_nothing, f"{path} is {number}"
     measured = [parts[name] for name in ("step_small", "step_same", "lora_7b")]
     for part in measured:
         assert all(phase["mfu"] > 0 for phase in part["phases"].values())
@@ -94,9 +95,13 @@ def test_parts_measure_what_they_say(found):
     whole = parts["sppo_grpo"]
     assert whole["sppo"]["prompts"] == whole["grpo"]["prompts"] == tiny.asked
     assert whole["grpo_over_sppo"]["responses"] == tiny.group
-    assert parts["lora_7b"]["policy_trained"] == sizes.adapter_weights(tiny.large, tiny.rank)
+    # Of two layers, rank 2 times rows and columns: queries, output, two of 64 and 32, three of 64 and 64.
+    assert parts["lora_7b"]["policy_trained"] == 2 * 2 * (128 + 128 + 2 * 96 + 3 * 128)
     assert parts["step_same"]["critic_trained"] > parts["step_small"]["critic_trained"]
-    assert [row["part"] for row in parts["plan"]["runs"]] == ["step_small", "step_same", "lora_7b"]
+    planned = [(row["part"], row["phase"]) for row in parts["plan"]["runs"]]
+    three = ["estimate", "critic's update", "policy's update"]
+    assert planned[:6] == [(part, phase) for part in ("step_small", "step_same") for phase in three]
+    assert planned[6:] == [("lora_7b", "estimate"), ("lora_7b", "policy's update")]
     assert 0 < len(parts["profile"]["kernels"]) <= 15
     trained = parts["step_small"]["policy_trained"] + parts["step_small"]["critic_trained"]
     # Two float32 moments a weight, and AdamW's own count of steps.
@@ -123,14 +128,16 @@ def test_the_published_sizes_multiply_as_many_weights_as_counted(name):
     assert sum(matrices.values()) == sizes.block_weights(chosen)
 
 
-def test_the_plan_of_the_full_sizes_is_read_as_bytes():
-    full = bench.Bench(sizes.FULL, torch.device("cpu"))
+def test_the_plan_is_asked_for_the_device_that_is_measured():
     scale = sizes.FULL
-    config = full.config(
+    on_gpu = bench.Bench(scale, torch.device("cuda"))
+    config = on_gpu.config(
         scale.policy, algorithm="sppo", prompts=8, prompt=512, response=8192, updates=2, critic=scale.small
     )
-    # Weights, gradients and moments alone are 16 bytes for each of 1.78 and .49 billion parameters.
-    assert 36e9 < plan.planned_bytes(config) < 60e9
+    phases = {phase.name: phase.bytes for phase in plan.planned(on_gpu, config).phases()}
+    # 1.78 and .49 billion parameters: weights and moments of both alone are 12 bytes each, the policy's gradients 4.
+    assert 27e9 < phases["estimate"] < phases["policy's update"]
+    assert 34e9 < phases["policy's update"] < 60e9
 
 
 def test_trl_gets_micro_batches_that_divide_an_optimiser_step():

@@ -61,8 +61,8 @@ class Bench:
     def __init__(self, scale: Scale, device: torch.device, threads: int = 1) -> None:
         self.scale, self.device, self.threads = scale, device, threads
         self.on_gpu = device.type == "cuda"
-        self.peaks: dict[str, tuple[Config, float | None]] = {}
-        """By part: the run that was measured, and the most bytes that it held; None on a CPU."""
+        self.peaks: dict[str, tuple[Config, dict[str, float]]] = {}
+        """By part: the run that was measured, and the most bytes that each of its phases held; empty on a CPU."""
         self.whole: dict[str, dict[str, Any]] = {}
         """Whole steps, by algorithm."""
 

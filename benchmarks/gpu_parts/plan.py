@@ -1,18 +1,22 @@
-"""Memory as `--dry-run` foretells it, against what was measured."""
+"""Memory as it is planned before a run, and as `--dry-run` tells it, against what was measured, phase by phase."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from gpu_parts.bench import Bench, gigabytes
-from sppo.commands import plan as dry_run
-from sppo.commands.memory import memory
 from sppo.config import Config
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.loading import load_model_config
+from sppo.models.tokenizers import character_tokenizer
 from sppo.training.build import algorithm_of
+from sppo.training.build.fitting import planned_memory
+from sppo.training.build.memory import Memory
+from sppo.training.prompts import Prompts
+from sppo.types import Prompt
+
+PHASES = {"estimate": "estimate", "critic's update": "critic", "policy's update": "policy"}
+"""The plan's name of each phase that is measured, and ours. What is sampled is shorter here than planned."""
 
 
 def against_measured(bench: Bench) -> dict[str, Any]:
@@ -20,25 +24,27 @@ def against_measured(bench: Bench) -> dict[str, Any]:
     if not bench.peaks:
         return {"left_out": "no step was measured before it: add --parts step_small step_same lora_7b"}
     found = []
-    for name, (config, peak) in bench.peaks.items():
-        planned = planned_bytes(config)
-        row: dict[str, Any] = {"part": name, "planned_gb": gigabytes(planned), "measured_gb": gigabytes(peak)}
-        if peak is not None:
-            row |= {"measured_over_planned": peak / planned, "within_10_percent": abs(peak / planned - 1) <= 0.1}
-        found.append(row)
+    for name, (config, peaks) in bench.peaks.items():
+        for phase in planned(bench, config).phases():
+            if phase.name in PHASES:
+                found.append({"part": name, **_row(phase.name, phase.bytes, peaks.get(PHASES[phase.name]))})
+                found[-1] |= {"planned_of_gb": {what: gigabytes(size) for what, size in phase.parts.items()}}
     return {"runs": found}
 
 
-def planned_bytes(config: Config) -> float:
-    """What the plan says of a run's peak."""
-    algorithm = algorithm_of(config)
+def planned(bench: Bench, config: Config) -> Memory:
+    """What the run is to hold of this device."""
+    prompts = Prompts(training=(), held_out=(Prompt("0", "0"),), unseen=frozenset(), notes=())
     architecture = load_model_config(config.model)
-    vocabulary = architecture.get_text_config().vocab_size
-    policy = dry_run._counted(architecture, AutoModelForCausalLM, config.model.lora, "model")
-    critic = dry_run._critic(config, architecture, vocabulary) if algorithm.critic == "prompt" else None
-    # >>> The one call of the plan: where it moves or gives numbers instead of lines, this is what to change.
-    lines = dict(memory(config, algorithm, policy, critic, (), config.evaluation.prompts))
+    # >>> The one call of the plan: what is to change should it move.
+    return planned_memory(
+        config, algorithm_of(config), character_tokenizer(ALPHABET), architecture, prompts, bench.device
+    )
     # <<<
-    said = re.match(r"([\d.]+) (GB|MB)", lines["memory: estimate"])
-    assert said is not None, f"the plan says {lines['memory: estimate']!r}"
-    return float(said[1]) * (1e9 if said[2] == "GB" else 1e6)
+
+
+def _row(phase: str, foreseen: int, peak: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"phase": phase, "planned_gb": gigabytes(foreseen), "measured_gb": gigabytes(peak)}
+    if peak is not None:
+        row |= {"measured_over_planned": peak / foreseen, "within_10_percent": abs(peak / foreseen - 1) <= 0.1}
+    return row

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from gpu_parts.bench import GB, Bench, Phases, gigabytes
-from gpu_parts.sizes import Sizes, adapter_weights, block_weights, forward_operations, head_weights
+from gpu_parts.plan import planned
+from gpu_parts.sizes import Sizes, forward_operations
 from sppo.batch import Batch, Outcomes
 from sppo.config import Config
 from sppo.models.logprobs import chunk_tokens
@@ -38,10 +39,9 @@ def small_critic(bench: Bench) -> dict[str, Any]:
 def same_critic(bench: Bench) -> dict[str, Any]:
     """A step with a critic that is a copy of the policy's backbone; and what the small one saves."""
     found = _sppo_step(bench, "step_same", None)
-    smaller = bench.peaks.get("step_small", (None, None))[1]
-    ours = bench.peaks["step_same"][1]
-    if smaller is not None and ours is not None:
-        found["points_of_the_card_saved_by_the_small_critic"] = round(100 * (ours - smaller) / card_bytes(), 1)
+    if "step_small" in bench.peaks and bench.on_gpu:
+        ours, smaller = (max(bench.peaks[name][1].values()) for name in ("step_same", "step_small"))
+        found["points_of_the_card_saved_by_the_small_critic"] = 100 * (ours - smaller) / card_bytes()
     return found
 
 
@@ -55,34 +55,21 @@ def _sppo_step(bench: Bench, name: str, critic: Sizes | None) -> dict[str, Any]:
 
 
 def lora(bench: Bench) -> dict[str, Any]:
-    """One update of a large policy by an adapter, without a critic; left out where the card is too small."""
+    """Updates of a large policy by an adapter, without a critic; left out where the card is too small."""
     scale = bench.scale
-    needs = bytes_of_adapter_run(bench)
-    if bench.on_gpu:
-        bench.fresh()
-        free = torch.cuda.mem_get_info()[0]
-        if needs > free:
-            return {"left_out": f"needs about {needs / GB:.0f} GB, and {free / GB:.0f} GB are free"}
     # GRPO, as it has no critic: two responses to one prompt.
     config = bench.config(
         scale.large, algorithm="grpo", prompts=1, samples=2, prompt=scale.prompt, response=scale.response,
         rank=scale.rank,
     )  # fmt: skip
-    return {"foreseen_gb": gigabytes(needs), **measure(bench, "lora_7b", config, scale.large, None)}
-
-
-def bytes_of_adapter_run(bench: Bench) -> float:
-    """What `lora` holds at the most, roughly: while it is built and while it samples, all bfloat16 copies at once."""
-    scale, sizes = bench.scale, bench.scale.large
-    resting = block_weights(sizes) + 2 * head_weights(sizes)
-    adapter = adapter_weights(sizes, scale.rank)
-    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    tokens = scale.prompt + scale.response
-    layer = 2 * block_weights(sizes) / sizes["num_hidden_layers"]
-    kept = 2 * tokens * (sizes["num_hidden_layers"] * hidden + 6 * inner + 12 * hidden)
-    logits = 3 * 4 * min(chunk_tokens(sizes["vocab_size"], bench.device), scale.response) * sizes["vocab_size"]
-    updating = 2 * 2 * head_weights(sizes) + 2 * layer + kept + logits
-    return 4 * resting + 16 * adapter + max(2 * (resting + adapter), updating) + 1 * GB
+    # Its largest phase is sampling, with a bfloat16 copy of all weights, which is made while the run is built too.
+    needs = planned(bench, config).peak().bytes
+    if bench.on_gpu:
+        bench.fresh()
+        free = torch.cuda.mem_get_info()[0]
+        if needs > free:
+            return {"left_out": f"needs about {needs / GB:.0f} GB, and {free / GB:.0f} GB are free"}
+    return {"planned_peak_gb": gigabytes(needs), **measure(bench, "lora_7b", config, scale.large, None)}
 
 
 def measure(bench: Bench, name: str, config: Config, sizes: Sizes, critic: Sizes | None) -> dict[str, Any]:
@@ -109,7 +96,7 @@ def measure(bench: Bench, name: str, config: Config, sizes: Sizes, critic: Sizes
         }
     # Of the second round, which has moments as a long run has, and of the building, where an adapter's run is largest.
     peak = None if built is None else max(built, *phases.peaks.values())
-    bench.peaks[name] = (config, peak)
+    bench.peaks[name] = (config, phases.peaks)
     work = _operations(config, sizes, critic)
     done = {name: seconds for name, seconds in phases.seconds.items() if name in work}
     return {
