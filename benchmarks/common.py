@@ -25,13 +25,14 @@ from sppo.config.recipes import load_recipe
 PACKAGES = ("sppo", "torch", "transformers", "trl")
 
 
-def parser(description: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str | None, *, repeats: int | None = 5) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `repeats` is None where nothing takes turns."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, help="file to write the results to")
-    options.add_argument(
-        "--repeats", type=int, default=repeats, help="timed rounds of each, at least 3 (default: %(default)s)"
-    )
+    if repeats is not None:
+        options.add_argument(
+            "--repeats", type=int, default=repeats, help="timed rounds of each, at least 3 (default: %(default)s)"
+        )
     options.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: %(default)s)")
     return options
 
@@ -39,7 +40,7 @@ def parser(description: str | None, *, repeats: int = 5) -> argparse.ArgumentPar
 def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
     """Parses, checks what all benchmarks check, and sets the number of threads."""
     arguments = options.parse_args()
-    if arguments.repeats < 3:
+    if getattr(arguments, "repeats", 3) < 3:
         options.error(f"--repeats is {arguments.repeats}, but a median wants at least 3.")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         options.error(f"--json is {arguments.json}, but there is no folder {arguments.json.absolute().parent}.")

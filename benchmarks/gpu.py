@@ -1,256 +1,126 @@
-"""One step of SPPO on one GPU, by parts: what each takes, how far that is from what the card can do, and its memory.
+"""What one GPU does in training, part by part, and how far that is from what the card can do.
 
-    python benchmarks/gpu.py --json gpu.json            # a Qwen2 of 1.5B with random weights; about 4 minutes
-    python benchmarks/gpu.py --tiny                     # the same code with a tiny model, on a CPU
+    python benchmarks/gpu.py --json gpu.json                        # everything; about 5 minutes on an H100
+    python benchmarks/gpu.py --parts step_small step_same plan
+    python benchmarks/gpu.py --tiny                                 # the same code with tiny models, on a CPU too
 
-ceilings: copies and bfloat16 matrix products of this card, which the other parts are held against.
-sampling: engine hf, tokens at one time and seconds a token, for rows and lengths as in training; `floor` is the time
-in which the weights and the key-value cache could be read once.
-step: values, old log-probabilities, the critic's and the policy's update on rows of 8k tokens, with a critic of a
-third of the size, and of the same size; `mfu` is the share of the matrix rate that the model's own arithmetic makes up.
+Random weights of the published sizes; nothing is downloaded. Runs are built as `sppo train` builds them, so that what
+is measured is what users run. Needs torch, transformers and this package. A part that fails is reported, with its
+traceback on the standard error, and the others go on; results are written after each part. Numbers are seconds, GB
+(1e9 bytes) and shares of 1, unless their name says otherwise; mfu is against the card's measured matrix rate, by the
+formula in gpu_parts/sizes.py.
 """
 
 from __future__ import annotations
 
-import gc
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from common import machine, parse, parser, print_machine, write_json
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-
-from sppo.algorithms.table import settle_algorithm
-from sppo.batch import Outcomes
-from sppo.config import AlgorithmConfig, CriticConfig, ModelConfig, OptimizerConfig, SamplingConfig
-from sppo.critics.models import PromptCritic
-from sppo.critics.prompt import PromptModelCritic
-from sppo.models.loading import load_policy
-from sppo.models.tokenizers import character_tokenizer
-from sppo.rollouts.engines.engine import SamplingParameters
-from sppo.rollouts.engines.hf import HFEngine
-from sppo.training.collate import collate
-from sppo.types import Completion, Prompt, Rollout, TokenIds, Verdict, as_token_ids
-from sppo.update.learner import PolicyLearner
-from sppo.update.steps import StepGuard, make_optimizer
-
-TOKENIZER = character_tokenizer("0123456789+-=#")
+from gpu_parts import offload, plan, profile, sampling, step, trl, whole
+from gpu_parts.bench import Bench, gigabytes
+from gpu_parts.sizes import FULL, TINY
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Sizes of one measurement."""
+class Part:
+    """One line of the table."""
 
-    policy: dict[str, int]
-    small: dict[str, int]
-    """The small critic."""
-    vocabulary: int
-    prompt: int
-    response: int
-    rows: int
-    """Of an update; in two mini-batches."""
-    tokens_per_microbatch: int
-    sampled: tuple[tuple[int, int], ...]
-    """(rows, tokens of a prompt) of each sampling."""
-    new: int
-    """Tokens sampled of each row."""
-    copied: int
-    """Numbers copied, and side of the matrices multiplied, of the ceilings."""
-    side: int
+    measure: Callable[[Bench], dict[str, Any]]
+    seconds: float
+    """What it takes on an H100, estimated: it isn't begun where less is left."""
 
 
-FULL = Scale(
-    policy={"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
-            "intermediate_size": 8960},
-    small={"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-           "intermediate_size": 4864},
-    vocabulary=151936, prompt=512, response=8192, rows=8, tokens_per_microbatch=16384,
-    sampled=((1, 512), (64, 512), (256, 512), (64, 7936)), new=64, copied=2**30, side=8192,
-)  # fmt: skip
-TINY_MODEL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "intermediate_size": 128}  # fmt: skip
-TINY = Scale(
-    policy=TINY_MODEL, small=TINY_MODEL, vocabulary=512, prompt=8, response=24, rows=4, tokens_per_microbatch=64,
-    sampled=((1, 8), (4, 8), (4, 24)), new=4, copied=2**20, side=256,
-)  # fmt: skip
+def ceilings(bench: Bench) -> dict[str, Any]:
+    """Copies and bfloat16 matrix products of this card, which the other parts are held against."""
+    found = bench.ceilings
+    return {"terabytes_per_second": found.bandwidth / 1e12, "teraflops": found.rate / 1e12}
 
 
-class Bench:
-    """One scale on one device."""
+# In the order of what is wanted most, should the time not be enough; the plan after what it is held against.
+PARTS: dict[str, Part] = {
+    "ceilings": Part(ceilings, 5),
+    "step_small": Part(step.small_critic, 25),
+    "step_same": Part(step.same_critic, 30),
+    "lora_7b": Part(step.lora, 35),
+    "plan": Part(plan.against_measured, 5),
+    "profile": Part(profile.kernels, 25),
+    "sampling": Part(sampling.hf, 30),
+    "sppo_grpo": Part(whole.against_groups, 65),
+    "offload": Part(offload.moments, 35),
+    "sampling_vllm": Part(sampling.vllm, 90),
+    "trl": Part(trl.against, 70),
+}
 
-    def __init__(self, scale: Scale, device: torch.device) -> None:
-        self.scale, self.device = scale, device
-        self.bandwidth, self.rate = 1.0, 1.0
 
-    def clock(self, work: Callable[[], Any], repeats: int = 1) -> float:
-        """Seconds of one call."""
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        self._wait()
-        return (time.perf_counter() - began) / repeats
+def run_parts(parts: Mapping[str, Part], bench: Bench, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields what each part has found, why it failed, or why it was left out.
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    Args:
+        parts: by name.
+        bench: device and scale.
+        seconds: that all of them may take.
+    """
+    began = time.perf_counter()
+    for name, part in parts.items():
+        left = seconds - (time.perf_counter() - began)
+        if left < part.seconds:
+            yield {"part": name, "left_out": f"takes about {part.seconds:.0f} s, and {left:.0f} s are left"}
+            continue
+        bench.fresh()
+        started = time.perf_counter()
+        try:
+            found = part.measure(bench)
+        except Exception as error:  # whatever it is, the others still count
+            found = failure(error)
+        bench.fresh()  # out of the exception's reach, whose frames hold what the part had
+        # More than a little here would be in the way of the next part.
+        left_behind = {} if bench.held() is None else {"left_behind_gb": gigabytes(bench.held())}
+        yield {"part": name, "took_seconds": time.perf_counter() - started, **left_behind, **found}
 
-    def fresh(self) -> None:
-        """Forgets what earlier parts left in memory."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
 
-    def peak(self) -> float:
-        """GiB held at most since `fresh`."""
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2) if self.device.type == "cuda" else 0.0
-
-    def settings(self, sizes: dict[str, int]) -> dict[str, Any]:
-        rest = {"max_position_embeddings": 16384, "tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0}
-        return {"model_type": "qwen2", "vocab_size": self.scale.vocabulary, **sizes, **rest}
-
-    def policy(self, *, checkpointing: bool) -> PreTrainedModel:
-        config = ModelConfig(
-            config=self.settings(self.scale.policy), tokenizer="characters", gradient_checkpointing=checkpointing
-        )
-        with self.device:
-            return load_policy(config, TOKENIZER, self.device)
-
-    # Parts
-
-    def ceilings(self) -> dict[str, Any]:
-        source = torch.empty(self.scale.copied, dtype=torch.bfloat16, device=self.device).normal_()
-        target = torch.empty_like(source)
-        target.copy_(source)
-        self.bandwidth = 4 * source.numel() / self.clock(lambda: target.copy_(source), 10)
-        n = self.scale.side
-        left, right = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        for _ in range(3):
-            left @ right
-        self.rate = 2 * n**3 / self.clock(lambda: left @ right, 10)
-        return {"terabytes_per_second": self.bandwidth / 1e12, "teraflops": self.rate / 1e12}
-
-    def sampling(self) -> dict[str, Any]:
-        model = self.policy(checkpointing=False)
-        engine = HFEngine(model, max_rows=4096)
-        weights = 2 * sum(p.numel() for p in model.parameters())
-        sizes, found = self.scale.policy, []
-        head = sizes["hidden_size"] // sizes["num_attention_heads"]
-        for rows, length in self.scale.sampled:
-            self.fresh()
-            prompts = [as_token_ids(torch.randint(3, self.scale.vocabulary, (length,)).numpy())] * rows
-
-            def run(tokens: int, prompts: list[TokenIds] = prompts, rows: int = rows) -> None:
-                engine.generate(prompts, SamplingParameters(max_tokens=tokens), seeds=range(len(prompts)))
-
-            run(1)
-            first = self.clock(lambda: run(1))
-            step = (self.clock(lambda: run(1 + self.scale.new)) - first) / self.scale.new
-            cache = rows * length * sizes["num_hidden_layers"] * 2 * sizes["num_key_value_heads"] * head * 2
-            floor = (weights + cache) / self.bandwidth
-            found.append(
-                {"rows": rows, "prompt": length, "prefill_s": first, "step_ms": 1e3 * step, "floor_ms": 1e3 * floor,
-                 "tokens_per_second": rows / step, "peak_gib": self.peak()}
-            )  # fmt: skip
-        return {"sampling": found}
-
-    def step(self, critic_sizes: dict[str, int], *, checkpointing: bool = True) -> dict[str, Any]:
-        scale, options = self.scale, self.optimizer()
-        policy = self.policy(checkpointing=checkpointing)
-        with self.device:
-            trunk = AutoModel.from_config(AutoConfig.for_model(**self.settings(critic_sizes)), dtype=torch.float32)
-        model = PromptCritic(
-            trunk, TOKENIZER, tokens_per_microbatch=scale.tokens_per_microbatch, gradient_checkpointing=checkpointing
-        ).to(self.device)
-        critic = PromptModelCritic(
-            model, CriticConfig(minibatch_size=options.minibatch_size), TOKENIZER, rows=scale.rows
-        )
-        section = AlgorithmConfig()
-        algorithm = settle_algorithm(section, 1)
-        learner = PolicyLearner(
-            policy, make_optimizer(policy, 1e-6, 0.01), section, algorithm.loss, options,
-            SamplingConfig(max_response_tokens=scale.response), scale.rows, StepGuard(),
-        )  # fmt: skip
-        seconds: dict[str, float] = {}
-        peaks: dict[str, float] = {}
-
-        def timed(phase: str, work: Callable[[], Any]) -> Any:
-            self.fresh()
-            result: list[Any] = []
-            seconds[phase] = self.clock(lambda: result.append(work()))
-            peaks[phase] = self.peak()
-            return result[0]
-
-        for seed in range(2):  # the first round makes AdamW's states and warms up
-            batch = self.batch(seed)
-            values = timed("values", lambda: critic.values(batch))  # noqa: B023
-            before, _ = timed("estimate", lambda: learner.estimate(batch, values))  # noqa: B023
-            credit = algorithm.assign_credit(Outcomes.of(batch, before))
-            timed("critic", lambda: critic.learn(batch, before, credit, seed=0))  # noqa: B023
-            metrics = timed("policy", lambda: learner.update(batch, before, credit, seed=0))  # noqa: B023
-        length = scale.prompt + scale.response
-        tokens = scale.rows * length
-        sizes = scale.policy
-        # Causal attention: half of 4 L H S^2.
-        attention = scale.rows * 2 * sizes["num_hidden_layers"] * sizes["hidden_size"] * length**2
-        forward = 2 * sum(p.numel() for p in policy.parameters()) * tokens + attention
-        return {
-            "critic_parameters": sum(p.numel() for p in model.parameters()), "checkpointing": checkpointing,
-            "seconds": seconds, "peak_gib": peaks, "tokens_per_second": tokens / seconds["policy"],
-            "estimate_mfu": forward / seconds["estimate"] / self.rate,
-            "policy_mfu": 3 * forward / seconds["policy"] / self.rate, "metrics": metrics,
-        }  # fmt: skip
-
-    def optimizer(self) -> OptimizerConfig:
-        return OptimizerConfig(
-            minibatch_size=self.scale.rows // 2, tokens_per_microbatch=self.scale.tokens_per_microbatch
-        )
-
-    def batch(self, seed: int) -> Any:
-        generator = torch.Generator().manual_seed(seed)
-        rollouts, verdicts = [], []
-
-        def ids(count: int) -> TokenIds:
-            return as_token_ids(torch.randint(3, self.scale.vocabulary, (count,), generator=generator).numpy())
-
-        for row in range(self.scale.rows):
-            said = Completion(ids(self.scale.response), np.full(self.scale.response, -1.0, np.float32), "length")
-            rollouts.append(Rollout(Prompt(str(row), "1+1="), ids(self.scale.prompt), said, "", 0))
-            verdicts.append(Verdict(float(row % 2)))
-        return collate(rollouts, verdicts)
+def failure(error: Exception) -> dict[str, Any]:
+    """Says what failed and where."""
+    traceback.print_exception(error)
+    places = [f"{place.filename}:{place.lineno} {place.name}" for place in traceback.extract_tb(error.__traceback__)]
+    return {"failed": traceback.format_exception_only(error)[-1].strip(), "where": places[-4:]}
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--tiny", action="store_true", help="a tiny model, also without a GPU")
-    options.add_argument("--seconds", type=float, default=420, help="no part is begun later (default: %(default)s)")
+    options = parser(__doc__, repeats=None)
+    options.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="(default: all)")
+    options.add_argument("--seconds", type=float, default=360, help="for all parts together (default: %(default)s)")
+    options.add_argument("--tiny", action="store_true", help="tiny models, also without a GPU")
     arguments = parse(options)
     if not (arguments.tiny or torch.cuda.is_available()):
         options.error("torch sees no GPU here; --tiny runs the same code on a CPU.")
-    scale = TINY if arguments.tiny else FULL
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Bench(scale, device)
     described = machine(arguments.threads, device.type)
+    if device.type == "cuda":
+        described |= {"cuda": torch.version.cuda, "card_gb": gigabytes(step.card_bytes())}
     print_machine(described)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "ceilings": bench.ceilings,
-        "sampling": bench.sampling,
-        "step, small critic": lambda: bench.step(scale.small),
-        "step, critic of the same size": lambda: bench.step(scale.policy),
-    }
-    began, results = time.perf_counter(), []
-    for name, part in parts.items():
-        if time.perf_counter() - began > arguments.seconds:
-            results.append({"part": name, "left_out": "no time"})
-            continue
-        bench.fresh()
-        results.append({"part": name, **part()})
-        print(results[-1], flush=True)
+    chosen = {name: part for name, part in PARTS.items() if name in arguments.parts}
+    results: list[dict[str, Any]] = []
+    bench = Bench(TINY if arguments.tiny else FULL, device, arguments.threads)
+    for found in run_parts(chosen, bench, arguments.seconds):
+        results.append(found)
+        print(found, flush=True)
         write_json(arguments.json, described, results)
+    sys.exit(report(results))
+
+
+def report(results: Sequence[Mapping[str, Any]]) -> int:
+    """Says which parts failed or were left out; returns the exit status."""
+    for word in ("failed", "left_out"):
+        named = [f"{found['part']} ({found[word]})" for found in results if word in found]
+        if named:
+            print(f"{word.replace('_', ' ')}: {', '.join(named)}", flush=True)
+    return int(any("failed" in found for found in results))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def run_trl(arguments: argparse.Namespace, folder: str) -> None:
                 turn.step_done()
 
     config = GRPOConfig(
-        output_dir=folder,
+        **grpo_options(folder),
         seed=arguments.seed,
         use_cpu=True,
         bf16=False,
@@ -162,24 +162,12 @@ def run_trl(arguments: argparse.Namespace, folder: str) -> None:
         per_device_train_batch_size=MINIBATCH,
         steps_per_generation=UPDATES,
         gradient_accumulation_steps=1,
-        num_iterations=1,
         num_generations=SAMPLES,
         max_completion_length=RESPONSE_TOKENS,
         temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-        generation_kwargs={"use_cache": True},
-        beta=0.0,
-        loss_type="grpo",
         learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
         weight_decay=0.0,
-        max_grad_norm=1.0,
         max_steps=(arguments.steps + 1) * UPDATES,
-        save_strategy="no",
-        report_to="none",
-        logging_strategy="no",
-        disable_tqdm=True,
     )
     trainer = GRPOTrainer(
         model=model,
@@ -192,6 +180,25 @@ def run_trl(arguments: argparse.Namespace, folder: str) -> None:
     # Without it each token would read the whole sequence again, and nothing would say so.
     assert trainer.generation_config.use_cache, "TRL would generate without a cache"
     trainer.train()
+
+
+def grpo_options(folder: str) -> dict[str, Any]:
+    """What TRL's GRPOConfig is given wherever ours is held against it: the same method, and no bookkeeping."""
+    return {
+        "output_dir": folder,
+        "num_iterations": 1,
+        "top_p": 1.0,
+        "top_k": 0,
+        "generation_kwargs": {"use_cache": True},
+        "beta": 0.0,
+        "loss_type": "grpo",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
 
 
 def final_answer_reward(end: int) -> Callable[..., list[float]]:
