@@ -41,7 +41,7 @@ from sppo.models.loading import (
 )
 from sppo.models.packing import TokenRow, lay_out, pad_right
 from sppo.models.quantization import quantized_loading
-from sppo.models.sharding import inside, whole
+from sppo.models.sharding import inside, let_go, whole
 from sppo.rollouts.encode import encode_many
 from sppo.runs import ranks
 from sppo.types import Prompt, TokenIds
@@ -227,6 +227,7 @@ class PromptCritic(ValueModel):
             said = self.logits([token_rows[row] for row in part] or [DUMMY_PROMPT]).cpu()
             if part:
                 logits[part] = said
+        let_go(self)
         ranks.sum_over_ranks(logits)
         return (logits.sigmoid() if self.probability else logits)[inverse]
 

@@ -14,6 +14,7 @@ from sppo.config import CriticConfig
 from sppo.critics.critic import Metrics
 from sppo.critics.learning import _ModelCritic
 from sppo.critics.models import TokenCritic
+from sppo.models.sharding import let_go
 from sppo.runs import ranks
 from sppo.types import Prompt
 from sppo.update.deal import DUMMY_ROW, dealt
@@ -59,6 +60,7 @@ class TokenModelCritic(_ModelCritic[TokenCritic]):
             said = self._outputs(batch, rows).cpu()
             if rows:
                 raw[rows] = said
+        let_go(self.model)
         ranks.sum_over_ranks(raw)
         return torch.where(batch.mask, raw.sigmoid() if self.model.probability else raw, 0.0)
 

@@ -53,12 +53,14 @@ def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Modul
         fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     for part in _sharded_parts(module):
-        part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which gloo doesn't have
+        # Gathered weights take over which of them are trained as they are made, so that is now.
+        part.unshard()
+        part.reshard()
+        if ranks.world_size() > 1:  # by itself a rank's sum is its own, and torch would copy it to divide it by 1
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # else a scaled sum, which gloo doesn't have
     module._run_inside = _run  # type: ignore[assignment]
     register_fsdp_forward_method(module, "_run_inside")
-    with whole_weights(module):
-        pass  # gathered weights take over which of them are trained as they are made, so that is now
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -77,6 +79,12 @@ def inside(module: nn.Module, function: Callable[..., Result], *arguments: Any, 
     """
     run: Callable[..., Result] = getattr(module, "_run_inside", _run)
     return run(function, *arguments, **named)
+
+
+def let_go(module: nn.Module) -> None:
+    """Drops the outermost weights that a forward pass has kept for a backward pass that doesn't come."""
+    if is_sharded(module):
+        _sharded_parts(module)[0].reshard()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from sppo.batch import Batch
 from sppo.config import OptimizerConfig
 from sppo.models.logprobs import TokenLogprobs, response_logprobs
 from sppo.models.packing import TokenRow
+from sppo.models.sharding import let_go
 from sppo.runs import ranks
 from sppo.update.deal import DUMMY_ROW, dealt
 
@@ -38,4 +39,5 @@ def batch_logprobs(model: PreTrainedModel, batch: Batch, optimizer: OptimizerCon
         said = row_logprobs(model, members, batch.mask.shape[1], optimizer, temperature)
         if rows:
             result[rows] = said.logprobs.cpu()
+    let_go(model)
     return ranks.sum_over_ranks(result)

@@ -78,9 +78,10 @@ def make_optimizer(
     module: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
     """Returns AdamW over the trainable parameters."""
-    return torch.optim.AdamW(
-        list(trainable_parameters(module)), lr=learning_rate, betas=betas, weight_decay=weight_decay
-    )
+    parameters = list(trainable_parameters(module))
+    # Of weights that are spread over ranks torch would take one at a time, each with several passes.
+    fused = True if parameters[0].device.type == "cuda" else None
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
 
 
 def minibatches(total: int, expected: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:

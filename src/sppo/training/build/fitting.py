@@ -207,7 +207,7 @@ def _counted(
     trained = sum(parameter.numel() for parameter in trainable_parameters(model))
     total = sum(parameter.numel() for parameter in model.parameters())
     quantized = quantizable_parameters(model) if lora.quantize != "none" else 0
-    return Sized(architecture, total, total - trained, quantized)
+    return Sized(architecture, total, total - trained, quantized, head=kind is AutoModelForCausalLM)
 
 
 def _scoring(config: Config, prompts: Prompts) -> list[Sized]:
@@ -241,7 +241,9 @@ def _critic(config: Config, policy: PretrainedConfig, vocabulary: int) -> Sized:
     head = architecture.get_text_config().hidden_size + 1
     one = _counted(architecture, AutoModel, options.lora, "critic")
     many = options.members
-    return Sized(architecture, (one.parameters + head) * many, one.resting * many, one.quantized * many)
+    return replace(
+        one, parameters=(one.parameters + head) * many, resting=one.resting * many, quantized=one.quantized * many
+    )
 
 
 def _sized(architecture: PretrainedConfig, settings: Mapping[str, Any] | None, vocabulary: int) -> PretrainedConfig:

@@ -43,6 +43,8 @@ class Sized:
     """Those that are not trained."""
     quantized: int = 0
     """Those of them that are held in 4 bits."""
+    head: bool = True
+    """Whether it has an output head, as a causal language model has and a critic's trunk hasn't."""
 
     @property
     def trained(self) -> int:
@@ -59,7 +61,7 @@ class Sized:
         """Parameters outside of the layers: embeddings, and the head where it isn't tied to them."""
         text = self.architecture.get_text_config()
         one = int(text.vocab_size * text.hidden_size)
-        return one if getattr(self.architecture, "tie_word_embeddings", True) else 2 * one
+        return one if not self.head or getattr(self.architecture, "tie_word_embeddings", True) else 2 * one
 
     @property
     def layer(self) -> int:
