@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo.cli.launch import read_launch, torchrun
+from sppo.cli.launch import read_launch, start
 from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
 from sppo.runs import ranks
 
@@ -120,7 +120,7 @@ def _dispatch(arguments: list[str]) -> int:
     if (launch.launcher or ranks.launched()) and not command.on_ranks:
         raise ConfigError(f"sppo {name} runs in one process: start it without a launcher.")
     if launch.launcher and not ranks.launched():
-        return torchrun([name, *launch.arguments], launch.processes)
+        return start([name, *launch.arguments], launch)
     with ranks.joined():
         result: int = importlib.import_module(command.module).run(launch.arguments)
     return result
