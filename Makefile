@@ -1,17 +1,29 @@
 # make demo    install, then train a tiny model while you watch
 # make test    install, then run every test
+# make test-ray  the tests of --launcher ray, in an environment of their own
 # make check   linter and type checker
 # make lock    write the lock files anew (needs uv)
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test check lock clean
+.PHONY: demo test test-ray check lock clean
 
 demo: .venv/installed
 	$(BIN)/sppo demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Beside the checkout, so that it is made once: Ray and what it needs are half a gigabyte.
+RAY_VENV ?= $(HOME)/.cache/sppo/ray-venv
+RAY_LOCK = requirements-ray.lock
+
+test-ray:
+	cmp -s $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK) || { rm -rf $(RAY_VENV) && $(PYTHON) -m venv $(RAY_VENV) && \
+		$(RAY_VENV)/bin/pip install --quiet --requirement $(RAY_LOCK) --constraint requirements-dev.lock pytest && \
+		cp $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK); }
+	$(RAY_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONPATH=src $(RAY_VENV)/bin/python -m pytest -m ray tests/ranks
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -40,6 +52,7 @@ lock:
 	echo 'torch==2.13.0' > torch.pin
 	$(LOCK) > requirements.lock
 	$(subst pyproject.toml,pyproject.toml --extra dev,$(LOCK)) > requirements-dev.lock
+	$(subst pyproject.toml,pyproject.toml --extra ray --constraint requirements.lock,$(LOCK)) > requirements-ray.lock
 	rm torch.pin
 
 clean:

@@ -106,7 +106,7 @@ def start(command: Sequence[str], launch: Launch) -> int:
     address = launch.address or os.environ.get("RAY_ADDRESS") or "local"
     _connect(ray, address)
     try:
-        workers, gpus = _size(ray.cluster_resources(), launch, address)
+        workers, gpus = cluster_share(ray.cluster_resources(), launch, address)
         with tempfile.TemporaryDirectory(prefix="sppo-ray-") as scratch:
             return _run(ray, command, launch, workers, gpus, scratch)
     finally:
@@ -120,6 +120,16 @@ def _connect(ray: Any, address: str) -> None:
         ConfigError: none there, or it doesn't let us in.
     """
     own: dict[str, Any] = {}
+    host, colon, port = address.rpartition(":")
+    if (colon and not (host and port.isdigit())) or "://" in address:
+        raise ConfigError(
+            f"The address of the Ray cluster is {address!r}, but must be auto or HOST:PORT, given on a machine of it."
+        )
+    if colon:
+        try:  # Ray itself would go on trying for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(f"There is no Ray cluster at {address}: {error}. Is it running (ray status)?") from error
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = {"include_dashboard": False}
@@ -133,7 +143,7 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _size(has: Mapping[str, float], launch: Launch, address: str) -> tuple[int, int]:
+def cluster_share(has: Mapping[str, float], launch: Launch, address: str) -> tuple[int, int]:
     """How many workers, and how many GPUs each has.
 
     Raises:
