@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo.cli.launch import read_launch, start
+from sppo.cli.launch import FLAGS, read_launch, start
 from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
 from sppo.runs import ranks
 
@@ -135,6 +135,10 @@ def _print_help() -> None:
     width = max(map(len, COMMANDS)) + 3
     for name, command in COMMANDS.items():
         console.print(f"  [bold]{name:<{width}}[/]{command.summary}\n  {'':<{width}}[dim]{command.example}[/]")
+    names = ", ".join(name for name, command in COMMANDS.items() if command.on_ranks)
+    console.print(f"\nIn several processes ({names}):\n")
+    for flag, text in FLAGS.items():
+        console.print(f"  [bold]{_literal(flag)}[/]\n      [dim]{_literal(text)}[/]")
     console.print("\nNew here? [bold]sppo demo[/] takes minutes on a laptop. [bold]sppo COMMAND --help[/] says more.")
     console.print("A mistake is told in one line; with SPPO_DEBUG=1 in the environment it comes with its traceback.")
 

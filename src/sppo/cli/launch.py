@@ -19,13 +19,15 @@ LAUNCHERS = {
     "ray": ("--workers", "--gpus-per-worker", "--address", "--max-failures"),
 }
 """Flags of each."""
+MAX_FAILURES = 3
+"""Of Ray, where --max-failures is not given."""
 FLAGS = {
     "--launcher torchrun [--nproc-per-node N]": "Run in N processes on this machine, by default one for each GPU. On "
     "several machines: torchrun --nnodes ... -m sppo COMMAND ...",
     "--launcher ray [--workers N] [--gpus-per-worker 0|1] [--address auto|HOST:PORT] [--max-failures N]": "Run as N "
     "workers of a Ray cluster, by default one for each of its GPUs; without --address (or RAY_ADDRESS), of a cluster "
     "on this machine, for this command alone. After a worker's death the run goes on from its last checkpoint, "
-    "--max-failures times, by default 3.",
+    f"--max-failures times, by default {MAX_FAILURES}.",
 }
 _SHUTDOWN_SECONDS = 3600
 """After a Ctrl-C the processes finish their step and save; torchrun by itself would end them after 30 s."""
@@ -45,7 +47,7 @@ class Launch:
     """Of Ray: 0 or 1. None: 1 where the cluster has GPUs."""
     address: str | None = None
     """Of Ray's cluster; None: a cluster for this command alone."""
-    max_failures: int = 3
+    max_failures: int = MAX_FAILURES
     """Of Ray: deaths of workers that the command is started again after."""
 
 
@@ -76,13 +78,14 @@ def read_launch(arguments: Sequence[str]) -> Launch:
         if owners[flag] != launcher:
             instead = "is not given" if launcher is None else f"is {launcher}, which has {LAUNCHERS[launcher][0]} N"
             raise ConfigError(f"{flag} is for --launcher {owners[flag]}; --launcher {instead}.")
+    failures = _number(found, "--max-failures", "restarts", least=0)
     return Launch(
         launcher,
         rest,
         _number(found, "--nproc-per-node", "processes") or _number(found, "--workers", "workers"),
         _number(found, "--gpus-per-worker", "GPUs", least=0, most=1),
         found.get("--address"),
-        *(() if "--max-failures" not in found else (_number(found, "--max-failures", "restarts", least=0) or 0,)),
+        MAX_FAILURES if failures is None else failures,
     )
 
 

@@ -138,8 +138,8 @@ def _connect(ray: Any, address: str) -> None:
     except Exception as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"There is no way into the Ray cluster at {address!r}: {said[0]} Is it running (ray status), with the "
-            "same versions of Ray and Python, and is its token here (ray get-auth-token)?"
+            f"There is no way into the Ray cluster at {address!r}: {said[0].rstrip('. ')}. Is it running (ray status), "
+            "with the same versions of Ray and Python, and is its token here (ray get-auth-token)?"
         ) from error
 
 
@@ -313,7 +313,7 @@ def run_rank(config: Mapping[str, Any]) -> None:
         "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "TORCHELASTIC_RUN_ID": job.name,
     }
-    code = _run_below(ray, job, rank, environment)
+    code = _run_below(ray, job, environment)
     words = f"rank {rank} was ended by {signal.Signals(-code).name}" if code < 0 else f"rank {rank} ended with {code}"
     ended = [job.desk.ended.remote(rank, code)]
     if code not in _FINAL:
@@ -323,7 +323,7 @@ def run_rank(config: Mapping[str, Any]) -> None:
         raise RuntimeError(words)
 
 
-def _run_below(ray: Any, job: Job, rank: int, environment: dict[str, str]) -> int:
+def _run_below(ray: Any, job: Job, environment: dict[str, str]) -> int:
     """Starts the command as a process and returns its exit code; less than 0: by that signal."""
     if not os.path.isdir(job.folder):
         said = f"error: {job.folder} is not there on {socket.gethostname()}: start from a folder that all machines see."
@@ -346,22 +346,23 @@ def _run_below(ray: Any, job: Job, rank: int, environment: dict[str, str]) -> in
         pump.start()
     passed_on = 0
     while process.poll() is None:
-        # Ranks agree on a stop after each step: one of them has to be asked.
-        if rank == 0 and ray.get(job.desk.stops_asked.remote()) > passed_on:
+        # All of them, as a terminal would: one that still waits for the others would wait on if they alone ended.
+        if ray.get(job.desk.stops_asked.remote()) > passed_on:
             passed_on += 1
             process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.5)
     for pump in pumps:
         pump.join(10)
-    return 128 + signal.SIGINT if passed_on and process.returncode < 0 else process.returncode
+    # However it ended: after a stop nothing is to start again.
+    return 128 + signal.SIGINT if passed_on and process.returncode not in _FINAL else process.returncode
 
 
 def _pump(ray: Any, desk: Any, stream: int, pipe: Any) -> None:
-    """Passes on what a process writes, whole lines where they come at once, until it has closed the pipe."""
+    """Passes on what a process writes until it has closed the pipe."""
     written = None
     while text := os.read(pipe.fileno(), 1 << 16):
         written = desk.write.remote(stream, text)
-        time.sleep(0.05)
+        time.sleep(0.05)  # so that a display that is redrawn comes in few pieces
     if written is not None:
         ray.get(written)
