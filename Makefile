@@ -20,7 +20,7 @@ RAY_LOCK = requirements-ray.lock
 
 test-ray:
 	cmp -s $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK) || { rm -rf $(RAY_VENV) && $(PYTHON) -m venv $(RAY_VENV) && \
-		$(RAY_VENV)/bin/pip install --quiet --requirement $(RAY_LOCK) --constraint requirements-dev.lock pytest && \
+		$(RAY_VENV)/bin/pip install --quiet --no-compile --requirement $(RAY_LOCK) --constraint requirements-dev.lock pytest && \
 		cp $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK); }
 	$(RAY_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	PYTHONPATH=src $(RAY_VENV)/bin/python -m pytest -m ray tests/ranks

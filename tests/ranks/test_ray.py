@@ -148,7 +148,7 @@ def test_a_stop_saves_the_step(address, tmp_path):
 
 
 def test_a_mistake_is_told_once_and_ends_the_job(address, tmp_path):
-    done = run("train", recipe(tmp_path / "odd"), "--steps", "-3", "--address", address)
+    done = run("train", recipe(tmp_path / "odd"), "--steps", "-3", "--address", address, workers=1)
     assert done.returncode == 2
     assert done.stderr.count("steps is -3") == 1
     assert "Starting again" not in done.stderr
