@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo.cli.launch import FLAGS, read_launch, start
+from sppo.cli import on_ray
+from sppo.cli.launch import FLAGS, read_launch, torchrun
 from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
 from sppo.runs import ranks
 
@@ -120,7 +121,8 @@ def _dispatch(arguments: list[str]) -> int:
     if (launch.launcher or ranks.launched()) and not command.on_ranks:
         raise ConfigError(f"sppo {name} runs in one process: start it without a launcher.")
     if launch.launcher and not ranks.launched():
-        return start([name, *launch.arguments], launch)
+        whole = [name, *launch.arguments]
+        return torchrun(whole, launch.processes) if launch.launcher == "torchrun" else on_ray.start(whole, launch)
     with ranks.joined():
         result: int = importlib.import_module(command.module).run(launch.arguments)
     return result

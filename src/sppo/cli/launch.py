@@ -99,15 +99,6 @@ def _number(found: Mapping[str, str], flag: str, of: str, *, least: int = 1, mos
     return int(text)
 
 
-def start(command: Sequence[str], launch: Launch) -> int:
-    """Runs `sppo COMMAND` in several processes and returns the exit code."""
-    if launch.launcher == "torchrun":
-        return torchrun(command, launch.processes)
-    from sppo.cli import on_ray
-
-    return on_ray.start(command, launch)
-
-
 def threads_each(processes: int) -> int:
     """Threads of each of so many processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
