@@ -1,12 +1,13 @@
 # make demo    install, then train a tiny model while you watch
 # make test    install, then run every test
+# make test-ray  the tests of --launcher ray, in an environment of their own
 # make check   linter and type checker
 # make lock    write the lock files anew (needs uv)
 # make test-vllm    the tests of engine vllm, with a vLLM for CPUs in an environment of its own
 
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-vllm check lock clean
+.PHONY: demo test test-vllm test-ray check lock clean
 # A virtual environment for vLLM, 3.5 GB, outside the checkout so that all checkouts share it. Emptied when the lock file
 # is another one than it was made from.
 VLLM_VENV ?= $(HOME)/.cache/sppo/vllm-venv
@@ -29,6 +30,17 @@ vllm-venv:
 	$(PYTHON) -m venv --clear $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm.lock
 	cp requirements-vllm.lock $(VLLM_VENV)/installed
+
+# Beside the checkout, so that it is made once: Ray and what it needs are half a gigabyte.
+RAY_VENV ?= $(HOME)/.cache/sppo/ray-venv
+RAY_LOCK = requirements-ray.lock
+
+test-ray:
+	cmp -s $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK) || { rm -rf $(RAY_VENV) && $(PYTHON) -m venv $(RAY_VENV) && \
+		$(RAY_VENV)/bin/pip install --quiet --no-compile --requirement $(RAY_LOCK) --constraint requirements-dev.lock pytest && \
+		cp $(RAY_LOCK) $(RAY_VENV)/$(RAY_LOCK); }
+	$(RAY_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONPATH=src $(RAY_VENV)/bin/python -m pytest -m ray tests/ranks
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -57,6 +69,7 @@ lock:
 	echo 'torch==2.13.0' > torch.pin
 	$(LOCK) > requirements.lock
 	$(subst pyproject.toml,pyproject.toml --extra dev,$(LOCK)) > requirements-dev.lock
+	$(subst pyproject.toml,pyproject.toml --extra ray --constraint requirements.lock,$(LOCK)) > requirements-ray.lock
 	rm torch.pin
 
 clean:

@@ -6,10 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
+from sppo.cli import main
+from sppo.cli.launch import Launch
+from sppo.cli.on_ray import cluster_share
 from sppo.config.recipes import to_yaml
+from sppo.errors import ConfigError
 from sppo.runs.folder import read_metrics, read_summary
 from sppo.runs.records import read_records
 from tests.conftest import tiny_config
@@ -109,9 +114,20 @@ def test_the_command_line_starts_its_own_ranks(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "demo", "--launcher", "slurm"], "--launcher is 'slurm', which is no launcher. Known: torchrun."),
+        (
+            ["train", "demo", "--launcher", "slurm"],
+            "--launcher is 'slurm', which is no launcher. Known: ray, torchrun.",
+        ),
         (["train", "demo", "--nproc-per-node", "2"], "--nproc-per-node is for --launcher torchrun"),
         (["train", "demo", "--launcher=torchrun", "--nproc_per_node=0"], "must be a number of processes, 1 or more"),
+        (["train", "demo", "--workers", "2"], "--workers is for --launcher ray; --launcher is not given."),
+        (
+            ["train", "demo", "--launcher", "torchrun", "--workers", "2"],
+            "--workers is for --launcher ray; --launcher is torchrun, which has --nproc-per-node N.",
+        ),
+        (["train", "demo", "--launcher", "ray", "--gpus-per-worker", "2"], "must be a number of GPUs, 0 or 1"),
+        (["train", "demo", "--launcher", "ray", "--max-failures", "-1"], "must be a number of restarts, 0 or more"),
+        (["recipes", "--launcher", "ray"], "sppo recipes runs in one process"),
         (["train", "demo", "--launcher"], "--launcher needs a value"),
         (["recipes", "--launcher", "torchrun"], "sppo recipes runs in one process"),
     ],
@@ -119,6 +135,48 @@ def test_the_command_line_starts_its_own_ranks(recipe, tmp_path):
 def test_what_cannot_be_launched_is_refused(arguments, said):
     done = subprocess.run([sys.executable, "-m", "sppo", *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_a_launcher_that_is_not_installed():
+    command = [sys.executable, "-m", "sppo", "train", "demo", "--launcher", "ray"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--launcher ray needs Ray, which is not installed: pip install 'sppo[ray]'." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("has", "launch", "size"),
+    [
+        ({"CPU": 16.0, "GPU": 8.0}, Launch("ray", []), (8, 1)),
+        ({"CPU": 16.0, "GPU": 8.0}, Launch("ray", [], processes=4, gpus_per_worker=0), (4, 0)),
+        ({"CPU": 16.0}, Launch("ray", [], processes=2), (2, 0)),
+        ({"CPU": 16.0}, Launch("ray", []), "no GPU to count: say how many workers with --workers N"),
+        (
+            {"CPU": 2.0},
+            Launch("ray", [], processes=3, gpus_per_worker=1),
+            "--workers 3: each needs a CPU and a GPU, but this machine has 2 CPUs and 0 GPUs.",
+        ),
+    ],
+)
+def test_how_many_workers_a_cluster_is_asked_for(has, launch, size):
+    if isinstance(size, str):
+        with pytest.raises(ConfigError, match=re.escape(size)):
+            cluster_share(has, launch, "local")
+    else:
+        assert cluster_share(has, launch, "local") == size
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_command_that_its_launcher_starts_again_goes_on_with_its_own_run_alone(recipe, tmp_path, monkeypatch, mine):
+    path = recipe(steps=2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one launch")
+    assert main(["train", path]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    if not mine:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another launch")
+    assert main(["train", path, "--steps", "3"]) == (0 if mine else 2)
+    assert read_summary(tmp_path / "run")["steps"] == (3 if mine else 2)
 
 
 def test_measuring_on_ranks_gives_what_one_process_gives(ranks, recipe, tmp_path):

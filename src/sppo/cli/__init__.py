@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sppo.cli.launch import read_launch, torchrun
+from sppo.cli import on_ray
+from sppo.cli.launch import FLAGS, read_launch, torchrun
 from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
 from sppo.runs import ranks
 
@@ -120,7 +121,8 @@ def _dispatch(arguments: list[str]) -> int:
     if (launch.launcher or ranks.launched()) and not command.on_ranks:
         raise ConfigError(f"sppo {name} runs in one process: start it without a launcher.")
     if launch.launcher and not ranks.launched():
-        return torchrun([name, *launch.arguments], launch.processes)
+        whole = [name, *launch.arguments]
+        return torchrun(whole, launch.processes) if launch.launcher == "torchrun" else on_ray.start(whole, launch)
     with ranks.joined():
         result: int = importlib.import_module(command.module).run(launch.arguments)
     return result
@@ -135,6 +137,10 @@ def _print_help() -> None:
     width = max(map(len, COMMANDS)) + 3
     for name, command in COMMANDS.items():
         console.print(f"  [bold]{name:<{width}}[/]{command.summary}\n  {'':<{width}}[dim]{command.example}[/]")
+    names = ", ".join(name for name, command in COMMANDS.items() if command.on_ranks)
+    console.print(f"\nIn several processes ({names}):\n")
+    for flag, text in FLAGS.items():
+        console.print(f"  [bold]{_literal(flag)}[/]\n      [dim]{_literal(text)}[/]")
     console.print("\nNew here? [bold]sppo demo[/] takes minutes on a laptop. [bold]sppo COMMAND --help[/] says more.")
     console.print("A mistake is told in one line; with SPPO_DEBUG=1 in the environment it comes with its traceback.")
 

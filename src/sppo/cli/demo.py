@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo.cli.options import parse, print_help, wants_help
+from sppo.runs.folder import goes_on
 
 USAGE = "sppo demo [--key value ...] [--resume]"
 FLAGS = {"--resume": "Go on with the newest demo that was broken off. Without it, each demo has a folder of its own."}
@@ -22,9 +23,11 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(arguments, USAGE, switches=("resume",))
     from sppo.config.recipes import load_recipe
 
-    resume = "resume" in given.switches
     config = load_recipe("demo", given.overrides)
-    if not any(override.startswith("--output=") for override in given.overrides):
+    named = any(override.startswith("--output=") for override in given.overrides)
+    newest = config.output if named else demo_folder(config.output, newest=True)
+    resume = "resume" in given.switches or goes_on(Path(newest))
+    if not named:
         config = dataclasses.replace(config, output=demo_folder(config.output, newest=resume))
     from rich.console import Console
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.config import Config
+from sppo.runs.folder import goes_on
 
 PRINT_CONFIG = {"--print_config": "Print the recipe with the overrides in it, as YAML that can be run again."}
 
@@ -43,7 +45,7 @@ def run_recipe(
     from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
-    resume = "resume" in given.switches
+    resume = "resume" in given.switches or goes_on(Path(config.output))
     if "print_config" in given.switches:
         print(to_yaml(config), end="")
         return None

@@ -30,7 +30,7 @@ from sppo.errors import ConfigError, RunFolderError
 from sppo.runs import ranks
 from sppo.runs.checkpoint import find_checkpoint, load_state
 from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json, write_json, write_text
-from sppo.runs.lock import LOCK_FILE, lock
+from sppo.runs.lock import LOCK_FILE, launch_of, lock
 from sppo.runs.records import JsonLines, forget_records, record_files, write_records
 
 _BEFORE_TRAINING = {
@@ -215,6 +215,17 @@ def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
         )
     if options["steps"] < step:
         raise ConfigError(f"steps is {options['steps']}, but the run is at step {step} already. Give as many or more.")
+
+
+def goes_on(path: Path) -> bool:
+    """Whether the launcher started this command again, and what it began at `path` has a checkpoint to go on from.
+
+    A folder that another command made is left to the person. Every rank has to call it.
+    """
+    launch = ranks.restarted()
+    if launch is None:
+        return False
+    return ranks.of_main(launch_of(path) == launch and find_checkpoint(path) is not None)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

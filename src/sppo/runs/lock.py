@@ -55,6 +55,15 @@ def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
             os.close(descriptor)
 
 
+def launch_of(folder: Path) -> str | None:
+    """The launch whose process wrote to a folder last, as its launcher calls it; None where it can't be told."""
+    try:
+        launch = json.loads((folder / LOCK_FILE).read_text())["launch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return launch if isinstance(launch, str) else None
+
+
 def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None:
     try:
         import fcntl
@@ -76,6 +85,7 @@ def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None
         "host": socket.gethostname(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join([program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:]]),
+        "launch": ranks.launch_name(),
     }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)

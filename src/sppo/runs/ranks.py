@@ -70,6 +70,19 @@ def is_main() -> bool:
     return (rank() if _joined() else int(os.environ.get("RANK", "0")) if launched() else 0) == 0
 
 
+def restarted() -> str | None:
+    """Name of the launch, where its launcher has started all ranks again after one died; None where it hasn't.
+
+    torchrun with --max-restarts and Ray do so, and both say it in the environment.
+    """
+    return launch_name() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) else None
+
+
+def launch_name() -> str | None:
+    """What the launcher calls this launch, the same after each restart; None in a process by itself."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sums `tensor` over ranks, in place, and returns it. Every rank has to call it, with the same shape."""
     if world_size() > 1 and tensor.numel():
