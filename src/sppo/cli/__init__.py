@@ -81,18 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the main rank speaks for all
     try:
         return _dispatch(arguments)
-    except RankError as error:
-        if ranks.is_main():
-            _say(error)
-        return 2
     except (SppoError, OSError) as error:
+        if not ranks.is_main():
+            return 2  # the main rank has been told, and says it
         # OSError: a full disk or someone else's folder, which a traceback would not explain any better.
-        if os.environ.get("SPPO_DEBUG") == "1":
+        if os.environ.get("SPPO_DEBUG") == "1" and not isinstance(error, RankError):
             raise
         _say(error)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if ranks.is_main():
+            print("stopped", file=sys.stderr)
         return 130
 
 
@@ -114,12 +113,18 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name in _RENAMED:
         raise ConfigError(f"sppo {name} is now sppo {_RENAMED[name]}.")
+    if name.startswith("--launcher"):
+        raise ConfigError("--launcher comes after the command, as in sppo train RECIPE --launcher torchrun.")
     if name not in COMMANDS:
         raise ConfigError(f"{name!r} is not a command.{did_you_mean(name, COMMANDS)}")
     command = COMMANDS[name]
     launch = read_launch(rest)
     if (launch.launcher or ranks.launched()) and not command.on_ranks:
         raise ConfigError(f"sppo {name} runs in one process: start it without a launcher.")
+    if launch.launcher and "--dry-run" in launch.arguments:
+        with ranks.planning(launch.processes):
+            planned: int = importlib.import_module(command.module).run(launch.arguments)
+        return planned
     if launch.launcher and not ranks.launched():
         whole = [name, *launch.arguments]
         return torchrun(whole, launch.processes) if launch.launcher == "torchrun" else on_ray.start(whole, launch)

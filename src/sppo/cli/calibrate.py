@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sppo.cli.checks import checkpoint_name, require_writable, whole_number, write_json
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.errors import ConfigError
+from sppo.runs import ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,6 +91,8 @@ def run(arguments: Sequence[str]) -> int:
         )
     finally:
         progress.close()
+    if not ranks.is_main():
+        return 0  # what the main one has written may not be there yet
     print_calibration(console, result)
     picture = write_calibration(folder / "calibration" / result["checkpoint"])
     console.print(f"\n[dim]picture[/]  {picture}\n[dim]numbers[/]  {picture.with_name('result.json')}", soft_wrap=True)

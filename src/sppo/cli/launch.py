@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,14 +122,15 @@ def torchrun(arguments: Sequence[str], processes: int | None) -> int:
     from torch.distributed.run import get_args_parser, run
 
     # Its own words about a process that ended would bury what the process said.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(count)))
     parser = get_args_parser()
     own = ["--standalone", f"--nproc-per-node={count}"]
     if "--shutdown-timeout" in parser.format_help():  # not in every torch that will do
         own.append(f"--shutdown-timeout={_SHUTDOWN_SECONDS}")
     try:
-        run(parser.parse_args([*own, "-m", "sppo", *arguments]))
+        with tempfile.TemporaryDirectory(prefix="sppo-torchrun-") as logs:  # or it leaves an empty one each time
+            run(parser.parse_args([*own, f"--log-dir={logs}", "-m", "sppo", *arguments]))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:

@@ -17,6 +17,7 @@ from sppo.models.loading import (
     pick_device,
 )
 from sppo.rollouts.encode import require_context
+from sppo.runs import ranks
 from sppo.runs.folder import require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
 from sppo.training.build.fitting import in_words, on_gpus, planned_memory
@@ -44,7 +45,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     training = prompts.training
     algorithm = algorithm_of(config)
     device = pick_device(config.device)
-    memory = planned_memory(config, algorithm, tokenizer, architecture, prompts, device)
+    memory = planned_memory(config, algorithm, tokenizer, architecture, prompts, device, ranks.planned())
     policy, critic = memory.policy, memory.critic
     adapter = config.model.path if is_adapter(config.model.path) else None
     probed = algorithm.critic == "prompt" and critic is None
@@ -101,7 +102,7 @@ def _choice(config: Config, algorithm: Algorithm) -> str:
 
 
 def _require_allowed(config: Config, resume: bool) -> None:
-    check(config, Given())
+    check(config, Given(), planned=True)
     if resume:
         require_again(Path(config.output), Given())
         require_resumable(Path(config.output), to_dict(config))

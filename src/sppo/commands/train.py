@@ -44,6 +44,8 @@ def fine_tune(
 
     Arguments, result and exceptions as for `train`.
     """
+    if not config.sft.phases:
+        raise ConfigError("sft.phases is empty, so that there is nothing to fine-tune on: give it a phase or more.")
     return _run(config, given, resume, progress, fine_tuning=True)
 
 

@@ -67,6 +67,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for place in (*temporary.rglob("*"), temporary):
+            _open_up(place)
             (_sync_folder if place.is_dir() else _sync)(place)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
@@ -127,6 +128,14 @@ def _remove_forgotten(path: Path) -> None:
             with suppress(OSError):
                 if time.time() - (path.parent / name).stat().st_mtime > _FORGOTTEN:
                     (path.parent / name).unlink()
+
+
+def _open_up(place: Path) -> None:
+    """Lets others read what a library has written for its owner alone, as far as the person's umask lets them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    if not place.is_dir():
+        place.chmod(0o666 & ~mask)
 
 
 def _sync(file: Path) -> None:

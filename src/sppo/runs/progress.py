@@ -78,4 +78,5 @@ class StopRequest:
                 return
             raise KeyboardInterrupt
         self.requested, self._asked = True, now
-        self._progress.message("Stopping after this step, then saving. Ctrl-C again stops at once, unsaved.")
+        again = f"Ctrl-C again, {self.AGAIN:.0f} s from now or later," if ranks.world_size() > 1 else "Ctrl-C again"
+        self._progress.message(f"Stopping after this step, then saving. {again} stops at once, unsaved.")

@@ -38,6 +38,8 @@ SILENCE = 120.0
 GRACE = 5.0
 """Seconds that a rank has to end by itself once another has failed."""
 _FAILED = "failed"
+_GONE = "the main rank, or what launched it, has ended"
+_planned: int | None = None
 
 
 def launched() -> bool:
@@ -48,6 +50,22 @@ def launched() -> bool:
 def world_size() -> int:
     """How many ranks there are; 1 in a process by itself."""
     return _group().get_world_size() if _joined() else 1
+
+
+def planned() -> int:
+    """How many ranks a run will have that is only planned here; else `world_size`."""
+    return _planned or world_size()
+
+
+@contextmanager
+def planning(count: int | None) -> Iterator[None]:
+    """Within it a plan is made for so many ranks; None: as many as there are."""
+    global _planned
+    _planned, before = count, _planned
+    try:
+        yield
+    finally:
+        _planned = before
 
 
 def rank() -> int:
@@ -226,7 +244,7 @@ class _Bond:
                     who, _, said = self.store.get(_FAILED).decode().partition(" ")
                     return None if int(who) == self.number else f"rank {who} failed: {said}"
             except Exception:  # the store is gone with the rank that kept it
-                return "the main rank has ended"
+                return _GONE
             if time.monotonic() >= until:
                 break
             time.sleep(0.1)
@@ -243,7 +261,7 @@ class _Bond:
                 if said is None and self.number == 0:
                     said = self._silent(beats, seen)
             except Exception:  # the store is gone: the main rank has ended
-                said = "the main rank has ended"
+                said = _GONE
             if said is not None:
                 break
         else:

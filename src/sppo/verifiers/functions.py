@@ -99,7 +99,7 @@ def call_for_batch(
     """
     try:
         return _resolved([function(**_accepted(function, arguments))])[0]
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         # The boundary to code that is not ours: whatever it raised is passed on, named and chained.
         raise RewardError(f"{name} raised {_what_was_raised(function, submissions, arguments, failure)}") from failure
 
@@ -111,7 +111,7 @@ def _call_for_each(function: RewardFunction, submissions: Sequence[Submission]) 
     for index, given in enumerate(submissions):
         try:
             scores.append(function(**_accepted(function, sample_arguments(given))))
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             raise RewardError(f"{name} raised {_at_sample(failure, function, index, given)}") from failure
     for index, score in enumerate(scores := _resolved(scores, raising=False)):
         if isinstance(score, BaseException):
@@ -200,7 +200,7 @@ def _what_was_raised(
     function: RewardFunction,
     submissions: Sequence[Submission],
     arguments: Mapping[str, list[Any]],
-    failure: Exception,
+    failure: BaseException,
 ) -> str:
     """Says what the user's function raised, where, and for which sample, found by calling it for each one alone."""
     # The first frame is our call; where there is no other, the arguments did not fit the function's.
@@ -210,7 +210,7 @@ def _what_was_raised(
         try:
             alone = {name: column[index : index + 1] for name, column in arguments.items()}
             _resolved([function(**_accepted(function, alone))])
-        except Exception as failed_alone:
+        except (Exception, SystemExit) as failed_alone:
             return _at_sample(failed_alone, function, index, given)
     together = f"for {len(submissions)} completions together, but for none of them alone."
     return f"{_failure(failure, function)} {together}"
@@ -294,7 +294,7 @@ def _load_file(place: str, target: str, key: str) -> Any:
     _FILES[module_name] = place
     try:
         spec.loader.exec_module(module)
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         del sys.modules[module_name]
         raise ConfigError(f"{key}: {path} could not be run: {type(failure).__name__}: {failure}") from failure
     return module
@@ -311,5 +311,5 @@ def _load_module(place: str, target: str, key: str) -> Any:
                 "install it, or give the file: path/to/file.py:function."
             ) from failure
         raise ConfigError(f"{key}: importing {place} needs {missing!r}, which is not installed.") from failure
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         raise ConfigError(f"{key}: importing {place} failed: {type(failure).__name__}: {failure}") from failure

@@ -62,7 +62,7 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 
-def engine_options(config: EngineConfig) -> Section:
+def engine_options(config: EngineConfig, *, installed: bool = True) -> Section:
     """Returns the engine's own options, as `config.options` has them.
 
     Raises:
@@ -72,7 +72,7 @@ def engine_options(config: EngineConfig) -> Section:
     if config.name not in ENGINES:
         raise ConfigError(f"engine.name is {config.name!r}, which is no engine.{did_you_mean(config.name, ENGINES)}")
     own, package = ENGINES[config.name].options, ENGINES[config.name].package
-    if package is not None and importlib.util.find_spec(package) is None:
+    if installed and package is not None and importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"engine.name is {config.name}, but {package} is not installed: pip install 'sppo[{package}]', or use "
             "--engine.name hf."
@@ -86,17 +86,18 @@ def engine_options(config: EngineConfig) -> Section:
     return build(own, config.options, "engine.options.")
 
 
-def check_engine(config: EngineConfig, *temperatures: float) -> None:
+def check_engine(config: EngineConfig, *temperatures: float, installed: bool = True) -> None:
     """Checks what can be checked of an engine before anything is loaded.
 
     Args:
         config: of the engine.
         temperatures: that it will be asked to sample with.
+        installed: whether its package has to be here.
 
     Raises:
         ConfigError: as `engine_options`, or a temperature that it can't sample with.
     """
-    engine_options(config)
+    engine_options(config, installed=installed)
     for temperature in temperatures:
         ENGINES[config.name].require_temperature(temperature)
 

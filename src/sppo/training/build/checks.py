@@ -21,8 +21,13 @@ from sppo.training.rules import check_rewards
 from sppo.verifiers.functions import handed_over
 
 
-def check(config: Config, given: Given) -> Config:
+def check(config: Config, given: Given, *, planned: bool = False) -> Config:
     """Checks all that can be checked without data or models; returns the config with what was handed over noted.
+
+    Args:
+        config: all options.
+        given: what a Python program handed over.
+        planned: the run is only planned here, so that its engine need not be installed.
 
     Raises:
         ConfigError: an option or combination that cannot work.
@@ -51,7 +56,7 @@ def check(config: Config, given: Given) -> Config:
             "model.precision is bf16 and device is mps: to compute in bfloat16 from float32 weights takes FSDP2, which "
             "Apple's GPUs don't have. Set model.precision to fp32."
         )
-    check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature)
+    check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature, installed=not planned)
     return config
 
 

@@ -71,7 +71,10 @@ def planned_memory(
 def in_words(memory: Memory) -> list[tuple[str, str]]:
     """Label and value of each line: every phase on the run's own device, and how many GPUs of each size would do."""
     peak = memory.peak()
-    where = "memory" if memory.device.type == "cpu" else "on one GPU"
+    count = memory.ranks
+    where = {"cpu": "memory", "cuda": "on one GPU"}[memory.device.type]
+    if count > 1:
+        where = f"on each of {count} {'processes' if memory.device.type == 'cpu' else 'GPUs'}"
     lines = [
         (
             f"{where}: {phase.name}",
