@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo.cli import launch
 from sppo.cli.checks import checkpoint_name, require_writable, whole_number, write_json
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.errors import ConfigError
@@ -38,7 +39,7 @@ ABOUT = (
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     if wants_help(arguments):
-        print_help(USAGE, ABOUT, FLAGS, arguments)
+        print_help(USAGE, ABOUT, {**FLAGS, **launch.FLAGS}, arguments)
         return 0
     spelled = ["--samples_per_prompt" if argument == "-n" else argument for argument in arguments]
     given = parse(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sppo.cli import launch
 from sppo.cli.checks import checkpoint_name, require_writable, whole_number, write_json
 from sppo.cli.options import Arguments, parse, print_help, wants_help
 from sppo.errors import ConfigError
@@ -47,7 +48,8 @@ def run(arguments: Sequence[str]) -> int:
         from sppo.evaluation.benchmarks import BENCHMARKS
 
         flags = {flag: text.format(benchmarks=", ".join(BENCHMARKS)) for flag, text in FLAGS.items()}
-        print_help(USAGE, "Measures a model: on held-out prompts, on benchmarks, or against another.", flags, arguments)
+        about = "Measures a model: on held-out prompts, on benchmarks, or against another."
+        print_help(USAGE, about, {**flags, **launch.FLAGS}, arguments)
         return 0
     from sppo.config.evaluation import BENCHMARK_NAMES, SHORT_NAMES
 

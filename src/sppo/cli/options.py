@@ -129,7 +129,7 @@ def print_help(
     console = Console(highlight=False)
     console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n", soft_wrap=True)
     for flag, text in flags.items():
-        console.print(f"  [bold]{escape(flag)}[/]")
+        console.print(f"  [bold]{escape(flag)}[/]", soft_wrap=True)
         _print_indented(console, text)
     if options == "none":
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sppo.cli import launch
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.config import Config
 from sppo.runs.folder import goes_on
@@ -38,7 +39,7 @@ def run_recipe(
         The summary; None where nothing was done.
     """
     if wants_help(arguments):
-        print_help(usage, about, {**flags, **PRINT_CONFIG}, arguments, options=options)
+        print_help(usage, about, {**flags, **PRINT_CONFIG, **launch.FLAGS}, arguments, options=options)
         return None
     dry_run = [] if plan is None else ["dry_run"]
     given = parse(arguments, usage, positional="RECIPE", switches=("resume", *dry_run, "print_config"))

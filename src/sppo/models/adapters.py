@@ -169,7 +169,13 @@ def _require_same(model: PreTrainedModel, options: LoraConfig, key: str) -> None
 
 
 def _require_layers(model: PreTrainedModel, options: LoraConfig, key: str) -> None:
-    """Refuses names that no layer has: peft looks over those among others."""
+    """Refuses names that no layer has, which peft looks over among others, and ranks that no layer's weights have."""
+    whole = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=options.rank)
+    if options.rank > whole:
+        raise ModelError(
+            f"{key}.lora.rank is {options.rank}, but no layer of {type(model).__name__} has more than rank {whole} "
+            "itself: an adapter would have more weights than what it stands beside. Set it lower, such as 16."
+        )
     names = [name for name, module in model.named_modules() if name]
     for target in options.targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in names):
