@@ -149,7 +149,10 @@ def wider_base(folder):
         (stacked, r"names .* as .*first, which is an adapter itself\. Merge that one first with `sppo merge`"),
         (other_base, r"The adapter in .*policy doesn't fit .*base: .*layers\.1\..* has no counterpart"),
         (wider_base, r"The adapter in .*policy doesn't fit .*base: size mismatch"),
-        (lambda folder: shutil.rmtree(folder / "base"), r"as .*base, which is not there\. Write there where it is now"),
+        (
+            lambda folder: shutil.rmtree(folder / "base"),
+            r"as .*base, and there is no such folder\. Put it back, or write into that file",
+        ),
         (lambda folder: change(folder, base_model_name_or_path=None), r"\(base_model_name_or_path\) nowhere\. Write"),
         (lambda folder: change(folder, peft_type="IA3"), "holds an adapter of type IA3; only LoRA"),
         (lambda folder: change(folder, peft_type="NONSENSE"), r"adapter_config\.json can't be read: "),

@@ -43,7 +43,7 @@ def _check_adapters(config: Config) -> None:
     model, critic = config.model, config.critic
     new = model.path is None and model.config is not None
     for key, lora, has_path in (("model", model.lora, not new), ("critic", critic.lora, critic.path is not None)):
-        if lora.targets is not None and not lora.rank:
+        if lora.targets and not lora.rank:
             raise ConfigError(f"{key}.lora.targets is set, but {key}.lora.rank is 0, so that there is no adapter.")
         if lora.targets == []:
             raise ConfigError(

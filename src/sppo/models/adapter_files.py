@@ -87,7 +87,9 @@ def _found(folder: Path, named: str | None) -> str:
     if is_adapter(named):
         raise ModelError(f"{said} as {named}, which is an adapter itself. Merge that one first with `sppo merge`.")
     if Path(named).is_absolute() and not Path(named).is_dir():
-        raise ModelError(f"{said} as {named}, which is not there. Write there where it is now.")
+        raise ModelError(
+            f"{said} as {named}, and there is no such folder. Put it back, or write into that file where it is."
+        )
     return named
 
 
