@@ -238,7 +238,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
     (generators,) = (tmp_path / "run" / "checkpoints").glob("step_2/random.pt")
     generators.write_bytes(b"damaged")
     before = files_of(tmp_path)
-    with pytest.raises(RunFolderError, match=r"random.pt holds something else"):
+    with pytest.raises(RunFolderError, match=r"random.pt is damaged"):
         train(tiny_config(tmp_path / "run", steps=3, logging__sinks=["tensorboard"]), resume=True)
     assert files_of(tmp_path) == before
 
