@@ -24,7 +24,7 @@ from sppo.evaluation.benchmarks import Problems
 from sppo.evaluation.folder import EvaluationFolder, light
 from sppo.evaluation.scores import BenchmarkScores, EvaluationResult, Response, score
 from sppo.evaluation.statistics import MOST_SAMPLES
-from sppo.models.adapter_files import find_base, is_adapter, note_on
+from sppo.models.adapter_files import files_like, note_on
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import encode_many, opens_thinking
@@ -381,9 +381,7 @@ def weights_digest(path: str) -> str:
 
     Training changes every weight, so there is no need to read all of them.
     """
-    folder = Path(path)
-    places = [folder, *([Path(find_base(folder))] if is_adapter(folder) else [])]
-    files = [file for kind in ("*.safetensors", "*.bin") for place in places for file in sorted(place.glob(kind))]
+    files = [file for kind in ("*.safetensors", "*.bin") for file in files_like(kind, path)]
     if not files:
         return path
     digest = hashlib.blake2b(digest_size=8)

@@ -191,8 +191,13 @@ def saved_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a model in a folder, those of an adapter's base among them."""
+    return files_like("*.safetensors", folder)
+
+
+def files_like(pattern: str, folder: str | Path) -> list[Path]:
+    """The files of this pattern in a model's folder, then those of an adapter's base."""
     places = [Path(folder), *([Path(find_base(folder))] if is_adapter(folder) else [])]
-    return [file for place in places for file in sorted(place.glob("*.safetensors"))]
+    return [file for place in places for file in sorted(place.glob(pattern))]
 
 
 def save_base(model: PreTrainedModel, folder: Path) -> None:

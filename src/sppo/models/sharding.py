@@ -83,8 +83,9 @@ def inside(module: nn.Module, function: Callable[..., Result], *arguments: Any, 
 
 def let_go(module: nn.Module) -> None:
     """Drops the outermost weights that a forward pass has kept for a backward pass that doesn't come."""
-    if is_sharded(module):
-        _sharded_parts(module)[0].reshard()
+    parts = _sharded_parts(module)
+    if module in parts:
+        parts[0].reshard()
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sppo.errors import ModelError, SppoError, TrainingError
 from sppo.models.checks import causal_outputs, described, probe_rows, probing, undisturbed
 from sppo.models.loading import context_length
+from sppo.models.sharding import let_go
 from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, require_finite, require_room
 from sppo.rollouts.engines.vllm_options import require_temperature
 from sppo.rollouts.engines.vllm_process import kept_threads, last_lines, refusing, shut_down, start, take_over
@@ -234,9 +234,7 @@ class VllmEngine:
                 logits: Tensor = causal_outputs(model)(input_ids=ids)[0, len(prompt) - 1 : -1]  # [T, V]
                 said = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
                 gaps.append(float((said.cpu() - torch.tensor(completion.logprobs)).abs().max()))
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # a forward leaves the outermost one whole, for the backward that doesn't come
+        let_go(model)
         if not max(gaps) <= most:
             raise ModelError(
                 f"vLLM computes something else than {described(model)} does: log-probabilities of a few sampled tokens "

@@ -239,8 +239,7 @@ class Memory:
     def _layer_bytes(self, model: Sized) -> int:
         """What a micro-batch leaves of one layer: two norms, four of attention, keys and values, a gated block."""
         text = model.architecture.get_text_config()
-        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-        numbers = 6 * text.hidden_size + 2 * _keys(text) + 3 * inner
+        numbers = 6 * text.hidden_size + 2 * _keys(text) + 3 * _inner(text)
         return int(self.config.optimizer.tokens_per_microbatch * numbers * self.width)
 
     def _logits(self) -> int:
@@ -260,14 +259,18 @@ class Memory:
         """The larger of two moments: all prompts are read, with their part of the cache; or all tokens are in it."""
         text = self.policy.architecture.get_text_config()
         # One layer at a time: its input and output, queries, keys and values, and the three tensors of a gated block.
-        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
         token = self._token_bytes()
-        reading = some.prompts * some.prompt_tokens * (token + (4 * text.hidden_size + 3 * inner) * self.width)
+        reading = some.prompts * some.prompt_tokens * (token + (4 * text.hidden_size + 3 * _inner(text)) * self.width)
         return int(max(reading, some.rows * (some.tokens * token + text.vocab_size * LOGITS)))
 
 
 _FEW_ROWS = 16
 """Rows for which an engine's own cache should have room at least."""
+
+
+def _inner(text: PretrainedConfig) -> int:
+    """Width of a layer's gated block."""
+    return int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
 
 
 def _keys(text: PretrainedConfig) -> int:
