@@ -3,7 +3,7 @@
 # make test-ray  the tests of --launcher ray, in an environment of their own
 # make check   linter and type checker
 # make lock    write the lock files anew (needs uv)
-# make test-vllm    the tests of engine vllm, with a vLLM for CPUs in an environment of its own
+# make test-vllm    the tests of engine vllm and of torchao, with a vLLM for CPUs in an environment of their own
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,11 +18,13 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
+VLLM_TESTS = tests/rollouts tests/ranks/test_moments.py tests/training/test_bf16_weights.py
+
 test-vllm:
 	@cmp --silent requirements-vllm.lock $(VLLM_VENV)/installed || $(MAKE) --no-print-directory vllm-venv
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	PYTHONPATH=src SPPO_TEST_VLLM=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
-		$(VLLM_VENV)/bin/python -m pytest -m vllm tests/rollouts $(PYTEST_OPTIONS)
+		$(VLLM_VENV)/bin/python -m pytest -m "vllm or torchao" $(VLLM_TESTS) $(PYTEST_OPTIONS)
 
 .PHONY: vllm-venv
 vllm-venv:

@@ -175,6 +175,30 @@ def test_sums_that_were_made_by_hand_before(monkeypatch, policy, critic, ranks, 
         assert 76e9 - (sampling.bytes - sampling.cache + gradients) == pytest.approx(expected * 1e9, abs=0.6e9)
 
 
+def test_weights_in_bfloat16_by_hand_and_against_the_sum_made_before(monkeypatch):
+    """7B and a critic of 1.5B on one 80 GB card: 62 GB, 6 of room, 24 with moments on the host."""
+    monkeypatch.setitem(ENGINES, "apart", EngineKind(lambda model, setup: None, has_own_weights=True))
+    small = phases(critic=Sized(SMALL, 500_000), device=GPU, model__precision="bf16_weights")["policy's update"].parts
+    assert (small["weights"], small["gradients"]) == (2 * 1_500_000, 2 * 10**6)
+    assert small["moments"] == 1_500_000 * 2 * 260 // 256  # a byte each, and four of each block of 256
+    options = {
+        "policy": sized(SIZES["7B"], AutoModelForCausalLM), "critic": sized(SIZES["1.5B"], AutoModel), "device": GPU,
+        "engine__name": "apart", "optimizer__tokens_per_microbatch": 16384, "model__gradient_checkpointing": True,
+        "critic__gradient_checkpointing": True, "model__precision": "bf16_weights",
+    }  # fmt: skip
+    gradients = 2 * (options["policy"].parameters + options["critic"].parameters)
+    found, offloaded = phases(**options), phases(optimizer__offload=True, **options)
+    for some, expected in ((found, 6), (offloaded, 24)):
+        sampling = some["sampling"]
+        assert 76e9 - (sampling.bytes - sampling.cache + gradients) == pytest.approx(expected * 1e9, abs=0.6e9)
+    # That sum had the critic's gradients too, no copies that are gathered to compute with, and 2 GB less of logits.
+    update = found["policy's update"]
+    copies = update.parts["gathered weights"] + update.parts["their gradients"]
+    without = update.bytes - copies + 2 * options["critic"].parameters
+    assert without == pytest.approx(62e9, abs=2.4e9)
+    require_room(memory(optimizer__offload=True, **options), 80 * 10**9)
+
+
 def test_what_does_not_fit_is_refused_with_what_would_make_it_fit():
     model = sized(SIZES["7B"], AutoModelForCausalLM)
     options = {"sampling__max_response_tokens": 8000, "optimizer__tokens_per_microbatch": 16384}
@@ -193,7 +217,7 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit():
     small = sized(SIZES["1.5B"], AutoModelForCausalLM)
     with pytest.raises(ModelError, match=r"It would fit with .*GPUs .*, or with --model.gradient_checkpointing true"):
         require_room(memory(policy=small, device=GPU, **options), 50 * 10**9)
-    with pytest.raises(ModelError, match="Use a smaller model, or LoRA"):
+    with pytest.raises(ModelError, match="Use a smaller model, LoRA .* or --model.precision bf16_weights"):
         require_room(memory(policy=Sized(SIZES["7B"], 10**13), device=GPU), 80 * 10**9)
 
 

@@ -30,9 +30,10 @@ class ModelConfig(Section):
     """Folder or hub name of the tokenizer, or "characters" for the built-in one; default: the model's own."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """Attention kernel that transformers uses; default: its own choice, sdpa where the model has it, else eager."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "bf16_weights"] = "auto"
     """What models of training compute in: bf16 (bfloat16), fp32 (float32), or auto, bf16 on a GPU and fp32 on a CPU.
-    Weights, sums of gradients, moments and the output head's logits are float32 whatever it is."""
+    Weights, gradients and moments are float32 all the same, but with bf16_weights: bfloat16 weights, rounded at random,
+    bfloat16 gradients and moments in 8 bits, 6 bytes a weight instead of 16 (needs torchao). Logits are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False

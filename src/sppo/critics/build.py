@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -29,6 +28,7 @@ from sppo.critics.tracker import TrackerCritic
 from sppo.errors import ConfigError
 from sppo.models.checks import readable_tokens, require_recomputation, trunk_outputs
 from sppo.models.loading import context_length
+from sppo.models.precision import Precision
 from sppo.models.sharding import shard
 from sppo.rollouts.encode import require_context
 from sppo.types import Prompt
@@ -52,8 +52,8 @@ class Owner:
     """Whether the critic's own code may run."""
     training: Sequence[Prompt] = ()
     """Those of them that are trained on."""
-    precision: torch.dtype = torch.float32
-    """What models compute in."""
+    precision: Precision = field(default_factory=Precision)
+    """What models compute in, and keep weights in."""
     policy_base: str = ""
     """Folder or hub name of the weights that the policy starts from."""
 

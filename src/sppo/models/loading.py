@@ -89,12 +89,6 @@ def arithmetic(module: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What models compute in: `precision` is "auto" (bf16 on a GPU, fp32 on a CPU), "bf16" or "fp32"."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if bf16 else torch.float32
-
-
 def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
     """Makes a transformers config from plain settings.
 
@@ -241,7 +235,8 @@ def prepare_policy(
     """Moves a model to the device, keeps its weights in float32, and switches dropout off.
 
     An AdamW step at RL's learning rates is far below the resolution of bfloat16 weights, which would never move; on a
-    GPU the arithmetic is bfloat16 all the same. With dropout the ratio of a policy to itself would not be 1.
+    GPU the arithmetic is bfloat16 all the same. Where weights are to be kept in bfloat16 after all, `shard` rounds
+    them, once everything has been tried in float32. With dropout the ratio of a policy to itself would not be 1.
 
     Raises:
         ModelError: the tokenizer has ids that the model has no embedding for.

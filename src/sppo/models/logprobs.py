@@ -21,6 +21,7 @@ from sppo.errors import ModelError
 from sppo.models.chunked import chunked_logprobs, chunked_loss
 from sppo.models.loading import arithmetic, embedded_tokens
 from sppo.models.packing import Layout, TokenRow, lay_out
+from sppo.models.precision import Precision
 from sppo.models.sharding import inside, shard
 from sppo.runs import ranks
 
@@ -167,7 +168,7 @@ def projects_apart(model: PreTrainedModel) -> bool:
     return known
 
 
-def shard_policy(model: PreTrainedModel, precision: torch.dtype) -> None:
+def shard_policy(model: PreTrainedModel, precision: Precision) -> None:
     """`shard` of a causal LM, once it is known how its logits are made: that can't be tried afterwards.
 
     Raises:

@@ -1,7 +1,8 @@
 """Models whose weights are spread over ranks (FSDP2): each rank keeps a part of every tensor, and of its moments.
 
-The parts are float32; what is gathered to compute with may be bfloat16. That is worth it on one GPU too: under autocast
-over float32 weights the residual stream and the cache's keys stay float32, 1.5 times the cache.
+The parts are float32, or bfloat16 where that is asked for; what is gathered to compute with may be bfloat16. That is
+worth it on one GPU too: under autocast over float32 weights the residual stream and the cache's keys stay float32, 1.5
+times the cache.
 
 A layer's weights are gathered when it runs and let go afterwards. What runs a model's parts instead of its forward, as
 losses do that project a few tokens at a time, goes `inside`, so that the weights outside of all layers are there too.
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sppo.models.precision import Precision
 from sppo.runs import ranks
 
 Result = TypeVar("Result")
 
 
-def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Module] = ()) -> None:
+def shard(module: nn.Module, precision: Precision, *, alone: Sequence[nn.Module] = ()) -> None:
     """Spreads a model's weights over all ranks, in place; on a single rank only to compute in less than float32.
 
     A single rank on a CUDA device is sharded too, in whichever precision, so that there is one way to train there.
@@ -33,20 +35,24 @@ def shard(module: nn.Module, precision: torch.dtype, *, alone: Sequence[nn.Modul
 
     Args:
         module: a model, or what holds one.
-        precision: to compute in; weights, their gradients' sums and moments are float32.
-        alone: parts that compute in float32, whatever the others do.
+        precision: to compute in, and to keep weights in; sums of gradients over ranks are made in float32.
+        alone: parts that are float32, whatever the others are.
     """
     device = next(module.parameters()).device.type
-    if ranks.world_size() == 1 and device != "cuda" and precision == torch.float32:
+    if ranks.world_size() == 1 and device != "cuda" and precision.compute == torch.float32:
         return
+    apart = {id(parameter) for part in alone for parameter in part.parameters()}
+    for parameter in module.parameters():
+        if id(parameter) not in apart:
+            parameter.data = parameter.data.to(precision.weights)
     ranks.group_of_one()
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device, (ranks.world_size(),))
     policy = MixedPrecisionPolicy()
-    if precision != torch.float32:
-        policy = MixedPrecisionPolicy(precision, torch.float32, cast_forward_inputs=False)
+    if precision.compute != torch.float32:
+        policy = MixedPrecisionPolicy(precision.compute, torch.float32, cast_forward_inputs=False)
     for layer in _layers(module):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for part in alone:
@@ -168,13 +174,14 @@ def load_optimizer_states(
 def _load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
-        number: {name: _part_of(value, parameters[number]) for name, value in entry.items()}
+        number: {name: part_of(value, parameters[number]) for name, value in entry.items()}
         for number, entry in saved["state"].items()
     }
     optimizer.load_state_dict({**saved, "state": state})
 
 
-def _part_of(value: Any, parameter: Tensor) -> Any:
+def part_of(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of a parameter's shape as one that is spread over ranks like it; anything else as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:

@@ -35,6 +35,7 @@ from sppo.training.record import Recorder, response_records, selection_summary, 
 from sppo.update.learner import PolicyLearner
 from sppo.update.moments import save_moments
 from sppo.update.schedule import Curve, follow
+from sppo.update.steps import MOMENT_BYTES
 from sppo.verifiers.grading import Grader
 
 
@@ -107,13 +108,13 @@ class Parts:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint: the weights that it holds, and AdamW's two moments of those that are trained."""
-        groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
         trained = {
-            name: sum(p.numel() * p.element_size() for group in some for p in group["params"])
-            for name, some in groups.items()
+            name: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for name, optimizer in self.optimizers.items()
         }
-        critics = sum(size for name, size in trained.items() if name != "policy")
-        return saved_bytes(self.policy.model) + critics + 2 * sum(trained.values())
+        critics = sum(p.numel() * p.element_size() for name, some in trained.items() if name != "policy" for p in some)
+        moments = sum(p.numel() * MOMENT_BYTES[p.dtype] for some in trained.values() for p in some)
+        return saved_bytes(self.policy.model) + critics + int(moments)
 
     def hand_over_weights(self) -> None:
         """Lets the engine sample from the policy as it is now."""

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sppo.errors import RunFolderError
-from sppo.models.sharding import load_optimizer_states
+from sppo.models.sharding import load_optimizer_states, part_of
 from sppo.runs import ranks
 from sppo.runs.checkpoint import read_old_optimizers
 from sppo.runs.files import read_json, write_json
+from sppo.update.eight_bit import BLOCK, MOMENTS, AdamW8bit, empty_moments, in_full, local, packed, spread_as
 
 _PLAN = "optimizers.json"
+_FULL, _EIGHT_BITS = "tensor", "8 bits"
+_CODES, _SCALE = ".codes", ".scale"
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
@@ -34,13 +37,12 @@ def save_moments(optimizers: Optimizers, folder: Path) -> None:
     for name, optimizer in optimizers.items():
         saved = optimizer.state_dict()
         plan[name] = {"param_groups": saved["param_groups"], "state": {}}
+        parameters = _parameters(optimizer)
         for number, state in saved["state"].items():
             plan[name]["state"][str(number)] = {key: _described(value) for key, value in state.items()}
-            tensors |= {
-                f"{name}.{number}.{key}": value
-                for key, value in state.items()
-                if isinstance(value, Tensor) and value.ndim
-            }
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    tensors |= _written(f"{name}.{number}.{key}", value, parameters[number])
     write_json(folder / _PLAN, plan)
     if tensors:
         with _quiet():
@@ -72,17 +74,19 @@ def load_moments(optimizers: Optimizers, folder: Path) -> None:
     plan = read_json(folder / _PLAN) or {}
     tensors: dict[str, Tensor] = {}
     states: dict[str, dict[int, dict[str, Any]]] = {}
+    readings: list[_Reading] = []
     for name, optimizer in optimizers.items():
         if name not in plan:
             raise RunFolderError(f"{folder} has no optimiser {name!r}: there are {', '.join(plan) or 'none'}.")
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = _parameters(optimizer)
         states[name] = {}
         for number, state in plan[name]["state"].items():
             own = states[name][int(number)] = {}
             for key, described in state.items():
-                if described == "tensor":
-                    like = torch.empty_like(parameters[int(number)], dtype=torch.float32)
-                    own[key] = tensors[f"{name}.{number}.{key}"] = like.requires_grad_(False)
+                if described in (_FULL, _EIGHT_BITS):
+                    moments = _Reading(optimizer, parameters[int(number)], key, described)
+                    tensors |= {f"{name}.{number}.{key}{end}": tensor for end, tensor in moments.parts.items()}
+                    readings.append(moments)
                 else:
                     own[key] = torch.tensor(described["tensor"]) if isinstance(described, dict) else described
     if tensors:
@@ -95,13 +99,61 @@ def load_moments(optimizers: Optimizers, folder: Path) -> None:
             raise RunFolderError(f"{folder} can't be read: {last[-1] if last else type(error).__name__}") from error
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict({"param_groups": plan[name]["param_groups"], "state": states[name]})
+    for one in readings:
+        # Not by load_state_dict, which would have them in the parameter's own precision.
+        one.optimizer.state[one.parameter][one.key] = one.moments()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _written(name: str, moments: Tensor, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The tensors of a file that moments are written as, by name, spread over ranks as their parameter is."""
+    eight = packed(moments, parameter)
+    if eight is not None:
+        return {f"{name}{_CODES}": eight.codes, f"{name}{_SCALE}": eight.scale}
+    return {name: spread_as(parameter, local(moments), tuple(parameter.shape))}
+
+
+class _Reading:
+    """A parameter's moments as they are read: the tensors to read into, and what is made of them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str, written: str) -> None:
+        self.optimizer, self.parameter, self.key = optimizer, parameter, key
+        self._signed = key == MOMENTS[0]
+        self._own = empty_moments(parameter, signed=self._signed) if isinstance(optimizer, AdamW8bit) else None
+        eight = None if self._own is None else packed(self._own, parameter)
+        self._as_written = eight is not None and written == _EIGHT_BITS
+        self.parts: dict[str, Tensor]
+        """By the ends of their names."""
+        if written == _FULL:
+            self.parts = {"": torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)}
+        elif eight is not None:
+            self.parts = {_CODES: eight.codes, _SCALE: eight.scale}
+        else:  # of other ranks' blocks, or for another optimiser
+            codes = torch.empty(parameter.shape, dtype=torch.uint8, device=parameter.device)
+            self.parts = {_CODES: codes, _SCALE: torch.empty(codes.numel() // BLOCK, device=parameter.device)}
+
+    def moments(self) -> Tensor:
+        """As the optimiser holds them, once the parts have been read."""
+        if self._as_written:
+            assert self._own is not None
+            return self._own
+        read = self.parts.get("")
+        if read is None:
+            full = in_full(self.parts[_CODES], self.parts[_SCALE], signed=self._signed)
+            read = part_of(full, self.parameter)
+        return read if self._own is None else self._own.copy_(local(read))
 
 
 def _described(value: Any) -> Any:
-    """What the plan says of a part of a state: "tensor" of one that is saved apart, or its number."""
+    """What the plan says of a part of a state: how a tensor is written that is saved apart, or its number."""
     if not isinstance(value, Tensor):
         return value
-    return "tensor" if value.ndim else {"tensor": value.item()}
+    if not value.ndim:
+        return {"tensor": value.item()}
+    return _EIGHT_BITS if hasattr(value, "codes") else _FULL
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from torch import nn
 from sppo.errors import TrainingError
 from sppo.models.loading import trainable_parameters
 from sppo.models.sharding import sum_gradients
+from sppo.update.eight_bit import BLOCK, AdamW8bit
 
+MOMENT_BYTES = {torch.float32: 8.0, torch.bfloat16: 2 * (1 + 4 / BLOCK)}
+"""Of AdamW's two moments of a weight, by what weights are kept in: float32, or 8 bits and a scale for each block."""
 _IDLE = "step"
 """Key of whole steps of training."""
 
@@ -76,9 +79,11 @@ class StepGuard:
 
 def make_optimizer(
     module: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.AdamW:
-    """Returns AdamW over the trainable parameters."""
+) -> torch.optim.Optimizer:
+    """Returns AdamW over the trainable parameters; where some are bfloat16, the one that rounds them at random."""
     parameters = list(trainable_parameters(module))
+    if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
+        return AdamW8bit(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
     # Of weights that are spread over ranks torch would take one at a time, each with several passes.
     fused = True if parameters[0].device.type == "cuda" else None
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)

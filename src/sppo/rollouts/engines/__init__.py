@@ -118,8 +118,8 @@ def build_engine(
         ConfigError: as `engine_options`.
         ModelError: the engine cannot sample from this model.
     """
-    from sppo.models.loading import compute_dtype
+    from sppo.models.precision import Precision
 
     own = engine_options(config)
-    setup = EngineSetup(config.max_rows, max_tokens, compute_dtype(precision, model.device), memory_share, own)
+    setup = EngineSetup(config.max_rows, max_tokens, Precision.of(precision, model.device).compute, memory_share, own)
     return ENGINES[config.name].make(model, setup)

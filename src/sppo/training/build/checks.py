@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.algorithms.table import settle_algorithm
@@ -51,13 +52,31 @@ def check(config: Config, given: Given, *, planned: bool = False) -> Config:
     for key, lora in (("model.lora", config.model.lora), ("critic.lora", config.critic.lora)):
         if lora.quantize != "none":
             require_quantization(lora, key, pick_device(config.device))
-    if config.device == "mps" and config.model.precision == "bf16":
+    precision = config.model.precision
+    if config.device == "mps" and precision.startswith("bf16"):
         raise ConfigError(
-            "model.precision is bf16 and device is mps: to compute in bfloat16 from float32 weights takes FSDP2, which "
-            "Apple's GPUs don't have. Set model.precision to fp32."
+            f"model.precision is {precision} and device is mps: to compute in bfloat16 takes FSDP2, which Apple's GPUs "
+            "don't have. Set model.precision to fp32."
         )
+    if precision == "bf16_weights":
+        _require_bf16_weights(config, installed=not planned)
     check_engine(config.engine, config.sampling.temperature, config.evaluation_temperature, installed=not planned)
     return config
+
+
+def _require_bf16_weights(config: Config, *, installed: bool) -> None:
+    """Refuses weights in bfloat16 beside weights in 4 bits, and where what trains them is not installed."""
+    for key, lora in (("model.lora", config.model.lora), ("critic.lora", config.critic.lora)):
+        if lora.quantize != "none":
+            raise ConfigError(
+                f"model.precision is bf16_weights, and {key}.quantize {lora.quantize} holds them in 4 bits. Set "
+                f"model.precision to bf16, or {key}.quantize to none."
+            )
+    if installed and find_spec("torchao") is None:
+        raise ConfigError(
+            "model.precision is bf16_weights, but torchao is not installed: pip install 'sppo[torchao]', or set "
+            "model.precision to bf16, which keeps weights in float32."
+        )
 
 
 def algorithm_of(config: Config) -> Algorithm:

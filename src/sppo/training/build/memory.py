@@ -1,8 +1,9 @@
 """What a run needs of each device, phase by phase: upper estimates from options and architectures alone.
 
-Rows are taken to be as long as they may get. Weights, gradients and moments are float32. On a GPU, or over several
-ranks, each rank keeps its part of them, and gathers a layer at a time in the precision that is computed in; the
-outermost weights (embeddings and head) stay gathered from the forward pass to the backward pass.
+Rows are taken to be as long as they may get. Weights, gradients and moments are float32, but with model.precision
+bf16_weights. On a GPU, or over several ranks, each rank keeps its part of them, and gathers a layer at a time in the
+precision that is computed in; the outermost weights (embeddings and head) stay gathered from the forward pass to the
+backward pass.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from transformers import PretrainedConfig
 from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config
 from sppo.models.adapter_files import is_adapter
-from sppo.models.loading import compute_dtype
 from sppo.models.logprobs import chunk_tokens
+from sppo.models.precision import Precision
 from sppo.rollouts.engines import BESIDE_TRAINING, ENGINES
+from sppo.update.steps import MOMENT_BYTES
 
-WEIGHT = GRADIENT = 4
-"""Bytes a parameter: float32."""
-MOMENTS = 8
-"""AdamW's two, of each parameter that is trained."""
+SUM = 4
+"""Bytes of a number that the head's gradient is added up in: float32."""
 QUANTIZED = 0.52
 """Bytes a weight in 4 bits: half a byte, and the quantized scales of each 64 weights."""
 LOGITS = 3 * 4
@@ -51,10 +51,9 @@ class Sized:
         """Parameters that the optimiser holds."""
         return self.parameters - self.resting
 
-    @property
-    def weights(self) -> int:
-        """Bytes of weights alone."""
-        return (self.parameters - self.quantized) * WEIGHT + int(self.quantized * QUANTIZED)
+    def weights(self, width: int) -> int:
+        """Bytes of weights alone, of `width` each but for those in 4 bits."""
+        return (self.parameters - self.quantized) * width + int(self.quantized * QUANTIZED)
 
     @property
     def outermost(self) -> int:
@@ -117,7 +116,16 @@ class Memory:
     @property
     def width(self) -> int:
         """Bytes of a number that is computed with."""
-        return 2 if compute_dtype(self.config.model.precision, self.device) == torch.bfloat16 else 4
+        return self._precision.compute.itemsize
+
+    @property
+    def _precision(self) -> Precision:
+        return Precision.of(self.config.model.precision, self.device)
+
+    @property
+    def _weight(self) -> int:
+        """Bytes of a weight that is kept, and of its gradient."""
+        return self._precision.weights.itemsize
 
     @property
     def sharded(self) -> bool:
@@ -130,7 +138,7 @@ class Memory:
         copied = self.algorithm.needs_reference and not (
             self.config.model.lora.rank and not is_adapter(self.config.model.path)
         )
-        return self.policy.weights // self.ranks if copied else 0
+        return self.policy.weights(self._weight) // self.ranks if copied else 0
 
     def phases(self) -> list[Phase]:
         """The phases of a step that need most, in their order."""
@@ -160,10 +168,11 @@ class Memory:
     def resident(self, *, moments: bool = True) -> dict[str, int]:
         """What is there in every phase."""
         models = [self.policy, *([] if self.critic is None else [self.critic])]
+        each = MOMENT_BYTES[self._precision.weights]
         judging = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         held = {
-            "weights": sum(model.weights for model in models) // self.ranks,
-            "moments": sum(model.trained for model in models) * MOMENTS // self.ranks if moments else 0,
+            "weights": sum(model.weights(self._weight) for model in models) // self.ranks,
+            "moments": int(sum(model.trained for model in models) * each) // self.ranks if moments else 0,
             "reference": self.reference,
             "scoring models": sum(model.parameters for model in self.scoring) * judging.itemsize,
         }
@@ -214,7 +223,7 @@ class Memory:
 
     def _update(self, name: str, model: Sized, checkpointing: bool) -> Phase:
         text = model.architecture.get_text_config()
-        parts = {**self.resident(), "gradients": model.trained * GRADIENT // self.ranks}
+        parts = {**self.resident(), "gradients": model.trained * self._weight // self.ranks}
         parts |= self._gathered(model, backward=True)
         # With checkpointing a layer's input is kept, and one layer's all at a time.
         inputs = self.config.optimizer.tokens_per_microbatch * text.num_hidden_layers * text.hidden_size * self.width
@@ -233,7 +242,7 @@ class Memory:
         # The head's gradient is added up in float32 before it is that of a gathered weight.
         head = int(model.architecture.get_text_config().vocab_size * model.architecture.get_text_config().hidden_size)
         gradients = int((model.outermost + model.layer) * self.width * trained)
-        gradients += int(head * GRADIENT * trained) if model is self.policy else 0
+        gradients += int(head * SUM * trained) if model is self.policy else 0
         return {"gathered weights": weights, **({"their gradients": gradients} if backward else {})}
 
     def _layer_bytes(self, model: Sized) -> int:

@@ -23,7 +23,6 @@ from sppo.evaluation.held_out import HeldOut
 from sppo.models.adapter_files import note_on
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
-    compute_dtype,
     context_length,
     freeze,
     load_model_config,
@@ -34,6 +33,7 @@ from sppo.models.loading import (
 )
 from sppo.models.logprobs import shard_policy
 from sppo.models.packing import TokenRow
+from sppo.models.precision import Precision
 from sppo.models.process_rewards import ProcessRewards, load_process_rewards
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import opens_thinking, require_context
@@ -106,7 +106,7 @@ def build(
     critic = _critic(config, kind, policy, algorithm, tokenizer, prompts, checkpoint, guard, base)
     engine = _engine(config, policy)
     # After all that tries the model, or copies it; and before its optimiser, as its parameters are others then.
-    shard_policy(policy, compute_dtype(config.model.precision, device))
+    shard_policy(policy, Precision.of(config.model.precision, device))
     learner = _learner(config, algorithm, policy, guard)
     sampling = sampling_parameters(config.sampling, tokenizer, policy, config.evaluation_temperature)
     optimizers = {"policy": learner.adam, **critic.optimizers}
@@ -252,7 +252,7 @@ def _critic(
         (*prompts.training, *prompts.held_out),
         config.model.trust_remote_code,
         prompts.training,
-        compute_dtype(config.model.precision, policy.device),
+        Precision.of(config.model.precision, policy.device),
         base,
     )
     made = config.critic.prefit.path
@@ -326,7 +326,7 @@ def _reference_loader(config: Config, tokenizer: Tokenizer) -> Callable[[Path, t
 
     def load(folder: Path, device: torch.device) -> PreTrainedModel:
         policy = load_policy(replace(options, path=str(folder)), tokenizer, device).requires_grad_(False)
-        shard_policy(policy, compute_dtype(config.model.precision, device))
+        shard_policy(policy, Precision.of(config.model.precision, device))
         return policy
 
     return load
