@@ -15,7 +15,7 @@ from sppo.models.precision import Precision
 from sppo.models.sharding import shard, whole
 from sppo.runs import ranks
 from sppo.update.eight_bit import MOMENTS, AdamW8bit, in_full, local, packed, spread_as
-from sppo.update.moments import load_moments, save_moments
+from sppo.update.moments import load_moments, stage_moments
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         if ranks.is_main():
             (output / "moments").mkdir(parents=True)
         ranks.wait()
-        save_moments({"policy": optimizer}, output / "moments")
+        stage_moments({"policy": optimizer})(output / "moments")
         full, held = {}, {}
         for name, parameter in model.named_parameters():
             for key in MOMENTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import ClassVar
 
 import pytest
@@ -214,6 +215,9 @@ def test_a_second_process_on_the_same_run_is_refused_and_changes_nothing(tmp_pat
         refused: ClassVar[list[str]] = []
 
         def phase(self, name, total, unit="steps"):
+            for thread in threading.enumerate():
+                if thread.name == "sppo checkpoint":  # which is written beside the run's next steps
+                    thread.join()
             for resume in (False, True):
                 before = files_of(tmp_path)
                 with pytest.raises(RunFolderError) as error:

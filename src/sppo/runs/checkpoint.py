@@ -9,7 +9,8 @@
     checkpoints/step_N/checksums.json  size and CRC-32 of each of these files
     checkpoints/last, best             links to two of them
 
-A checkpoint is written under a hidden name, synced, and renamed; so every step_N that exists is whole.
+A checkpoint is written under a hidden name, synced, and renamed; so every step_N that exists is whole. Weights are
+written at once, and optimisers' states, which are twice as large, in a thread beside the next steps.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import os
 import pickle
 import random
 import shutil
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,6 +85,38 @@ class TrainingState:
     """Whether what training started from is the policy without its adapter, so that no copy is kept."""
 
 
+class Saving:
+    """A checkpoint that is being written in a thread; every rank has one, and they take part in the same order."""
+
+    def __init__(self, finish: Callable[[], None]) -> None:
+        """Starts the thread; every rank has to call it."""
+        self._error: BaseException | None = None
+        self._finish = finish
+        # Of a process that ends at once, half a checkpoint is left under a hidden name, which the next one removes.
+        self._thread = threading.Thread(
+            target=self._run, args=(ranks.group_beside(),), daemon=True, name="sppo checkpoint"
+        )
+        self._thread.start()
+
+    def _run(self, group: Any) -> None:
+        with ranks.within(group):
+            try:
+                self._finish()
+            except BaseException as error:  # told to the main thread
+                self._error = error
+
+    def check(self) -> None:
+        """Raises what has gone wrong so far, once; TrainingError where the disk is full or not writable."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Returns once the checkpoint is there; raises as `check`."""
+        self._thread.join()
+        self.check()
+
+
 def save_checkpoint(
     checkpoints: Path,
     state: TrainingState,
@@ -89,10 +124,12 @@ def save_checkpoint(
     policy: Saved,
     tokenizer: Tokenizer,
     critic: Saved | None,
-    save_optimizers: Callable[[Path], None],
+    write_optimizers: Callable[[Path], None],
     keep: int,
-) -> Path:
+) -> Saving:
     """Writes step_N, points `last` and `best`, and removes what is no longer to be kept. Every rank has to call it.
+
+    It returns when all but the optimisers' states is written; the state and weights may change from then on.
 
     Args:
         checkpoints: folder of all of them.
@@ -100,40 +137,55 @@ def save_checkpoint(
         policy: what is trained.
         tokenizer: the policy's.
         critic: None where there is none.
-        save_optimizers: writes the optimisers' states into a folder that all ranks write to.
+        write_optimizers: writes the optimisers' states, as they are now, into a folder that all ranks write to.
         keep: newest checkpoints kept.
 
     Raises:
         TrainingError: the disk is full or not writable; the half-written folder is removed.
     """
     import torch
+
+    final, best = checkpoints / f"step_{state.step}", state.best_step
+    is_best = best == state.step
+    with _written(final), ExitStack() as stack:
+        temporary = stack.enter_context(whole_folder(final))
+        policy.save_pretrained(temporary / "policy")
+        tokenizer.save_pretrained(temporary / "policy")
+        if critic is not None:
+            critic.save_pretrained(temporary / "critic")
+        if ranks.is_main():
+            torch.save(random_state(), temporary / "random.pt")
+            write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
+        shared = Path(ranks.of_main(str(temporary)))
+        begun = stack.pop_all()
+
+    def finish() -> None:
+        with _written(final):
+            with begun:
+                (shared / "optimizers").mkdir(exist_ok=True)
+                write_optimizers(shared / "optimizers")
+                _write_checksums(shared)
+            if ranks.is_main():
+                _point(checkpoints / "last", final)
+                if is_best:
+                    _point(checkpoints / "best", final)
+                _prune(checkpoints, keep, best)
+
+    return Saving(finish)
+
+
+@contextmanager
+def _written(final: Path) -> Iterator[None]:
+    """Raises TrainingError where what is inside can't be written."""
     from safetensors import SafetensorError
 
-    final = checkpoints / f"step_{state.step}"
     try:
-        with whole_folder(final) as temporary:
-            policy.save_pretrained(temporary / "policy")
-            tokenizer.save_pretrained(temporary / "policy")
-            if critic is not None:
-                critic.save_pretrained(temporary / "critic")
-            shared = Path(ranks.of_main(str(temporary)))
-            (shared / "optimizers").mkdir(exist_ok=True)
-            save_optimizers(shared / "optimizers")
-            if ranks.is_main():
-                torch.save(random_state(), temporary / "random.pt")
-                write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
-            _write_checksums(shared)
-        if ranks.is_main():
-            _point(checkpoints / "last", final)
-            if state.best_step == state.step:
-                _point(checkpoints / "best", final)
-            _prune(checkpoints, keep, state.best_step)
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
             f"Checkpoint {final} could not be written: {error}. Earlier checkpoints are whole; "
             "free some disk space and go on with --resume."
         ) from error
-    return final
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:

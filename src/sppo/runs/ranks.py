@@ -40,6 +40,8 @@ GRACE = 5.0
 _FAILED = "failed"
 _GONE = "the main rank, or what launched it, has ended"
 _planned: int | None = None
+_beside: Any = None
+_thread = threading.local()
 
 
 def launched() -> bool:
@@ -104,7 +106,7 @@ def launch_name() -> str | None:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sums `tensor` over ranks, in place, and returns it. Every rank has to call it, with the same shape."""
     if world_size() > 1 and tensor.numel():
-        _group().all_reduce(tensor)
+        _group().all_reduce(tensor, group=own_group())
     return tensor
 
 
@@ -133,7 +135,7 @@ def gather(items: list[Item]) -> list[Item]:
     if world_size() == 1:
         return items
     parts: list[Any] = [None] * world_size()
-    _group().all_gather_object(parts, items)
+    _group().all_gather_object(parts, items, group=own_group())
     return [item for part in parts for item in part]
 
 
@@ -142,7 +144,7 @@ def of_main(value: Item) -> Item:
     if world_size() == 1:
         return value
     box: list[Any] = [value if is_main() else None]
-    _group().broadcast_object_list(box, src=0)
+    _group().broadcast_object_list(box, src=0, group=own_group())
     received: Item = box[0]
     return received
 
@@ -150,6 +152,32 @@ def of_main(value: Item) -> Item:
 def wait() -> None:
     """Returns when every rank has called it."""
     any_rank(False)
+
+
+def group_beside() -> Any:
+    """A second group of all ranks, for a thread that works beside the main one; None in a process by itself.
+
+    The first time every rank has to call it together.
+    """
+    global _beside
+    if world_size() > 1 and _beside is None:
+        _beside = _group().new_group(backend="gloo", timeout=PATIENCE)
+    return _beside
+
+
+@contextmanager
+def within(group: Any) -> Iterator[None]:
+    """Inside, this thread's calls meet those that other ranks make in the same group, and no others."""
+    _thread.group = group
+    try:
+        yield
+    finally:
+        _thread.group = None
+
+
+def own_group() -> Any:
+    """The group that this thread is `within`; None of all ranks' usual one."""
+    return getattr(_thread, "group", None)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ a run that was killed and resumed takes exactly the steps that it would have tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,21 @@ from sppo.algorithms.algorithm import Algorithm
 from sppo.batch import Batch, Outcomes
 from sppo.config import OptimizerConfig, SftPhase
 from sppo.critics.critic import Critic
-from sppo.errors import TrainingError
+from sppo.errors import SppoError, TrainingError
 from sppo.evaluation.held_out import Evaluation, HeldOut
 from sppo.models.adapter_files import saved_bytes
 from sppo.models.loading import frozen_names
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs import ranks
-from sppo.runs.checkpoint import TrainingState, save_checkpoint
+from sppo.runs.checkpoint import Saving, TrainingState, save_checkpoint
 from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import StopRequest
 from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, selection_summary, summarise
 from sppo.update.learner import PolicyLearner
-from sppo.update.moments import save_moments
+from sppo.update.moments import stage_moments
 from sppo.update.schedule import Curve, follow
 from sppo.update.steps import MOMENT_BYTES
 from sppo.verifiers.grading import Grader
@@ -135,10 +136,31 @@ class Run:
     """Whether the supervised phases alone are run."""
     final: Evaluation | None = None
     """The last step's evaluation."""
+    saving: Saving | None = None
+    """The newest checkpoint, which may be being written."""
 
     def remaining_steps(self) -> range:
         """The steps that are still to be taken."""
         return range(self.state.step + 1, self.schedule.steps + 1)
+
+    def settle(self) -> None:
+        """Returns once the newest checkpoint is there.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if self.saving is not None:
+            self.saving.wait()
+
+    @contextmanager
+    def settled_if_it_fails(self) -> Iterator[None]:
+        """Waits for the newest checkpoint where the block ends by an exception, as a run that ends well does itself."""
+        try:
+            yield
+        except BaseException:
+            with suppress(SppoError):  # the block's own is the one that counts
+                self.settle()
+            raise
 
     def seed_of(self, purpose: str, step: int = 0) -> int:
         """The seed of one random choice."""
@@ -189,6 +211,8 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             if parts.expected_memory is not None and step == first:
                 recorder.message(parts.expected_memory(torch.cuda.max_memory_allocated()))
             evaluate_and_save_if_due(run, parts, recorder, step, stop)
+            if run.saving is not None:
+                run.saving.check()
 
 
 def note_if_idle(
@@ -231,12 +255,14 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
     if run.schedule.saves(step) or stopping:
         save(run, parts, recorder)
     if stopping:
+        run.settle()
         recorder.message(f"Saved step {step}. Go on with the same command and --resume.")
         raise KeyboardInterrupt
 
 
 def finish(run: Run, parts: Parts, recorder: Recorder, **names: Any) -> dict[str, Any]:
     """The last evaluation, and the summary, which is written and returned; `names` go into it."""
+    run.settle()
     measured = run.final or evaluate(run, parts, recorder, "after", final=True)
     recorder.count_time()
     summary = summarise(run.state, measured, **names) | selection_summary(
@@ -267,7 +293,7 @@ def evaluate(
 
 
 def save(run: Run, parts: Parts, recorder: Recorder) -> None:
-    """Writes a checkpoint of the present state."""
+    """Writes a checkpoint of the present state, of which the largest part is written beside the next steps."""
     recorder.count_time()
     guard = parts.policy.guard
     run.state.stream = parts.collector.selection.state_dict()
@@ -276,13 +302,14 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
     run.state.optimizer_steps = dict(guard.taken)
     run.state.frozen = frozen_names(parts.policy.model)
     with recorder.timing("checkpoint"):
-        save_checkpoint(
+        run.settle()
+        run.saving = save_checkpoint(
             run.folder.checkpoints,
             run.state,
             policy=parts.policy,
             tokenizer=parts.tokenizer,
             critic=parts.critic,
-            save_optimizers=lambda folder: save_moments(parts.optimizers, folder),
+            write_optimizers=stage_moments(parts.optimizers),
             keep=run.schedule.keep,
         )
 

@@ -7,8 +7,9 @@ of safetensors has no pickle in it, and is loaded on any number of ranks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ _CODES, _SCALE = ".codes", ".scale"
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
-def save_moments(optimizers: Optimizers, folder: Path) -> None:
-    """Writes the optimisers' states; every rank has to call it, with a folder that all of them see."""
-    import torch.distributed.checkpoint as dcp
+def stage_moments(optimizers: Optimizers) -> Callable[[Path], None]:
+    """Copies the optimisers' states to the host; returns what writes them, while the optimisers go on.
 
+    Every rank has to call both, the second with a folder that all of them see, perhaps in a thread `ranks.within` a
+    group of its own.
+    """
     tensors: dict[str, Tensor] = {}
     plan: dict[str, Any] = {}
     for name, optimizer in optimizers.items():
@@ -42,12 +45,20 @@ def save_moments(optimizers: Optimizers, folder: Path) -> None:
             plan[name]["state"][str(number)] = {key: _described(value) for key, value in state.items()}
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.ndim:
-                    tensors |= _written(f"{name}.{number}.{key}", value, parameters[number])
+                    own = _written(f"{name}.{number}.{key}", value, parameters[number])
+                    tensors |= {part: tensor.detach().to("cpu", copy=True) for part, tensor in own.items()}
+    return partial(_write, plan, tensors)
+
+
+def _write(plan: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+
     write_json(folder / _PLAN, plan)
     if tensors:
         with _quiet():
             writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-            dcp.save(tensors, storage_writer=writer, no_dist=ranks.world_size() == 1)
+            alone = ranks.world_size() == 1
+            dcp.save(tensors, storage_writer=writer, no_dist=alone, process_group=ranks.own_group())
 
 
 def load_optimizers(optimizers: Optimizers, checkpoint: Path) -> None:
@@ -64,7 +75,7 @@ def load_optimizers(optimizers: Optimizers, checkpoint: Path) -> None:
 
 
 def load_moments(optimizers: Optimizers, folder: Path) -> None:
-    """Puts optimisers back to what `save_moments` wrote, on any number of ranks; each keeps its part.
+    """Puts optimisers back to what `stage_moments` had written, on any number of ranks; each keeps its part.
 
     Raises:
         RunFolderError: the folder lacks an optimiser, or a tensor of one, or holds one of another shape.

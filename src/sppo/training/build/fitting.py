@@ -147,7 +147,7 @@ def _advice(memory: Memory, size: float) -> str:
         if not ways and (count := _count(changed, size)) is not None:
             ways.append(f"{' '.join(options)} and {_on_gpus(count)}")
     if not ways:
-        return "Use a smaller model, LoRA (--model.lora.rank 16) or --model.precision bf16_weights, with shorter responses."
+        return "Use a smaller model, shorter responses, LoRA (--model.lora.rank 16) or --model.precision bf16_weights."
     return f"It would fit with {', or with '.join(ways)}."
 
 

@@ -96,7 +96,9 @@ def open_run(
                 notes += sampler_notes(config.algorithm, config.sampling)
             for note in notes:
                 progress.message(note)
-            yield Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning), parts, recorder
+            run = Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning)
+            with run.settled_if_it_fails():
+                yield run, parts, recorder
         finally:
             parts.engine.close()
             recorder.close()
