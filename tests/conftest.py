@@ -72,7 +72,7 @@ def make_rollout(
     text: str = "1+1=",
 ) -> Rollout:
     completion = Completion(tuple(response_ids), tuple(logprobs or [-1.0] * len(response_ids)), "stop")
-    return Rollout(Prompt(prompt_id, text, gold="2"), tuple(prompt_ids), completion, "2", 0)
+    return Rollout(Prompt(prompt_id, text, gold="2"), tuple(prompt_ids), completion, "2")
 
 
 def make_rollouts(count: int = 8, seed: int = 0) -> tuple[list[Rollout], list[Verdict]]:

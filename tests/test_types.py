@@ -20,7 +20,8 @@ def test_a_response_takes_eight_bytes_a_token():
     tokens, rows = 2000, 20
     ids, logprobs = torch.randint(1, 150_000, (tokens, rows)), -torch.rand(tokens, rows)
     tracemalloc.start()
-    completions = _completions(ids, logprobs, torch.zeros(150_000, dtype=torch.bool))
+    completions = _completions(ids, logprobs, torch.zeros(150_000, dtype=torch.bool), 3)
+    assert completions[0].versions.tolist() == [3] * len(completions[0])
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(completions) == rows
@@ -41,11 +42,20 @@ def test_completions_are_equal_where_all_of_them_is():
     completion = Completion([3, 4], [-0.5, -0.25], "stop")
     assert completion == Completion([3, 4], [-0.5, -0.25], "stop")
     for changes in (
-        {"token_ids": [3, 5]}, {"logprobs": [-0.5, -0.125]}, {"finish_reason": "length"}, {"mask": [True, False]}
+        {"token_ids": [3, 5]}, {"logprobs": [-0.5, -0.125]}, {"finish_reason": "length"}, {"mask": [True, False]},
+        {"versions": [0, 1]},
     ):  # fmt: skip
         assert completion != replace(completion, **changes)
     assert completion != Completion([3, 4, 4], [-0.5, -0.25, -0.25], "stop")
     assert completion != (3, 4)
+
+
+def test_a_response_is_as_old_as_its_oldest_token():
+    rollout = make_rollout("a", [3], [5, 6, 7])
+    assert rollout.completion.versions.tolist() == [0, 0, 0]
+    assert rollout.policy_version == 0
+    late = replace(rollout, completion=replace(rollout.completion, versions=[4, 4, 6]))
+    assert late.policy_version == 4
 
 
 def test_a_policy_wrote_every_token_unless_said_otherwise():

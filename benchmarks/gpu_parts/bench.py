@@ -217,7 +217,7 @@ class Bench:
             asked = ids(config.data.max_prompt_tokens)
             for _ in range(config.sampling.samples_per_prompt):
                 said = Completion(ids(response), logprobs, "length")
-                rollouts.append(Rollout(Prompt(str(prompt), str(prompt)), asked, said, "", 0))
+                rollouts.append(Rollout(Prompt(str(prompt), str(prompt)), asked, said, ""))
         batch = collate(rollouts, [Verdict(float(row % 2)) for row in range(len(rollouts))])
         assert batch is not None
         return batch

@@ -18,6 +18,7 @@ import numpy.typing as npt
 TokenIds = npt.NDArray[np.int32]
 """[T] ids of tokens, read-only."""
 TokenMask = npt.NDArray[np.bool_]
+TokenVersions = npt.NDArray[np.int32]
 """[T] True at some tokens, read-only."""
 
 Message = Mapping[str, str]
@@ -74,12 +75,18 @@ class Completion:
     mask: TokenMask = field(default_factory=lambda: np.array(True))
     """[T] True on tokens that the policy itself wrote, False on tool output and on turns of others, which it only
     reads; default: it wrote all, which takes no memory."""
+    versions: TokenVersions = field(default_factory=lambda: np.array(0, np.int32))
+    """[T] version of the policy that each token was sampled from: optimiser steps that its weights had been through,
+    those of fine-tuning included; 0 is the model that the run began with. One number stands for all, and takes no
+    memory."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", as_token_ids(self.token_ids))
         object.__setattr__(self, "logprobs", _read_only(self.logprobs, np.float32))
         assert self.token_ids.shape == self.logprobs.shape == (len(self),), "one log-probability a token"
-        object.__setattr__(self, "mask", np.broadcast_to(np.asarray(self.mask, np.bool_), self.token_ids.shape))
+        for name, kind in (("mask", np.bool_), ("versions", np.int32)):
+            given = np.asarray(getattr(self, name), kind)
+            object.__setattr__(self, name, np.broadcast_to(given, self.token_ids.shape))
 
     def __len__(self) -> int:
         """T, whoever wrote the tokens: what a model has to read."""
@@ -94,7 +101,8 @@ class Completion:
         if not isinstance(other, Completion):
             return NotImplemented
         return self.finish_reason == other.finish_reason and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("token_ids", "logprobs", "mask")
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in ("token_ids", "logprobs", "mask", "versions")
         )
 
 
@@ -111,12 +119,14 @@ class Rollout:
     completion: Completion
     text: str
     """The response decoded without special tokens; what verifiers read."""
-    policy_version: int
-    """Optimiser steps that the sampling weights had been through, those of fine-tuning included; 0 is the model that
-    the run began with."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_token_ids", as_token_ids(self.prompt_token_ids))
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest version of the policy that one of its tokens was sampled from."""
+        return int(self.completion.versions.min())
 
     @property
     def finished(self) -> bool:

@@ -109,7 +109,7 @@ def listed_batch(weight: float) -> Batch:
         places = tuple(min(end - 1, len(ids) - 1) for end in ends)
         scores = StepScores(places, tuple(score_of(text[:end]) for end in ends))
         completion = Completion(ids, (-1.0,) * len(ids), "stop" if ids[-1] == STOP else "length")
-        rollouts.append(Rollout(Prompt("p", "go"), (0,), completion, text, 0))
+        rollouts.append(Rollout(Prompt("p", "go"), (0,), completion, text))
         verdicts.append(Verdict(float(text.count("a") % 2), step_scores=scores))
     return collate(rollouts, verdicts, process_weight=weight)
 
@@ -173,7 +173,7 @@ def test_good_scores_that_predict_the_reward_lower_the_variance_of_the_gradient(
 
 
 def test_ppo_gets_the_differences_as_rewards_of_tokens():
-    rollout = Rollout(Prompt("p", "go"), (0,), Completion((1, 2, 3), (-1.0,) * 3, "stop"), "abc", 0)
+    rollout = Rollout(Prompt("p", "go"), (0,), Completion((1, 2, 3), (-1.0,) * 3, "stop"), "abc")
     others = [Verdict(0.0, step_scores=StepScores((0,), (score,))) for score in (0.0, 1.0)]
     batch = collate([rollout, rollout], others, process_weight=1.0)
     values = torch.tensor([[0.3, 0.3, 0.3]] * 2)

@@ -82,9 +82,10 @@ ASKED = SimpleNamespace(max_tokens=3, stop_token_ids=[1, 2])
 
 def test_a_whole_response_is_taken():
     for ids, reason in (([5, 1], "stop"), ([2], "stop"), ([5, 6, 7], "length"), ([5, 6, 1], "stop")):
-        completion = _completion(said(ids, reason), ASKED)
+        completion = _completion(said(ids, reason), ASKED, 5)
         assert (completion.token_ids.tolist(), completion.finish_reason) == (ids, reason)
         assert completion.logprobs.tolist() == [-0.5] * len(ids)
+        assert completion.versions.tolist() == [5] * len(ids)
 
 
 @pytest.mark.parametrize(
@@ -103,4 +104,4 @@ def test_a_whole_response_is_taken():
 )
 def test_a_response_that_was_not_asked_for_is_refused(wrong):
     with pytest.raises(TrainingError, match=r"vLLM returned a response of \d tokens .* where at most 3 tokens"):
-        _completion(wrong, ASKED)
+        _completion(wrong, ASKED, 5)

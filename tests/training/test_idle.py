@@ -146,7 +146,7 @@ def test_dynamic_sampling_that_finds_nothing_is_such_a_step(tmp_path):
 
 def test_what_became_of_the_responses():
     def rollout(finish_reason):
-        return Rollout(Prompt("a", "1="), (2,), Completion((3, 4), (-1.0, -1.0), finish_reason), "1", 0)
+        return Rollout(Prompt("a", "1="), (2,), Completion((3, 4), (-1.0, -1.0), finish_reason), "1")
 
     rollouts = [rollout("length"), rollout("length"), rollout("stop"), rollout("stop")]
     failed, left_out = Verdict(None, error="timed out"), Verdict(None, reason="left out by the reward function")

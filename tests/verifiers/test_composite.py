@@ -168,7 +168,7 @@ def test_functions_are_loaded_once():
 
 def rollout(text: str, gold: str | None = "5") -> Rollout:
     prompt = Prompt("p", "2+3=", gold, verifier="composite")
-    return Rollout(prompt, (1,), Completion((2,), (-0.1,), "stop"), text, 0)
+    return Rollout(prompt, (1,), Completion((2,), (-0.1,), "stop"), text)
 
 
 def test_the_gold_answer_is_asked_for_where_a_part_needs_it():

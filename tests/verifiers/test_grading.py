@@ -24,7 +24,7 @@ from tests.conftest import tiny_config
 
 def rollout(text: str, gold: str | None = "5", finish: str = "stop", **fields: object) -> Rollout:
     prompt = Prompt(id=str(fields.pop("id", "p")), content=fields.pop("content", "2+3?"), gold=gold, **fields)  # type: ignore[arg-type]
-    return Rollout(prompt, (1,), Completion((2,), (-0.1,), finish), text, 0)  # type: ignore[arg-type]
+    return Rollout(prompt, (1,), Completion((2,), (-0.1,), finish), text)  # type: ignore[arg-type]
 
 
 def test_each_prompt_goes_to_the_verifier_it_names():

@@ -169,7 +169,7 @@ def test_what_is_too_long_is_an_error_that_names_the_length_and_never_cut(tmp_pa
 
 
 def rollout(prompt: str, text: str, verifier: str = "reward_model") -> Rollout:
-    return Rollout(Prompt("p", prompt, verifier=verifier), (1,), Completion((2,), (-0.1,), "stop"), text, 0)
+    return Rollout(Prompt("p", prompt, verifier=verifier), (1,), Completion((2,), (-0.1,), "stop"), text)
 
 
 def test_rewards_are_squashed_scores(tmp_path):

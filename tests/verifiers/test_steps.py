@@ -279,7 +279,7 @@ def test_only_responses_with_a_reward_are_scored():
     rollouts = []
     for text in ("1++2", "3++4", "5"):
         ids = (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)
-        rollouts.append(Rollout(Prompt("p", "1="), (3,), Completion(ids, (-1.0,) * len(ids), "stop"), text, 0))
+        rollouts.append(Rollout(Prompt("p", "1="), (3,), Completion(ids, (-1.0,) * len(ids), "stop"), text))
     options = replace(PLUS, function=f"{__name__}:by_length")
     process = load_process_rewards(options, tokenizer, "cpu")
     assert process is not None

@@ -74,6 +74,6 @@ def sample(
     assert len(completions) == len(encoded), f"the engine returned {len(completions)} of {len(encoded)} responses"
     texts = tokenizer.batch_decode([c.token_ids.tolist() for c in completions], skip_special_tokens=True)
     return [
-        Rollout(prompt, ids, completion, text, version)
+        Rollout(prompt, ids, completion, text)
         for prompt, ids, completion, text in zip(repeated, encoded, completions, texts, strict=True)
     ]

@@ -164,7 +164,7 @@ def response_records(
     """Yields the record of each response; V and A are null for those left out.
 
     response_mask is true on tokens that the policy wrote; null where it wrote them all. policy_version is how many
-    optimiser steps the weights that sampled had been through, those of fine-tuning included.
+    optimiser steps the oldest weights that sampled had been through, those of fine-tuning included.
     """
     place = {} if batch is None else {id(rollout): row for row, rollout in enumerate(batch.rollouts)}
     for rollout, verdict in zip(collected.rollouts, collected.verdicts, strict=True):

@@ -30,7 +30,7 @@ from sppo.models.sharding import whole_weights
 from sppo.rollouts.engines.cache import RoomyCache
 from sppo.rollouts.engines.draw import draw, row_uniforms
 from sppo.rollouts.engines.engine import SamplingParameters, require_finite, require_room
-from sppo.types import Completion, TokenIds, as_token_ids
+from sppo.types import Completion, FinishReason, TokenIds, as_token_ids
 
 # A drop moves no more rows than it drops, so it pays early. Measured on one CPU core where lengths varied widely: 1/4
 # took 1.15 times as long as 1/16, and 1/32 was no better.
@@ -222,7 +222,7 @@ class HFEngine:
                 kept = batch.drop(finished)
                 slots, chosen, finished = slots[kept], chosen[kept], torch.zeros_like(finished[: len(kept)])
             logits = self._step(chosen, batch)
-        return _completions(token_ids[: step + 1], logprobs[: step + 1], is_stop)
+        return _completions(token_ids[: step + 1], logprobs[: step + 1], is_stop, self._version)
 
     def _prefill(self, prompts: list[TokenIds], max_tokens: int) -> tuple[Tensor, _LiveBatch]:
         """Reads each different prompt once. Returns logits [N, V] of the first response token, and the batch."""
@@ -303,8 +303,8 @@ class _LiveBatch:
         return kept
 
 
-def _completions(token_ids: Tensor, logprobs: Tensor, is_stop: Tensor) -> list[Completion]:
-    """Cuts each row of [S, N] after its first stop token; is_stop is [V]."""
+def _completions(token_ids: Tensor, logprobs: Tensor, is_stop: Tensor, version: int) -> list[Completion]:
+    """Cuts each row of [S, N] after its first stop token; is_stop is [V], version the policy's."""
     stops = is_stop[token_ids]
     ended = stops.any(dim=0)
     lengths = torch.where(ended, stops.int().argmax(dim=0) + 1, len(token_ids))
@@ -313,7 +313,8 @@ def _completions(token_ids: Tensor, logprobs: Tensor, is_stop: Tensor) -> list[C
     for row, (length, stopped) in enumerate(zip(lengths.tolist(), ended.tolist(), strict=True)):
         # Copies: a view would keep the whole chunk in memory.
         own_ids, own_logprobs = ids_by_row[row, :length].copy(), logprobs_by_row[row, :length].copy()
-        completions.append(Completion(own_ids, own_logprobs, "stop" if stopped else "length"))
+        reason: FinishReason = "stop" if stopped else "length"
+        completions.append(Completion(own_ids, own_logprobs, reason, versions=np.array(version)))
     return completions
 
 

@@ -157,7 +157,10 @@ class VllmEngine:
         # vLLM draws from the trainer's generators too, if to no effect.
         with undisturbed(), self._alive("sampling"):
             outputs = self._llm.generate(asked, parameters, use_tqdm=False)
-            completions = [_completion(output.outputs[0], own) for output, own in zip(outputs, parameters, strict=True)]
+            completions = [
+                _completion(output.outputs[0], own, self._version)
+                for output, own in zip(outputs, parameters, strict=True)
+            ]
         require_finite(completions, range(len(prompts)))
         return completions
 
@@ -259,8 +262,8 @@ class VllmEngine:
             raise
 
 
-def _completion(said: Any, parameters: Any) -> Completion:
-    """A completion of what vLLM returned for one row, if that is what was asked for."""
+def _completion(said: Any, parameters: Any, version: int) -> Completion:
+    """A completion of what vLLM returned for one row, if that is what was asked for; version is the policy's."""
     ids, logprobs, reason = list(said.token_ids), said.logprobs, said.finish_reason
     whole = {"stop": bool(ids) and ids[-1] in parameters.stop_token_ids, "length": len(ids) == parameters.max_tokens}
     if not whole.get(reason, False) or len(ids) > parameters.max_tokens or logprobs.token_ids != ids:
@@ -268,4 +271,5 @@ def _completion(said: Any, parameters: Any) -> Completion:
             f"vLLM returned a response of {len(ids)} tokens and {len(logprobs.token_ids)} log-probabilities that ended "
             f"by {reason!r}, where at most {parameters.max_tokens} tokens were asked for."
         )
-    return Completion(as_token_ids(ids), np.asarray(logprobs.logprobs, np.float32), reason)
+    sampled = np.asarray(logprobs.logprobs, np.float32)
+    return Completion(as_token_ids(ids), sampled, reason, versions=np.array(version))
