@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sppo.errors import ConfigError, did_you_mean
+from sppo.runs.machine import cores
 
 LAUNCHERS = {
     "torchrun": ("--nproc-per-node",),
@@ -102,8 +103,7 @@ def _number(found: Mapping[str, str], flag: str, of: str, *, least: int = 1, mos
 
 def threads_each(processes: int) -> int:
     """Threads of each of so many processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // processes, 1)
+    return max(cores() // processes, 1)
 
 
 def torchrun(arguments: Sequence[str], processes: int | None) -> int:

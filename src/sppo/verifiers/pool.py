@@ -7,7 +7,6 @@ a GPU; they live under a memory limit. Where the platform has no such server, th
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 import sys
 import threading
@@ -18,10 +17,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sppo.runs import ranks
+from sppo.runs.machine import cores
 from sppo.types import Verdict
 
 if TYPE_CHECKING:
@@ -34,16 +33,6 @@ Item = tuple[Callable[[str, str], Verdict], str, str]
 _ATTEMPTS = 3
 _STALL_GRACE = 60.0
 _POLL = 0.5
-
-
-def cores() -> int:
-    """Cores that this process may use. A container's share counts, too, where it is given as time."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return min(here, max(int(quota) // int(period), 1))
-    except (OSError, ValueError):  # no such file, or "max" for no limit
-        return here
 
 
 class VerifierPool:
