@@ -198,3 +198,13 @@ def test_importing_verifiers_does_not_import_sympy_or_torch():
     code += "print([m for m in ('torch', 'sympy', 'math_verify', 'pebble') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_workers_outlive_what_is_sent_to_their_whole_group(pool):
+    pool.run([GOOD])
+    before = worker_ids(pool)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for worker in before:
+            os.kill(worker, number)
+    assert pool.run([GOOD, WRONG])[0].reward == 1.0
+    assert worker_ids(pool) == before

@@ -125,6 +125,8 @@ def torchrun(arguments: Sequence[str], processes: int | None) -> int:
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(count)))
     parser = get_args_parser()
+    # Which torchrun doesn't know, and would end by: the ranks hear it as the SIGTERM that they are sent then.
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     own = ["--standalone", f"--nproc-per-node={count}"]
     if "--shutdown-timeout" in parser.format_help():  # not in every torch that will do
         own.append(f"--shutdown-timeout={_SHUTDOWN_SECONDS}")

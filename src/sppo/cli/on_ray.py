@@ -26,13 +26,14 @@ from typing import Any
 
 from sppo.cli.launch import Launch, threads_each
 from sppo.errors import ConfigError
+from sppo.runs.progress import STOPS
 
 START_SECONDS = 600
 """How long workers may take to start, machines that an autoscaler adds included; Ray's own 60 s are few for those."""
 _TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _CARRIED = ("SPPO_", "HF_", "TRANSFORMERS_", "TORCH_", "NCCL_", "GLOO_", "OMP_", "WANDB_", "TRACKIO_", "NO_COLOR")
 """Environment variables that ranks have from where the command was given: names that begin so."""
-_FINAL = (0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+_FINAL = (0, 2, *(128 + number for number in STOPS))
 """Exit codes after which there is nothing to start again: done, a mistake that the user can mend, or stopped."""
 
 
@@ -238,10 +239,10 @@ def _attend(ray: Any, trainer: Any, desk: Any) -> Exception | None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of ending by them."""
+    """Collects signals to stop instead of ending by them."""
     asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda got, frame: asked.append(got)) for number in numbers}
+    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda got, frame: asked.append(got)) for number in heard}
     try:
         yield asked
     finally:

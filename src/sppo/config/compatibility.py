@@ -26,7 +26,7 @@ _FIRST = "0.1.0"
 _WITHOUT_CHOICE = (_FIRST, "0.2.0")
 """Versions that asked the prompts that came next, also for sppo, the one algorithm that chooses by itself now."""
 RESUMABLE_CHANGES = (
-    "steps", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
+    "steps", "max_hours", "output", "threads", "checkpoint.", "logging.", "evaluation.every", "engine.max_rows",
     "engine.options", "optimizer.tokens_per_microbatch", "optimizer.layout", "optimizer.offload", "model.attention",
     "model.gradient_checkpointing", "critic.gradient_checkpointing", "verification.workers", "verification.time_limit",
     "verification.max_error_share",

@@ -286,6 +286,9 @@ class CheckpointConfig(Section):
 
     every: Count = 50
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    minutes: NotNegative = 0.0
+    """Minutes after which a checkpoint is due at a step's end, whatever `every` says; no accuracy is measured for it.
+    0: none is due by time."""
     keep: AtLeastOne = 2
     """Newest checkpoints kept; the best by held-out accuracy is kept beside them."""
 
@@ -343,6 +346,9 @@ class Config(Section):
     """CPU threads of torch; default: all cores. Tiny models are fastest with 1."""
     steps: AtLeastOne = 200
     """Training steps; each samples, grades, and updates the critic and the policy."""
+    max_hours: Positive | None = None
+    """Hours that this command may take, counted from when it begins to load: it saves and stops before a step that
+    would end later, judged by the longest so far. For a scheduler's limit; --resume has as many hours again."""
     prompts_per_step: AtLeastOne = 256
     """P, prompts a step. Published: 256 (1.5B), 512 (7B)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -20,6 +20,7 @@ import pickle
 import random
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -88,8 +89,16 @@ class TrainingState:
 class Saving:
     """A checkpoint that is being written in a thread; every rank has one, and they take part in the same order."""
 
-    def __init__(self, finish: Callable[[], None]) -> None:
-        """Starts the thread; every rank has to call it."""
+    def __init__(self, finish: Callable[[], None], began: float) -> None:
+        """Starts the thread; every rank has to call it.
+
+        Args:
+            finish: writes what is left.
+            began: when the checkpoint was begun, by the monotonic clock.
+        """
+        self.seconds = 0.0
+        """What it took, once it is there."""
+        self._began = began
         self._error: BaseException | None = None
         self._finish = finish
         # Of a process that ends at once, half a checkpoint is left under a hidden name, which the next one removes.
@@ -104,6 +113,7 @@ class Saving:
                 self._finish()
             except BaseException as error:  # told to the main thread
                 self._error = error
+            self.seconds = time.monotonic() - self._began
 
     def check(self) -> None:
         """Raises what has gone wrong so far, once; TrainingError where the disk is full or not writable."""
@@ -145,6 +155,7 @@ def save_checkpoint(
     """
     import torch
 
+    began = time.monotonic()
     final, best = checkpoints / f"step_{state.step}", state.best_step
     is_best = best == state.step
     with _written(final), ExitStack() as stack:
@@ -171,7 +182,7 @@ def save_checkpoint(
                     _point(checkpoints / "best", final)
                 _prune(checkpoints, keep, best)
 
-    return Saving(finish)
+    return Saving(finish, began)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from sppo.rollouts.engines.engine import Engine
 from sppo.runs import ranks
 from sppo.runs.checkpoint import Saving, TrainingState, save_checkpoint
 from sppo.runs.folder import RunFolder, read_metrics
-from sppo.runs.progress import StopRequest
+from sppo.runs.progress import Clock, StopRequest
 from sppo.runs.seeds import derive_seed
 from sppo.training.collect import Collected, Collector, require_unit_rewards
 from sppo.training.record import Recorder, response_records, selection_summary, summarise
@@ -132,6 +132,8 @@ class Run:
     seed: int
     checkpoint: Path | None
     """To go on from."""
+    clock: Clock
+    """Of this process."""
     fine_tuning: bool = False
     """Whether the supervised phases alone are run."""
     final: Evaluation | None = None
@@ -151,6 +153,7 @@ class Run:
         """
         if self.saving is not None:
             self.saving.wait()
+            self.clock.save_took(self.saving.seconds)
 
     @contextmanager
     def settled_if_it_fails(self) -> Iterator[None]:
@@ -178,6 +181,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         recorder.progress.phase("training", run.schedule.steps)
         recorder.progress.update(run.state.step, recorder.newest)
         first = run.state.step + 1
+        run.clock.begin()
         for step in run.remaining_steps():
             recorder.begin()
             recorder.add(follow(parts.curves, parts.optimizers, step))
@@ -251,12 +255,15 @@ def evaluate_and_save_if_due(run: Run, parts: Parts, recorder: Recorder, step: i
     recorder.write(step)
     recorder.progress.phase("training", run.schedule.steps)
     recorder.progress.update(step, recorder.newest)
-    stopping = ranks.any_rank(stop.requested) and not last
-    if run.schedule.saves(step) or stopping:
+    run.clock.step_ended()
+    over = ranks.of_main(run.clock.is_over)
+    stopping = ranks.any_rank(stop.requested or over) and not last
+    if run.schedule.saves(step) or stopping or ranks.of_main(run.clock.save_is_due):
         save(run, parts, recorder)
     if stopping:
         run.settle()
-        recorder.message(f"Saved step {step}. Go on with the same command and --resume.")
+        why = "max_hours leaves no time for another step. " if over else ""
+        recorder.message(f"{why}Saved step {step}. Go on with the same command and --resume.")
         raise KeyboardInterrupt
 
 
@@ -303,6 +310,7 @@ def save(run: Run, parts: Parts, recorder: Recorder) -> None:
     run.state.frozen = frozen_names(parts.policy.model)
     with recorder.timing("checkpoint"):
         run.settle()
+        run.clock.save_began()
         run.saving = save_checkpoint(
             run.folder.checkpoints,
             run.state,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sppo.runs import ranks
 from sppo.runs.machine import cores
+from sppo.runs.progress import STOPS
 from sppo.types import Verdict
 
 if TYPE_CHECKING:
@@ -184,8 +185,11 @@ def _start_worker(memory_limit_mb: int) -> None:
     """Runs first in every worker."""
     # pebble's handler is Python code, which a worker deep in one big-integer operation would never get to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A terminal's Ctrl-C goes to the whole group; ending the workers is the parent's business.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal's Ctrl-C, its end, and a scheduler's warning go to the whole group; ending the workers is the parent's
+    # business, which wants its last step graded.
+    for number in STOPS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
     try:
         import resource

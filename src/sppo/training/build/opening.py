@@ -22,7 +22,7 @@ from sppo.runs.checkpoint import (
     restore_random_state,
 )
 from sppo.runs.folder import RunFolder
-from sppo.runs.progress import NoProgress, Progress
+from sppo.runs.progress import Clock, NoProgress, Progress
 from sppo.runs.sinks import Sinks
 from sppo.training.build.checks import algorithm_of, check, notes_on
 from sppo.training.build.parts import build
@@ -58,6 +58,8 @@ def open_run(
     if resume:
         require_again(Path(config.output), given)
     options, algorithm = to_dict(config), algorithm_of(config)
+    limit = None if config.max_hours is None else 3600 * config.max_hours
+    clock = Clock(60 * config.checkpoint.minutes, limit)
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
         checkpoint = find_checkpoint(folder.path) if resume else None
         if checkpoint is not None:
@@ -96,7 +98,7 @@ def open_run(
                 notes += sampler_notes(config.algorithm, config.sampling)
             for note in notes:
                 progress.message(note)
-            run = Run(folder, state, _schedule(config, parts), config.seed, checkpoint, fine_tuning)
+            run = Run(folder, state, _schedule(config, parts), config.seed, checkpoint, clock, fine_tuning)
             with run.settled_if_it_fails():
                 yield run, parts, recorder
         finally:
