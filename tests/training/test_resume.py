@@ -20,8 +20,9 @@ from sppo.critics.models import PromptCritic
 from sppo.errors import RunFolderError, TrainingError
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
+from sppo.runs.progress import NoProgress
 from sppo.runs.records import read_records
-from sppo.training.build import build
+from sppo.training.build import build, opening
 from sppo.training.given import Given
 from sppo.update.moments import load_optimizers
 from tests.conftest import tiny_config
@@ -199,3 +200,55 @@ def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["best", "last", "step_0"]
     assert train(tiny_config(tmp_path / "run"), resume=True)["steps"] == 3
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"step": 2'])
+@pytest.mark.parametrize("name", ["state.json", "checksums.json", "optimizers/optimizers.json"])
+def test_a_truncated_file_is_named_before_anything_is_loaded(tmp_path, monkeypatch, name, content):
+    train(tiny_config(tmp_path / "run", steps=2))
+    file = find_checkpoint(tmp_path / "run") / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    monkeypatch.setattr(opening, "build", lambda *given, **named: pytest.fail("it was built"))
+    if name == "checksums.json" and content is None:
+        return  # as versions up to 0.3.0 left it
+    with pytest.raises(RunFolderError, match=rf"{file.name} is (missing|damaged)\. .* step_1\."):
+        train(tiny_config(tmp_path / "run", steps=3), resume=True)
+
+
+@pytest.mark.parametrize("broken", [b"\0" * 300 + b"\n", b'{"step": 1, "rew\n', b"[]\n", b"{}\n"])
+def test_a_broken_line_of_metrics_does_not_keep_a_run_from_going_on(tmp_path, broken):
+    train(tiny_config(tmp_path / "run", steps=2))
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + broken + lines[2])
+    said = []
+
+    class Listens(NoProgress):
+        def message(self, text):
+            said.append(text)
+
+    train(tiny_config(tmp_path / "run", steps=3), resume=True, progress=Listens())
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 2, 3]
+    assert any("metrics.jsonl lacks 1 of its steps" in text for text in said)
+    assert file.read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "Python could not allocate"),
+        (RuntimeError("[enforce fail] can't allocate memory: 9"), "enforce"),
+    ],
+)
+def test_memory_of_the_machine_that_is_full_is_said_in_a_line(tmp_path, monkeypatch, error, said):
+    def full(*given, **named):
+        raise error
+
+    monkeypatch.setattr("sppo.training.loop.train", full)
+    with pytest.raises(
+        TrainingError, match=f"This machine's memory is full: .*{said}.* Lower optimizer.tokens_per_mic"
+    ):
+        train(tiny_config(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, by signals and by the clock: the step is finished, saved, and gone on from to the bit."""
+"""Runs that are asked to stop, by signals and by the clock: the step is finished, saved, and goes on to the bit."""
 
 from __future__ import annotations
 

@@ -90,16 +90,21 @@ def _run(
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Says what to change where the GPU's memory runs out.
+    """Says what to change where a GPU's or the machine's memory runs out.
 
     Raises:
         TrainingError: it did.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        # What torch raises on a CPU has no class of its own.
+        if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        said = next(iter(str(error).splitlines()), "") or "Python could not allocate more."
         raise TrainingError(
-            f"The GPU's memory is full: {str(error).splitlines()[0]} Lower optimizer.tokens_per_microbatch (updates), "
-            "engine.max_rows (sampling), or set model.gradient_checkpointing; none of them changes the result. Then "
-            "go on with --resume."
+            f"{'The GPU' if on_gpu else 'This machine'}'s memory is full: {said} Lower "
+            "optimizer.tokens_per_microbatch (updates), engine.max_rows (sampling), or set "
+            "model.gradient_checkpointing; none of them changes the result. Then go on with --resume."
         ) from error

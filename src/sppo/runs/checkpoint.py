@@ -246,19 +246,29 @@ def load_state(checkpoint: Path) -> TrainingState:
     return TrainingState(**saved)
 
 
-def require_whole(checkpoint: Path) -> None:
+def require_whole(checkpoint: Path, *, sizes_alone: bool = False) -> None:
     """Reads a checkpoint's files, each rank its share of them, and holds them against their checksums.
+
+    Args:
+        checkpoint: a folder step_N.
+        sizes_alone: look at the files' sizes, which takes no time, and at all of them on this rank.
 
     Raises:
         RunFolderError: a file is missing or damaged; names it, and the newest checkpoint before.
     """
-    said = read_json(checkpoint / _CHECKSUMS)
+    try:
+        said = read_json(checkpoint / _CHECKSUMS)
+    except RunFolderError:
+        said = {_CHECKSUMS: {}}  # which is the damaged file
     if said is None:  # up to version 0.3.0 there were none
-        return
-    for name in ranks.share(sorted(said)):
-        file = checkpoint / name
-        if file.is_file() and _checksum(file) == said[name]:
-            continue
+        said = {name: {} for name in ("state.json",) if not (checkpoint / name).is_file()}
+    for name in sorted(said) if sizes_alone else ranks.share(sorted(said)):
+        file, wanted = checkpoint / name, said[name]
+        if file.is_file():
+            if sizes_alone and file.stat().st_size == wanted.get("bytes"):
+                continue
+            if not sizes_alone and _checksum(file) == wanted:
+                continue
         before = [step for step in _steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
         mend = (
             f"Move {checkpoint} away, and --resume goes on from step_{before[-1]}." if before else "It is the only one."

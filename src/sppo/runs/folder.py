@@ -28,7 +28,7 @@ from sppo import __version__
 from sppo.config.compatibility import as_yaml, config_differences, written, written_config
 from sppo.errors import ConfigError, RunFolderError
 from sppo.runs import ranks
-from sppo.runs.checkpoint import find_checkpoint, load_state
+from sppo.runs.checkpoint import find_checkpoint, load_state, require_whole
 from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json, write_json, write_text
 from sppo.runs.lock import LOCK_FILE, launch_of, lock
 from sppo.runs.records import JsonLines, forget_records, record_files, write_records
@@ -116,7 +116,11 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
             write_text(self.path / "config.yaml", as_yaml(self._options))
             if self._metrics.path.is_file():
-                self._metrics.replace(line for line in self._metrics.read() if line["step"] <= step)
+                kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+                lost = step + 1 - kept[0]["step"] - len(kept) if kept else 0
+                if lost > 0:
+                    self._tell(f"{self._metrics.path} lacks {lost} of its steps: lines of it can't be read.")
+                self._metrics.replace(kept)
             forget_records(self.path, step)
         except OSError as error:
             raise _cannot_be_made(self.path, error) from error
@@ -203,6 +207,7 @@ def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
         )
     if checkpoint is None:
         return  # It starts over, whatever its options were.
+    require_whole(checkpoint, sizes_alone=True)  # each file's content is read when it is gone on from
     step = load_state(checkpoint).step
     said = written_config(path)
     differences = config_differences(said, written(options).config)
@@ -229,8 +234,8 @@ def goes_on(path: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl, without a torn last one; empty where there are none yet."""
-    return list(JsonLines(folder / "metrics.jsonl").read())
+    """Returns the lines of metrics.jsonl that can be read, each with its step; empty where there are none yet."""
+    return [line for line in JsonLines(folder / "metrics.jsonl").read(skip_damaged=True) if "step" in line]
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -29,18 +29,19 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, size: int | None = None) -> Iterator[dict[str, Any]]:
+    def read(self, size: int | None = None, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
         """Yields the lines; none where there is no file.
 
         Args:
             size: only the first so many bytes.
+            skip_damaged: leave out lines that are no JSON, as a disk that was full or lost power leaves.
 
         Raises:
             RunFolderError: a line is no JSON.
         """
         if self.path.is_file():
             with open(self.path, "rb") as handle:
-                yield from _decode(handle, self.path, size)
+                yield from _decode(handle, self.path, size, skip_damaged)
 
     def append(self, lines: Iterable[Line]) -> int:
         """Adds lines, which are on the disk when it returns, and returns the file's size in bytes.
@@ -122,7 +123,9 @@ def _plain(value: Any) -> Any:
     return value.tolist()
 
 
-def _decode(lines: Iterable[bytes], path: Path, size: int | None = None) -> Iterator[dict[str, Any]]:
+def _decode(
+    lines: Iterable[bytes], path: Path, size: int | None = None, skip_damaged: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yields the objects; a torn last line, of a process that was killed or is writing just now, is none."""
     read = 0
     for line in lines:
@@ -132,7 +135,11 @@ def _decode(lines: Iterable[bytes], path: Path, size: int | None = None) -> Iter
         try:
             loaded = json.loads(line)
         except ValueError as error:
+            if skip_damaged:
+                continue
             raise RunFolderError(f"{path} has a line that is no JSON: {error}") from error
         if not isinstance(loaded, dict):
+            if skip_damaged:
+                continue
             raise RunFolderError(f"{path} has a line that is no JSON object.")
         yield loaded
