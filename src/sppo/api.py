@@ -80,8 +80,7 @@ def train(
         overrides["model.path"] = model if is_path else getattr(model, "name_or_path", "") or type(model).__name__
     if tokenizer is not None and _is_path("tokenizer", tokenizer, "eos_token_id", "a loaded tokenizer of transformers"):
         overrides["model.tokenizer"] = tokenizer
-    if isinstance(reward, str):
-        overrides["data.reward"] = reward
+    overrides |= _judge(reward)
     if resume and recipe is None and model is None:
         _name_the_model(overrides)
     config = load_recipe(recipe, overrides)
@@ -186,9 +185,10 @@ def evaluate(
     if limit is not None or output is not None:
         raise ConfigError("limit and output are for benchmarks: name some, as in benchmarks=['math500'].")
     function = load_function(reward) if isinstance(reward, str) else _function(reward)
+    overrides = {**_overrides(options, SHORT_NAMES), **_judge(reward)}
     if recipe is None and rows is not None and not (Path(path) / "config.yaml").is_file():
         recipe = Config()
-    config, notes = evaluation_config(str(path), recipe, _overrides(options, SHORT_NAMES))
+    config, notes = evaluation_config(str(path), recipe, overrides)
     progress = progress or NoProgress()
     try:
         for note in notes:
@@ -289,6 +289,11 @@ def compare_models(
 def _overrides(options: Mapping[str, Any], short: Mapping[str, str] | None = None) -> dict[str, Any]:
     names = short or {}
     return {names.get(name, name.replace("__", ".")): value for name, value in options.items()}
+
+
+def _judge(reward: str | RewardFunction | None) -> dict[str, Any]:
+    """The option that says who grades: what is handed over stands in the place of what a file names."""
+    return {} if reward is None else {"data.reward": reward if isinstance(reward, str) else None}
 
 
 def _name_the_model(overrides: dict[str, Any]) -> None:

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from sppo.config.compatibility import config_differences, written
-from sppo.config.evaluation import benchmark_config, evaluation_config
 from sppo.config.options import to_dict
 from sppo.critics.token import TokenModelCritic
 from sppo.errors import ConfigError, DataError, ModelError
@@ -108,24 +106,3 @@ def test_checks_leave_a_new_runs_weights_and_random_state_as_they_were(tmp_path,
             weights = [*parts.policy.model.state_dict().values(), *parts.critic.source.model.state_dict().values()]
             found.append([*weights, torch.get_rng_state()])
     assert all(map(torch.equal, *found))
-
-
-def test_a_run_folder_makes_no_code_of_its_models_run_unless_the_command_line_says_so(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    options = to_dict(tiny_config(folder))
-    options["model"]["trust_remote_code"] = True
-    options["verification"]["reward_model"] |= {"trust_remote_code": True, "path": "some/model"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(options))
-    config, notes = evaluation_config(str(folder))
-    assert not config.model.trust_remote_code
-    assert not config.verification.reward_model.trust_remote_code
-    assert [note.split(": ", 1)[1] for note in notes] == [
-        f"{key} is ignored: give --{key} true to let that model's own code run here."
-        for key in ("model.trust_remote_code", "verification.reward_model.trust_remote_code")
-    ]
-    config, _ = evaluation_config(str(folder), None, ["--model.trust_remote_code", "true"])
-    assert config.model.trust_remote_code
-    config, _ = benchmark_config(str(folder), ["--model.trust_remote_code", "true"])
-    assert config.model.trust_remote_code
-    assert not benchmark_config(str(folder))[0].model.trust_remote_code

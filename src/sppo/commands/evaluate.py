@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import Config, ModelConfig
+from sppo.config.compatibility import written_config
 from sppo.config.evaluation import benchmark_config, evaluation_config
 from sppo.critics.build import Owner, build_critic
 from sppo.critics.critic import Critic
@@ -79,7 +80,7 @@ def evaluate_run(
     if is_run and rows is None:
         require_data(folder, config.data, config.evaluation.data)
     if is_run and reward_function is not None:
-        _say_if_other(config.data.reward, reward_function, progress)
+        _say_if_other(written_config(folder).config.data.reward, reward_function, progress)
     device = prepare_device(config.device, config.threads)
     if reward_function is None and config.data.reward is not None:
         reward_function = load_function(config.data.reward)

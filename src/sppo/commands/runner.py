@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sppo.config import Config
 from sppo.config.recipes import to_yaml
+from sppo.config.trust import requests
 from sppo.runs.files import read_json, write_json, write_text
 from sppo.runs.folder import read_metrics
 from sppo.runs.progress import Progress
@@ -33,7 +34,9 @@ def run_command(command: str, config: Config, progress: Progress) -> str | None:
     recipe, log = _beside(folder, ".yaml"), _beside(folder, ".log")
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(recipe, to_yaml(config))
-    arguments = [command, str(recipe), *(["--resume"] if (folder / "config.yaml").is_file() else [])]
+    # What only a person may say: the one who gave this config has said it.
+    granted = [f"--{key}={'true' if value is True else value}" for key, value in requests(config).items()]
+    arguments = [command, str(recipe), *granted, *(["--resume"] if (folder / "config.yaml").is_file() else [])]
     code = run_process(arguments, log, _beside(folder, ".memory.json"), _teller(folder, progress))
     if code == 0:
         return None

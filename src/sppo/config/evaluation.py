@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sppo.config import Config, DataConfig, EvaluationConfig, OptimizerConfig, SamplingConfig, flatten, to_dict
 from sppo.config.compatibility import written_config
 from sppo.config.recipes import load_recipe
+from sppo.config.verification import CompositeOptions, ProcessOptions
 from sppo.errors import ConfigError
 
 SHORT_NAMES = {
@@ -52,8 +54,8 @@ def evaluation_config(
         raise ConfigError(_no_recipe(path, folder))
     _require_place(path, folder)
     if recipe is None:
-        config, notes = _config_of_run(folder)
-        return load_recipe(config, overrides, training=False), notes
+        own, source, notes = _config_of_run(folder)
+        return load_recipe(own, overrides, training=False, source=source), notes
     if is_run:
         return load_recipe(recipe, overrides, training=False), ()
     # The recipe's tokenizer and sizes belong to the recipe's own model.
@@ -79,9 +81,10 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     """
     folder = Path(path).expanduser()
     _require_place(path, folder)
+    source: str | None = None
     notes: tuple[str, ...] = ()
     if (folder / "config.yaml").is_file():
-        own, notes = _config_of_run(folder)
+        own, source, notes = _config_of_run(folder)
     else:
         own = load_recipe(None, {"model.path": str(folder) if folder.exists() else path}, training=False)
     base = Config(
@@ -92,10 +95,11 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
         sampling=SamplingConfig(max_response_tokens=8192, top_p=1.0, stop_token_ids=own.sampling.stop_token_ids),
         engine=own.engine,
         evaluation=EvaluationConfig(temperature=0.6),
-        verification=own.verification,
+        # Nor is a composite reward of the run's: benchmarks have verifiers of their own.
+        verification=replace(own.verification, composite=CompositeOptions()),
         optimizer=OptimizerConfig(tokens_per_microbatch=own.optimizer.tokens_per_microbatch),
     )
-    config = load_recipe(base, overrides, training=False)
+    config = load_recipe(base, overrides, training=False, source=source)
     before, after = flatten(to_dict(base)), flatten(to_dict(config))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(_OF_BENCHMARKS):
@@ -106,15 +110,13 @@ def benchmark_config(path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     return config, notes
 
 
-def _config_of_run(folder: Path) -> tuple[Config, tuple[str, ...]]:
-    said = written_config(folder)
-    # A run folder may be a stranger's: what lies in it makes no code run.
-    trusting = [
-        key for key, value in flatten(to_dict(said.config)).items() if key.endswith("trust_remote_code") and value
-    ]
-    ignored = [f"{key} is ignored: give --{key} true to let that model's own code run here." for key in trusting]
-    config = load_recipe(said.config, dict.fromkeys(trusting, False))
-    return config, tuple(f"{folder / 'config.yaml'}: {note}" for note in [*said.notes(), *ignored])
+def _config_of_run(folder: Path) -> tuple[Config, str, tuple[str, ...]]:
+    """The run's options, the file that they are from, which may be a stranger's, and notes for people."""
+    said, source = written_config(folder), str(folder / "config.yaml")
+    # Steps are scored for training alone: their function or model need not be trusted here.
+    verification = replace(said.config.verification, process=ProcessOptions())
+    own = replace(said.config, verification=verification)
+    return own, source, tuple(f"{source}: {note}" for note in said.notes())
 
 
 def _require_place(path: str, folder: Path) -> None:

@@ -30,6 +30,8 @@ class Option:
     """Names of the keys in a section, or in each section of a list."""
     listed: bool = True
     """Whether help lists it: not the keys of a section that may be null, which are those of another section."""
+    only_a_person: bool = False
+    """Whether it makes code run or takes a guard away, so that a file's word does not count, see `config.trust`."""
 
     @property
     def parent(self) -> str:
@@ -122,6 +124,7 @@ def _walk(schema: Schema, definitions: Mapping[str, Schema], prefix: str, listed
             title=inner.get("description", "").partition("\n")[0],
             inner=tuple(inner.get("properties", {})),
             listed=listed,
+            only_a_person=node.get("only_a_person", False),
         )
         if inner:
             yield from _walk(

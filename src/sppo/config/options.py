@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sppo.config.lora import LoraConfig
-from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share
+from sppo.config.ranges import AtLeastOne, CodePlace, Count, NotNegative, Positive, Section, Share, Trust
 from sppo.config.verification import VerificationConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -36,7 +36,7 @@ class ModelConfig(Section):
     bfloat16 gradients and moments in 8 bits, 6 bytes a weight instead of 16 (needs torchao). Logits are float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    trust_remote_code: bool = False
+    trust_remote_code: Trust = False
     """Allow the model's own Python code, and the critic's, from the hub or their folders to run."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -117,7 +117,7 @@ class DataConfig(Section):
     """Task rows: column of the gold answer; dots reach into structs, as in reward_model.ground_truth."""
     verifier: str | None = None
     """Name of the verifier; default: the task's own."""
-    reward: str | None = None
+    reward: CodePlace = None
     """Your reward function instead of a verifier, as package.module:function or path/to/file.py:function; in TRL's
     signature f(prompts, completions, **columns), or verl's compute_score(data_source, solution_str, ground_truth,
     extra_info)."""

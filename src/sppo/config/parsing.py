@@ -143,20 +143,23 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     here[_position(last, here, key) if isinstance(here, list) else last] = value
 
 
-def merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Puts overrides over the nested values of a run's options, in place.
+def merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Puts overrides over the nested values of a run's options, in place; returns the dotted keys that it has set.
 
     Keys are dotted or nested, which is the same: {"data": {"limit": 5}} changes data.limit and leaves the rest of data
     as it was. So it is in mappings of any keys: {"data.options": {"prompts": 5}} leaves the task's other options. An
     empty mapping changes nothing in a section, and empties a mapping of any keys: {"data.options": {}}. A section goes
     back to its defaults key by key; one that may be null is left out by None. Lists are replaced as wholes.
     """
+    said: list[str] = []
     for key, value in overrides.items():
         option = find(Config, key)
         if isinstance(value, Mapping) and (value or (option is not None and option.is_section)):
-            merge(values, {f"{key}.{sub}": item for sub, item in value.items()})
+            said += merge(values, {f"{key}.{sub}": item for sub, item in value.items()})
         else:
             set_value(values, key, _plain(value))
+            said.append(key)
+    return said
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,12 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+_ONLY_A_PERSON = Field(json_schema_extra={"only_a_person": True})
+CodePlace = Annotated[str | None, _ONLY_A_PERSON]
+"""Where code is that will run: what a file says of it counts only once a person says it too, see `config.trust`."""
+Trust = Annotated[bool, _ONLY_A_PERSON]
+"""A guard that is taken away; likewise."""
+
 
 @dataclass(frozen=True)
 class Section:

@@ -14,6 +14,7 @@ from sppo.config.compatibility import as_yaml, drop_idle, without_notes
 from sppo.config.options import Config, to_dict
 from sppo.config.parsing import build, merge, read_yaml, set_text, split_arguments
 from sppo.config.settle import check
+from sppo.config.trust import require_granted
 from sppo.errors import ConfigError, did_you_mean
 
 _ENDINGS = (".yaml", ".yml")
@@ -35,8 +36,12 @@ def load_recipe(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     training: bool = True,
+    source: str | None = None,
 ) -> Config:
     """Reads a recipe, puts the overrides over it, and checks the whole.
+
+    What makes code run or takes a guard away holds where the overrides say so, or a config that a program made: a file
+    may be somebody else's, see `sppo.config.trust`.
 
     Args:
         recipe: Name of a built-in recipe, path of a file that ends in .yaml, a config, or None for the defaults.
@@ -44,28 +49,36 @@ def load_recipe(
             mapping of keys, dotted or nested, that is merged into the recipe key by key. An empty mapping changes
             nothing in a section, and empties a mapping of any keys, such as data.options.
         training: whether it is to be trained with; what belongs to training alone holds up no evaluation.
+        source: the file that a config was read from; None: a program made it.
 
     Raises:
-        ConfigError: no such recipe, an unknown key, a value of the wrong type, or options that cannot work.
+        ConfigError: no such recipe, an unknown key, a value of the wrong type, options that cannot work, or a file that
+            asks for what only a person may allow.
     """
     if isinstance(recipe, Config):
         values = to_dict(recipe)
     else:
         values = {} if recipe is None else _values(str(recipe))
-    if isinstance(overrides, Mapping):
-        merge(values, overrides)
-    else:
-        positionals, pairs = split_arguments(overrides)
-        for positional in positionals:
-            key, separator, text = positional.partition("=")
-            if not separator:
-                raise ConfigError(f"{positional!r} is not an override: write key=value, as in steps=5.")
-            pairs.append((key, text))
-        for key, text in pairs:
-            set_text(values, key, text)
+        source = None if recipe is None else str(recipe)
+    said = merge(values, overrides) if isinstance(overrides, Mapping) else _set_texts(values, overrides)
     config = build(Config, values)
+    if source is not None:
+        require_granted(config, source, said)
     check(config, training=training)
     return config
+
+
+def _set_texts(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Sets keys to whole values, in place; returns the keys."""
+    positionals, pairs = split_arguments(overrides)
+    for positional in positionals:
+        key, separator, text = positional.partition("=")
+        if not separator:
+            raise ConfigError(f"{positional!r} is not an override: write key=value, as in steps=5.")
+        pairs.append((key, text))
+    for key, text in pairs:
+        set_text(values, key, text)
+    return [key for key, _ in pairs]
 
 
 def to_yaml(config: Config) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sppo.config.ranges import AtLeastOne, Count, Positive, Section, Share
+from sppo.config.ranges import AtLeastOne, CodePlace, Count, Positive, Section, Share, Trust
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CodeOptions(Section):
     """Wall seconds of all tests of one response, and CPU seconds; tests that are not done by then are failed."""
     memory_mb: Annotated[int, Field(ge=64)] = 512
     """MiB of address space of a process of the program, and of memory of all of them; Python itself needs 64."""
-    unsafe_code: bool = False
+    unsafe_code: Trust = False
     """Run what the model writes with your rights and no sandbox, where this machine has none; otherwise that is
     refused. --unsafe-code for short."""
 
@@ -69,7 +69,7 @@ class RewardModelOptions(Section):
     """Multiplies scores before the sigmoid; below 1 keeps large scores apart."""
     shift: float = 0.0
     """Score whose reward is one half."""
-    trust_remote_code: bool = False
+    trust_remote_code: Trust = False
     """Allow the reward model's own Python code from the hub to run."""
 
 
@@ -79,7 +79,7 @@ class CompositePart(Section):
 
     verifier: str | None = None
     """Name of a verifier."""
-    reward: str | None = None
+    reward: CodePlace = None
     """Your reward function, as package.module:function or path/to/file.py:function."""
     weight: float = 1.0
     """Weight of the part's reward in the mean; weights need not add up to 1."""
@@ -99,7 +99,7 @@ class CompositeOptions(Section):
 class ProcessOptions(Section):
     """Rewards of single steps, added as potential differences that leave the best policy what it is."""
 
-    function: str | None = None
+    function: CodePlace = None
     """Your function f(prompts, completions, steps, **columns) -> one list of numbers in [0, 1] a completion, as
     package.module:function or path/to/file.py:function."""
     model: str | None = None
@@ -111,7 +111,7 @@ class ProcessOptions(Section):
     """Where a step ends: at a blank line, at the end of a line, or at a text of your own."""
     marker: str | None = None
     """The text that ends a step, for split marker."""
-    trust_remote_code: bool = False
+    trust_remote_code: Trust = False
     """Allow the step-reward model's own Python code from the hub to run."""
 
     @property

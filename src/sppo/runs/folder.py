@@ -26,6 +26,7 @@ from typing import Any
 
 from sppo import __version__
 from sppo.config.compatibility import as_yaml, config_differences, written, written_config
+from sppo.config.trust import require_repeated
 from sppo.errors import ConfigError, RunFolderError
 from sppo.runs import ranks
 from sppo.runs.checkpoint import find_checkpoint, load_state, require_whole
@@ -210,6 +211,7 @@ def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
     require_whole(checkpoint, sizes_alone=True)  # each file's content is read when it is gone on from
     step = load_state(checkpoint).step
     said = written_config(path)
+    require_repeated(said.config, written(options).config, str(path))
     differences = config_differences(said, written(options).config)
     if differences:
         by = "" if said.version == __version__ else f"by sppo {said.version} (this is {__version__}) "

@@ -22,6 +22,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from sppo.config.trust import HANDED_OVER
 from sppo.errors import ConfigError, RewardError
 from sppo.types import Submission, Verdict
 
@@ -30,8 +31,6 @@ RewardFunction = Callable[..., Any]
 
 _FILES: dict[str, str] = {}
 """Name of each module made from a file of the user's -> the file, as the user wrote it."""
-_HANDED_OVER = "handed over by a Python program: "
-"""Begins data.reward of a run whose reward function had no other place than a program's memory."""
 
 
 def function_name(function: RewardFunction) -> str:
@@ -53,12 +52,12 @@ def function_name(function: RewardFunction) -> str:
 
 def handed_over(function: RewardFunction) -> str:
     """What data.reward notes of a function that a Python program handed over."""
-    return _HANDED_OVER + function_name(function)
+    return HANDED_OVER + function_name(function)
 
 
 def name_handed_over(target: str | None) -> str | None:
     """The name of the function that `handed_over` noted; None of any other data.reward."""
-    return target.removeprefix(_HANDED_OVER) if target and target.startswith(_HANDED_OVER) else None
+    return target.removeprefix(HANDED_OVER) if target and target.startswith(HANDED_OVER) else None
 
 
 def call_reward_function(function: RewardFunction, submissions: Sequence[Submission]) -> list[Verdict]:
