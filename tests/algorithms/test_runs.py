@@ -98,7 +98,7 @@ def test_two_steps_and_two_more_are_four(tmp_path, kind):
     train_on_rows(tmp_path / "parts", has_a_three, steps=2, **settings)
     parts = train_on_rows(tmp_path / "parts", has_a_three, steps=4, resume=True, **settings)
     last = [tmp_path / run / "checkpoints" / "last" for run in ("whole", "parts")]
-    weights = sorted(path.relative_to(last[0]) for path in last[0].rglob("*.safetensors"))
+    weights = sorted(path.relative_to(last[0]) for path in last[0].rglob("*/*.safetensors"))
     assert len(weights) == {"ppo": 4, "joint ratio": 4, "spo": 4}.get(kind, 2)  # moments, and what each has
     for name in weights:
         left, right = (load_file(folder / name) for folder in last)

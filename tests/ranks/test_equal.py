@@ -103,7 +103,7 @@ def test_ranks_equal_one(runs, name, count):
         assert steps, f"{name}: {model} took no step"
         for step, tensors in enumerate(steps):
             assert_near(tensors, other[model][step], f"gradient of {model} in step {step}")
-    saved = [*(one / "checkpoints" / "last").rglob("*.safetensors"), *one.glob("adapter_base/*.safetensors")]
+    saved = [*(one / "checkpoints" / "last").rglob("*/*.safetensors"), *one.glob("adapter_base/*.safetensors")]
     for path in sorted(saved):
         inside = path.relative_to(one)
         if "optimizers" not in inside.parts:  # of which each rank writes a file

@@ -239,10 +239,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
         train(tiny_config(tmp_path / "run", steps=1, logging__sinks=["tensorboard"]), resume=True)
     assert files_of(tmp_path) == before
     # Refused by what only the checkpoint says.
-    (generators,) = (tmp_path / "run" / "checkpoints").glob("step_2/random.pt")
+    generators = tmp_path / "run" / "checkpoints" / "step_2" / "random.safetensors"
     generators.write_bytes(b"damaged")
     before = files_of(tmp_path)
-    with pytest.raises(RunFolderError, match=r"random.pt is damaged"):
+    with pytest.raises(RunFolderError, match=r"random\.safetensors is damaged"):
         train(tiny_config(tmp_path / "run", steps=3, logging__sinks=["tensorboard"]), resume=True)
     assert files_of(tmp_path) == before
 

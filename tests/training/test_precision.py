@@ -26,7 +26,7 @@ DEVICES = [
 
 
 def weights_of(folder):
-    places = sorted((folder / "checkpoints" / "last").rglob("*.safetensors"))
+    places = sorted((folder / "checkpoints" / "last").rglob("*/*.safetensors"))
     return {(path.parent.name, name): tensor for path in places for name, tensor in load_file(path).items()}
 
 

@@ -18,15 +18,17 @@ from sppo.commands.train import train
 from sppo.config.recipes import to_yaml
 from sppo.critics.models import PromptCritic
 from sppo.errors import RunFolderError, TrainingError
+from sppo.runs import checkpoint as checkpoint_files
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
+from sppo.runs.generators import restore_random_state
 from sppo.runs.progress import NoProgress
 from sppo.runs.records import read_records
 from sppo.training.build import build, opening
 from sppo.training.given import Given
 from sppo.update.moments import load_optimizers
 from tests.conftest import tiny_config
-from tests.runs.test_checkpoint import Evil
+from tests.runs.test_generators import Evil, old_random_state
 
 STEPS = 6
 
@@ -83,7 +85,7 @@ def test_kill_9_and_resume_is_bit_equal_to_an_uninterrupted_run(tmp_path, option
     (half / "state.json").write_text("{")
     train(config, resume=True)
     assert not half.exists()
-    saved = sorted((tmp_path / "whole" / "checkpoints" / "last").rglob("*.safetensors"))
+    saved = sorted((tmp_path / "whole" / "checkpoints" / "last").rglob("*/*.safetensors"))
     assert len(saved) == (7 if options else 4)  # the second critic, and history
     for path in saved:
         part = path.relative_to(tmp_path / "whole" / "checkpoints" / "last")
@@ -128,13 +130,17 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     load_optimizers(parts.optimizers, checkpoint)
     torch.save({name: o.state_dict() for name, o in parts.optimizers.items()}, checkpoint / "optimizers.pt")
     shutil.rmtree(checkpoint / "optimizers")
+    restore_random_state(checkpoint)
+    torch.save(old_random_state(), checkpoint / "random.pt")
+    for name in ("random.json", "random.safetensors"):
+        (checkpoint / name).unlink()
     (checkpoint / "checksums.json").unlink()
     train(tiny_config(tmp_path / "parts", steps=4), resume=True)
     assert_same_moments(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize(
-    "name", ["policy/model.safetensors", "critic/value_head.safetensors", "random.pt", "optimizers"]
+    "name", ["policy/model.safetensors", "critic/value_head.safetensors", "random.safetensors", "optimizers"]
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it(tmp_path, name):
     train(tiny_config(tmp_path / "run", steps=2))
@@ -185,7 +191,7 @@ def test_a_disk_that_fills_up_under_the_weights_leaves_no_half_checkpoint(tmp_pa
 
 
 def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch):
-    real_save, calls = torch.save, []
+    real_save, calls = checkpoint_files.save_random_state, []
 
     def full_at_the_second_checkpoint(*args, **kwargs):
         calls.append(args)
@@ -193,7 +199,7 @@ def test_a_disk_that_fills_up_loses_no_earlier_checkpoint(tmp_path, monkeypatch)
             raise OSError(28, "No space left on device")
         real_save(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "save", full_at_the_second_checkpoint)
+    monkeypatch.setattr(checkpoint_files, "save_random_state", full_at_the_second_checkpoint)
     with pytest.raises(TrainingError, match=r"step_1 could not be written: .*No space left.*--resume"):
         train(tiny_config(tmp_path / "run"))
     monkeypatch.undo()

@@ -4,7 +4,7 @@
                                        with an adapter, the adapter alone, as peft reads it
     checkpoints/step_N/critic/         HF folder: AutoModel.from_pretrained (trunk), PromptCritic.from_pretrained (all)
     checkpoints/step_N/optimizers/     AdamW states: tensors by torch.distributed.checkpoint, the rest as JSON
-    checkpoints/step_N/random.pt       generators of torch, CUDA, numpy and Python
+    checkpoints/step_N/random.*        generators of torch, CUDA, numpy and Python: safetensors and JSON
     checkpoints/step_N/state.json      step, data cursor, counters
     checkpoints/step_N/checksums.json  size and CRC-32 of each of these files
     checkpoints/last, best             links to two of them
@@ -16,8 +16,6 @@ written at once, and optimisers' states, which are twice as large, in a thread b
 from __future__ import annotations
 
 import os
-import pickle
-import random
 import shutil
 import threading
 import time
@@ -32,6 +30,7 @@ from sppo import __version__
 from sppo.errors import RunFolderError, TrainingError
 from sppo.runs import ranks
 from sppo.runs.files import read_json, whole_folder, write_json
+from sppo.runs.generators import load_pickled, save_random_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -153,8 +152,6 @@ def save_checkpoint(
     Raises:
         TrainingError: the disk is full or not writable; the half-written folder is removed.
     """
-    import torch
-
     began = time.monotonic()
     final, best = checkpoints / f"step_{state.step}", state.best_step
     is_best = best == state.step
@@ -165,7 +162,7 @@ def save_checkpoint(
         if critic is not None:
             critic.save_pretrained(temporary / "critic")
         if ranks.is_main():
-            torch.save(random_state(), temporary / "random.pt")
+            save_random_state(temporary)
             write_json(temporary / "state.json", {"sppo": __version__, **asdict(state)})
         shared = Path(ranks.of_main(str(temporary)))
         begun = stack.pop_all()
@@ -284,50 +281,7 @@ def read_frozen(checkpoint: Path) -> list[str]:
 def read_old_optimizers(checkpoint: Path) -> dict[str, Any] | None:
     """Returns the state dict of each optimiser, as versions up to 0.3.0 wrote them; None of a newer checkpoint."""
     old = checkpoint / "optimizers.pt"
-    return _load(old) if old.is_file() else None
-
-
-def random_state() -> dict[str, Any]:
-    """The states of every global generator, in tensors and plain numbers: reading anything else could run code."""
-    import numpy as np
-    import torch
-
-    name, key, place, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (name, np.asarray(key).tolist(), int(place), int(has_gauss), float(gauss)),
-        "python": random.getstate(),
-    }
-
-
-def restore_random_state(checkpoint: Path) -> None:
-    """Puts every global generator back to where it was."""
-    import numpy as np
-    import torch
-
-    saved = _load(checkpoint / "random.pt")
-    torch.set_rng_state(saved["torch"])
-    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    np.random.set_state(saved["numpy"])
-    random.setstate(saved["python"])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """Reads tensors and plain numbers, and nothing that runs code.
-
-    Raises:
-        RunFolderError: the file holds something else.
-    """
-    import torch
-
-    try:
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).splitlines()[0]
-        raise RunFolderError(f"{path} holds something else than tensors and numbers, or is damaged: {first}") from error
-    return loaded
+    return load_pickled(old) if old.is_file() else None
 
 
 def _write_checksums(folder: Path) -> None:

@@ -19,9 +19,9 @@ from sppo.runs.checkpoint import (
     find_checkpoint,
     load_state,
     require_whole,
-    restore_random_state,
 )
 from sppo.runs.folder import RunFolder
+from sppo.runs.generators import restore_random_state
 from sppo.runs.progress import Clock, NoProgress, Progress
 from sppo.runs.sinks import Sinks
 from sppo.training.build.checks import algorithm_of, check, notes_on
