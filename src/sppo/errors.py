@@ -6,11 +6,34 @@ Anything else that is raised is a defect of ours (an `AssertionError`) or of a l
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable
+
+_NOT_SHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Characters that do something to a screen instead of being shown, other than tabs and ends of lines: control
+characters (with one of them the escape sequences of terminals begin), what turns the direction of text round, Unicode's
+own ends of lines, halves of surrogate pairs, and the invisible letters of tags."""
+
+
+def visible(text: str) -> str:
+    """Returns a text that a model or a file wrote as it may be shown: what would act on a terminal is spelled out.
+
+    An escape character becomes the six characters \\u001b, as JSON writes it; so text that is JSON stays the same JSON.
+    """
+    return _NOT_SHOWN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class SppoError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback.
+
+    It may quote what a model or a file wrote, which is made visible, wherever it is shown.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(visible(part) if isinstance(part, str) else part for part in said))
 
 
 class ConfigError(SppoError):

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from sppo.cli import on_ray
 from sppo.cli.launch import FLAGS, read_launch, torchrun
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A bar that the terminal's encoding lacks must not end a run of hours.
             stream.reconfigure(errors="replace")
+    sys.excepthook = _on_defect
     if not ranks.is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the main rank speaks for all
     try:
@@ -95,10 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _say(error: Exception) -> None:
-    from rich.console import Console
+def _on_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Shows an error that nobody expected; it may quote what a model or a file wrote."""
+    from sppo.cli.console import show_traceback
 
-    Console(stderr=True, highlight=False).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
+    show_traceback(kind, error, where)
+
+
+def _say(error: Exception) -> None:
+    from sppo.cli.console import Screen
+
+    Screen(stderr=True).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -134,9 +143,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _print_help() -> None:
-    from rich.console import Console
+    from sppo.cli.console import Screen
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(soft_wrap=True)
     console.print("[bold]sppo[/]: train language models to reason with verifiable rewards, one response a prompt.\n")
     console.print("Usage: sppo COMMAND [dim]...[/]\n")
     width = max(map(len, COMMANDS)) + 3

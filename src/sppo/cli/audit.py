@@ -63,13 +63,13 @@ def run(arguments: Sequence[str]) -> int:
         require_target(source, target, overwrite="overwrite" in given.switches)
     if "json" in given.settings:
         require_writable("--json", Path(given.settings["json"]))
-    from rich.console import Console
     from rich.markup import escape
 
+    from sppo.cli.console import Screen
     from sppo.cli.progress import make_progress
     from sppo.commands.audit import audit, write_clean
 
-    console = Console(highlight=False)
+    console = Screen()
     stamp = _stamp(source)
     progress = make_progress(console)
     try:

@@ -70,13 +70,14 @@ def run(arguments: Sequence[str]) -> int:
     from sppo.config.evaluation import evaluation_config
 
     config, notes = evaluation_config(path, None, given.overrides)
-    from rich.console import Console
+    from rich.markup import escape
 
+    from sppo.cli.console import Screen
     from sppo.cli.progress import make_progress
     from sppo.commands.calibrate import calibrate
     from sppo.report.calibration import write_calibration
 
-    console = Console(highlight=False)
+    console = Screen()
     progress = make_progress(console)
     try:
         for note in notes:
@@ -96,7 +97,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0  # what the main one has written may not be there yet
     print_calibration(console, result)
     picture = write_calibration(folder / "calibration" / result["checkpoint"])
-    console.print(f"\n[dim]picture[/]  {picture}\n[dim]numbers[/]  {picture.with_name('result.json')}", soft_wrap=True)
+    files = {"picture": picture, "numbers": picture.with_name("result.json")}
+    lines = [f"[dim]{name}[/]  {escape(str(file))}" for name, file in files.items()]
+    console.print("\n" + "\n".join(lines), soft_wrap=True)
     if "json" in given.settings:
         write_json("--json", Path(given.settings["json"]), result)
     return 0

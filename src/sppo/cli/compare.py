@@ -49,9 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     targets = _numbers("targets", flags.get("targets", "0.5,0.8,0.9"), float)
     if len(samples) != 1:
         raise ConfigError(f"--samples is {flags['samples']!r}, but must be one whole number.")
-    from rich.console import Console
     from rich.markup import escape
 
+    from sppo.cli.console import Screen
     from sppo.cli.progress import make_progress
     from sppo.commands.compare import compare
 
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     finally:
         progress.close()
-    console = Console(highlight=False)
+    console = Screen()
     print_comparison(console, found)
     console.print(f"\n[dim]tables and pictures[/]  {escape(output)}", soft_wrap=True)
     return 1 if any(run["error"] for run in found["runs"]) else 0

@@ -29,12 +29,11 @@ def run(arguments: Sequence[str]) -> int:
     resume = "resume" in given.switches or goes_on(Path(newest))
     if not named:
         config = dataclasses.replace(config, output=demo_folder(config.output, newest=resume))
-    from rich.console import Console
-
+    from sppo.cli.console import Screen
     from sppo.cli.story import print_story
     from sppo.cli.train import train_with_progress
 
-    console = Console(highlight=False)
+    console = Screen()
     console.print("[bold]sppo demo[/]: first a warm start stands in for pretraining; then the model learns from")
     console.print("rewards alone, one response a prompt, with a critic that reads only the prompt.\n")
     print_story(console, train_with_progress(config, resume=resume))

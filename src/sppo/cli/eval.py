@@ -64,8 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     for name in set(settings) - set(_OWN) - set(short):
         raise ConfigError(f"--{name} is for benchmarks: name some with --benchmarks.")
     overrides = [*given.overrides, *(f"--{short[name]}={settings[name]}" for name in short if name in settings)]
-    from rich.console import Console
-
+    from sppo.cli.console import Screen
     from sppo.cli.progress import make_progress
 
     progress = make_progress()
@@ -73,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         result, show = _measure(given, overrides, progress)
     finally:
         progress.close()
-    show(Console(highlight=False))
+    show(Screen())
     if "json" in settings:
         write_json("--json", Path(settings["json"]), result)
     return 0

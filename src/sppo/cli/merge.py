@@ -35,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     if "output" not in given.settings:
         raise ConfigError(f"--output is missing: the folder to make. Usage: {USAGE}")
     output, checkpoint = Path(given.settings["output"]).expanduser(), checkpoint_name(given.settings)
+    from sppo.cli.console import say
     from sppo.commands.merge import merge
 
     base = merge(
@@ -43,5 +44,5 @@ def run(arguments: Sequence[str]) -> int:
         checkpoint=checkpoint,
         trust_remote_code="trust_remote_code" in given.switches,
     )
-    print(f"Merged into {output}: the adapter of {given.positional}, on the weights of {base}.")
+    say(f"Merged into {output}: the adapter of {given.positional}, on the weights of {base}.")
     return 0

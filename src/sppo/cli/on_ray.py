@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sppo.cli.launch import Launch, threads_each
-from sppo.errors import ConfigError
+from sppo.errors import ConfigError, visible
 from sppo.runs.progress import STOPS
 
 START_SECONDS = 600
@@ -200,7 +200,7 @@ def _run(ray: Any, command: Sequence[str], launch: Launch, workers: int, gpus: i
     failed = _attend(ray, trainer, desk)
     codes: dict[int, int] = ray.get(desk.outcome.remote())
     if failed is not None and not (codes.keys() and isinstance(failed, ray.train.WorkerGroupError)):
-        print(f"error: {_said_by_ray(failed, workers)}", file=sys.stderr)
+        print(f"error: {visible(_said_by_ray(failed, workers))}", file=sys.stderr)
         return 1
     # A rank that was killed is why the others ended.
     code = min(codes.values(), default=1) if failed is not None else codes.get(0, 0)

@@ -122,11 +122,12 @@ def print_help(
     Raises:
         ConfigError: what follows --help names no section.
     """
-    from rich.console import Console
     from rich.markup import escape
 
+    from sppo.cli.console import Screen
+
     asked = None if options == "none" else _section_asked_for(arguments)
-    console = Console(highlight=False)
+    console = Screen()
     console.print(f"Usage: [bold]{escape(usage)}[/]\n\n{escape(about)}\n", soft_wrap=True)
     for flag, text in flags.items():
         console.print(f"  [bold]{escape(flag)}[/]", soft_wrap=True)

@@ -23,6 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         raise ConfigError(f"sppo plot takes a kind and a run folder: {USAGE}")
     kind, folder = arguments[0], Path(arguments[1])
+    from sppo.cli.console import say
     from sppo.report import write_curves
     from sppo.report.tail import write_tail
 
@@ -31,5 +32,5 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{kind!r} is no kind of picture.{did_you_mean(kind, kinds)}")
     if not (folder / "metrics.jsonl").is_file():
         raise ConfigError(f"{folder} is no run folder with something to draw (it has no metrics.jsonl).")
-    print(kinds[kind](folder))
+    say(str(kinds[kind](folder)))
     return 0

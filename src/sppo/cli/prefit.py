@@ -21,9 +21,11 @@ def run(arguments: Sequence[str]) -> int:
     about = "Fits a critic to responses of the starting policy, for several runs."
     summary = run_recipe(arguments, USAGE, about, FLAGS, _prefit)
     if summary is not None:
+        from sppo.cli.console import say
+
         policy = Path(summary["output"]) / "checkpoints" / "last" / "policy"
         # With a folder of its own, as RECIPE's is this one; RECIPE may ask for a pre-fit itself.
-        print(
+        say(
             f"\nTrain with it:\n  sppo train RECIPE --model.path {policy} --sft.phases [] --critic.prefit.samples 0 "
             f"--critic.prefit.path {summary['output']} --output NAME"
         )

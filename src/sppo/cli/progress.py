@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sppo.cli.console import Screen
 from sppo.cli.story import duration
 from sppo.runs import ranks
 from sppo.runs.progress import NoProgress, Progress
@@ -27,7 +28,7 @@ def make_progress(console: Console | None = None) -> Progress:
     """Returns the live display where the output is a terminal, else plain lines; none but of the main rank."""
     if not ranks.is_main():
         return NoProgress()
-    console = console or Console(highlight=False)
+    console = console or Screen()
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
@@ -248,7 +249,7 @@ class LiveProgress(_Phases):
             return
         self._told.add(phase.name)
         facts = [escape(phase.name), f"[dim]{phase.position()}[/]" if phase.step else ""]
-        facts += [f"[dim]{duration(time.monotonic() - phase.started)}[/]", *_facts(phase.metrics)[:2]]
+        facts += [f"[dim]{duration(time.monotonic() - phase.started)}[/]", *map(escape, _facts(phase.metrics)[:2])]
         self.console.print("[green]✓[/]" if phase.over else "[yellow]·[/]", "  ".join(fact for fact in facts if fact))
 
 
@@ -272,7 +273,7 @@ def _grid() -> Table:
 def _other_rows(metrics: Mapping[str, float]) -> Table:
     rows = _grid()
     for key, value in list(metrics.items())[:4]:
-        rows.add_row(_short_name(key), _number(key, value), "")
+        rows.add_row(escape(_short_name(key)), _number(key, value), "")
     return rows
 
 

@@ -43,22 +43,21 @@ def run_recipe(
         return None
     dry_run = [] if plan is None else ["dry_run"]
     given = parse(arguments, usage, positional="RECIPE", switches=("resume", *dry_run, "print_config"))
+    from sppo.cli.console import Screen, say
     from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
     resume = "resume" in given.switches or goes_on(Path(config.output))
     if "print_config" in given.switches:
-        print(to_yaml(config), end="")
+        say(to_yaml(config), end="")
         return None
     if plan is not None and "dry_run" in given.switches:
         plan(config, resume=resume)
         return None
-    from rich.console import Console
-
     from sppo.cli.story import print_result
 
     summary = work(config, resume=resume)
-    print_result(Console(highlight=False), summary)
+    print_result(Screen(), summary)
     return summary
 
 

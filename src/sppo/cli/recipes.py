@@ -19,10 +19,10 @@ def run(arguments: Sequence[str]) -> int:
         from sppo.errors import ConfigError
 
         raise ConfigError(f"{given.overrides[0].partition('=')[0]} is no flag of this command. Usage: {USAGE}")
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from sppo.cli.console import Screen
     from sppo.config.recipes import list_recipes
 
     table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     table.add_column("what it does")
     for name, description in list_recipes().items():
         table.add_row(name, escape(description))
-    console = Console(highlight=False)
+    console = Screen()
     console.print(table)
     console.print("\nRun one: [bold]sppo train NAME[/]. Keep one to change: [bold]sppo train NAME --print_config[/]")
     return 0

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sppo.cli.console import Screen
 from sppo.evaluation.paired import Comparison, PairedDifference
 from sppo.evaluation.scores import BenchmarkScores, Estimate, EvaluationResult
 from sppo.evaluation.statistics import Interval
@@ -19,7 +20,7 @@ _WIDE = 100
 
 def as_text(render: Callable[[Console], None]) -> str:
     """Returns what `render` prints, as plain text."""
-    console = Console(file=io.StringIO(), width=_WIDTH, highlight=False, force_terminal=False)
+    console = Screen(file=io.StringIO(), width=_WIDTH, force_terminal=False)
     render(console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
@@ -31,7 +32,10 @@ def print_scores(console: Console, result: EvaluationResult) -> None:
     how = f"temperature {sampling['temperature']:g}, top_p {sampling['top_p']:g}"
     how += f", top_k {sampling['top_k']}" if sampling["top_k"] else ""
     console.print(f"[bold]{escape(result.model)}[/]", soft_wrap=True)
-    console.print(f"{n} response{'s' * (n > 1)} a problem, {how}, at most {sampling['max_response_tokens']:,} tokens\n")
+    console.print(
+        f"{n} response{'s' * (n > 1)} a problem, {how}, at most {sampling['max_response_tokens']:,} tokens\n",
+        markup=False,
+    )
     console.print(_scores_table(console, result))
     console.print()
     for line in _explanations(result):

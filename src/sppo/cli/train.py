@@ -38,15 +38,15 @@ def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, An
 
 def print_plan(config: Config, *, resume: bool = False) -> None:
     """Prints what a run would do, or what is left of one that goes on."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from sppo.cli.console import Screen
     from sppo.commands.plan import plan
 
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
     for label, value in plan(config, resume=resume):
         table.add_row(f"[dim]{escape(label)}[/]", escape(value))
-    console = Console(highlight=False)
+    console = Screen()
     console.print(table)
     console.print("\nNothing was trained: this was a dry run.")

@@ -15,7 +15,7 @@ from sppo.config.gone import Gone, gone
 from sppo.config.keys import find
 from sppo.config.options import Config, flatten, to_dict
 from sppo.config.parsing import build, set_value
-from sppo.errors import ConfigError, RunFolderError
+from sppo.errors import ConfigError, RunFolderError, visible
 
 VERSION_KEY = "sppo_version"
 """Key in config.yaml, no option: the version of sppo that wrote it."""
@@ -106,7 +106,10 @@ def written(values: Mapping[str, Any]) -> Written:
 
 def as_yaml(options: Mapping[str, Any]) -> str:
     """Returns nested plain options as YAML, with the version that wrote it."""
-    return yaml.safe_dump({VERSION_KEY: __version__, **options}, sort_keys=False, allow_unicode=True, width=110)
+    said = {VERSION_KEY: __version__, **options}
+    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+    # It is shown too: with what a terminal would act on, all that is not ASCII is written as YAML's escapes.
+    return text if visible(text) == text else yaml.safe_dump(said, sort_keys=False, width=110)
 
 
 def without_notes(values: Mapping[str, Any]) -> dict[str, Any]:

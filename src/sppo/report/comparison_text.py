@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sppo.errors import visible
 from sppo.report.comparison_numbers import CONVENTIONS, UNITS
 
 _NOTES = """\
@@ -47,7 +48,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         lines += ["## Runs that failed", ""]
         lines += [f"- {run['label']}, seed {run['seed']} ({run['folder']}): {run['error']}" for run in failed] + [""]
     lines += ["## What the numbers are", "", _NOTES.format(first=first)]
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], first: str) -> list[str]:

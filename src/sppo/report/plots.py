@@ -35,6 +35,8 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
+    # A dollar in the name of a run is no formula.
+    "text.parse_math": False,
 }
 _LEGEND: dict[str, Any] = {"borderpad": 0.2, "handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.1}
 _COUNT: dict[str, Any] = {"fontsize": 8, "color": "#6b7079"}

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sppo.errors import RunFolderError
+from sppo.errors import RunFolderError, visible
 from sppo.runs import ranks
 
 _FORGOTTEN = 3600.0
@@ -85,8 +85,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, for people too, that is whole or absent."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file, for people too, that is whole or absent; control characters are JSON's escapes in it."""
+    write_text(path, visible(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sppo.errors import ConfigError, RankError, SppoError
+from sppo.errors import ConfigError, RankError, SppoError, visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -298,7 +298,7 @@ class _Bond:
             return
         # In a collective operation of a GPU nothing but this ends the wait.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        os.write(2, f"{cursor}\nerror: {said}\n".encode())
+        os.write(2, f"{cursor}\nerror: {visible(said)}\n".encode())
         os._exit(2)
 
     def _silent(self, beats: list[float], seen: list[bytes]) -> str | None:

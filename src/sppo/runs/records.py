@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sppo.errors import RunFolderError
+from sppo.errors import RunFolderError, visible
 from sppo.runs import ranks
 from sppo.runs.files import is_temporary, whole_file
 
@@ -112,8 +112,9 @@ def forget_records(folder: Path, after: int) -> None:
 
 
 def _encode(line: Line) -> bytes:
-    # Half a surrogate pair, which a data set may hold, has no UTF-8; this writes it as JSON's escape.
-    return (json.dumps(line, ensure_ascii=False, default=_plain) + "\n").encode("utf-8", "backslashreplace")
+    # What a terminal would act on, were the file shown there, is JSON's escape, and so is half a surrogate pair, which
+    # has no UTF-8.
+    return (visible(json.dumps(line, ensure_ascii=False, default=_plain)) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
