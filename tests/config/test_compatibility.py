@@ -61,7 +61,11 @@ def test_steps_may_differ_unless_a_curriculum_goes_by_them():
 
 
 def test_a_config_that_cannot_be_read(tmp_path):
-    for text, said in (("a: [", "is not YAML"), ("- a", "holds no options")):
+    for text, said in (
+        ("a: [", "is not YAML"),
+        ("- a", "holds \\['a'\\], but options are a mapping"),
+        ("", "holds no options"),
+    ):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(RunFolderError, match=said):
             read_config(tmp_path)

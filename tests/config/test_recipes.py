@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sppo.config import Config
+from sppo.config.compatibility import read_config
 from sppo.config.keys import options
 from sppo.config.parsing import _KNOWN_ELSEWHERE_AS
 from sppo.config.recipes import list_recipes, load_recipe, to_yaml
-from sppo.errors import ConfigError
+from sppo.errors import ConfigError, RunFolderError
 
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-"
 
@@ -238,7 +239,7 @@ def test_unknown_option_shows_near_keys_rather_than_all() -> None:
     ("text", "said"),
     [
         ("steps: [", "is not YAML that can be read"),
-        ("- steps", "a recipe is a mapping of keys"),
+        ("- steps", "options are a mapping of keys"),
         ("steps: 3\nsteps: 4", "key 'steps' is given twice"),
         ("optimiser:\n  epochs: 1", "optimiser is not an option. Did you mean optimizer?"),
         ("data:\n  path: 3", "data.path is 3, but must be text or null"),
@@ -277,3 +278,45 @@ def test_an_old_option_that_changed_no_result_is_no_reason_to_refuse_a_recipe(tm
     path = tmp_path / "mine.yaml"
     path.write_text("extends: demo\noptimizer: {logprob_chunk_tokens: 1024}\n")
     assert load_recipe(path) == load_recipe("demo")
+
+
+LEVELS, VALUES = "[" * 20_000, "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"steps: 3\ndata: {LEVELS}", "more than 50 levels deep at line 2, column 56"),
+        ("{a: " * 20_000, "more than 50 levels deep at line 1"),
+        ("- " * 20_000 + "x", "more than 50 levels deep at line 1"),
+        ("x0: &x0 [a, b, c]\n" + VALUES, "more than 10,000 values, with its aliases at line 5"),
+        ("data: &a [*a]", "an alias within what it stands for at line 1, column 11"),
+        ("data: &a {b: {c: *a}}", "an alias within what it stands for"),
+        ("a" * 200_001, "has 200,001 characters, but options have 200,000 at most"),
+        ("output: 2024-99-99", "'2024-99-99' can't be read as timestamp: month must be in 1..12 at line 1"),
+        (f"steps: {'9' * 5000}", "can't be read as int"),
+        ("steps: !!bool 3", "'3' can't be read as bool"),
+        ("steps: !!python/object/apply:os.system [ls]", "could not determine a constructor for the tag"),
+        ("output: \xe9".encode("latin-1"), "is not text in UTF-8"),
+        ("extends: mine.yaml", "mine.yaml extends itself: mine.yaml extends mine.yaml."),
+    ],
+)  # fmt: skip
+def test_a_file_that_no_options_can_be_is_told_with_its_place(text, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as error:
+        load_recipe("mine.yaml")
+    assert said in str(error.value)
+    assert str(error.value).startswith("mine.yaml")
+    if "extends" in said:
+        return
+    Path("config.yaml").write_bytes(Path("mine.yaml").read_bytes())
+    with pytest.raises(RunFolderError, match=r"config\.yaml"):
+        read_config(tmp_path)
+
+
+def test_aliases_are_read_and_what_they_stand_for_is_overridden_in_one_place(tmp_path) -> None:
+    text = "extends: demo\ndata: &data {task: rows, path: a.jsonl, options: {}}\nevaluation: {data: *data}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_recipe(tmp_path / "mine.yaml", {"data.path": "b.jsonl"})
+    assert (config.data.path, config.evaluation.data.path) == ("b.jsonl", "a.jsonl")

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from sppo.errors import RunFolderError
-from sppo.runs.files import gigabytes, read_json, whole_file, whole_folder, write_json, write_text
+from sppo.runs.files import decode_json, gigabytes, read_json, whole_file, whole_folder, write_json, write_text
 
 
 def names(folder):
@@ -96,10 +96,24 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
 
 def test_json_that_cannot_be_read(tmp_path):
     assert read_json(tmp_path / "none.json") is None
-    for text, said in (('{"a": ', "no JSON that can be read"), ("[1]", "holds no JSON object")):
+    for text, said in (
+        ('{"a": ', "no JSON that can be read"),
+        ("[1]", "holds no JSON object"),
+        ("[" * 9999, "more than 100"),
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(RunFolderError, match=said):
             read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(("open_", "close"), ["[]", ('{"a":', "}")])
+def test_json_goes_so_deep_and_no_deeper(open_, close):
+    for text in (open_ * 100 + close * 100, open_ * 99 + "1" + close * 99, json.dumps(["[[{{" * 99, [[]] * 300])):
+        text = text.replace(":}", ":0}")
+        assert decode_json(text) == decode_json(text.encode()) == json.loads(text)
+    for levels in (101, 500, 200_000):
+        with pytest.raises(ValueError, match=r"^more than 100 values within one another$"):
+            decode_json(open_ * levels + "1" + close * levels)
 
 
 def test_bytes_as_people_read_them():

@@ -101,7 +101,8 @@ def test_a_torn_last_line_is_none_and_goes_when_the_file_is_written_anew(tmp_pat
 
 def test_lines_of_something_else_are_named(tmp_path):
     for text, said in (
-        ("{}\nnot json\n", "a line that is no JSON:"),
+        ("{}\nnot json\n", r"a\.jsonl, line 2, is no JSON:"),
+        ("{}\n{}\n" + "[" * 200_000 + "\n", r"line 3, is no JSON: more than 100 values within one another"),
         ("[1]\n", "no JSON object"),
         ("\xff\n", "no JSON"),
     ):

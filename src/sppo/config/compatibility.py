@@ -14,7 +14,7 @@ from sppo import __version__
 from sppo.config.gone import Gone, gone
 from sppo.config.keys import find
 from sppo.config.options import Config, flatten, to_dict
-from sppo.config.parsing import build, set_value
+from sppo.config.parsing import build, read_yaml_file, set_value
 from sppo.errors import ConfigError, RunFolderError, visible
 
 VERSION_KEY = "sppo_version"
@@ -66,10 +66,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunFolderError(f"{folder} is no run folder: it has no config.yaml.")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RunFolderError(f"{path} is not YAML that can be read: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
+        loaded = read_yaml_file(path, str(path))
+    except ConfigError as error:
+        raise RunFolderError(str(error)) from error
+    if not loaded:
         raise RunFolderError(f"{path} holds no options.")
     return loaded
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Number
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -31,8 +32,53 @@ class NoValue(str):
     __slots__ = ()
 
 
+_MOST_LEVELS = 50
+_MOST_VALUES = 10_000
+_MOST_CHARACTERS = 200_000
+"""What a file of options may hold, each alias counted as all that it stands for; a run's own config has some 300."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML, with two traps mended: 1e-5 is a number, and a key given twice is an error."""
+    """YAML, with traps mended: 1e-5 is a number, a key given twice is an error, and so is what no options can be.
+
+    A few hundred bytes of aliases of aliases stand for more than any memory holds, and levels without end for more than
+    Python's stack does.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._sizes: dict[int, int] = {}
+        """Values in each node that is whole, by its id."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        self._level += 1
+        if self._level > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(None, None, f"more than {_MOST_LEVELS} levels deep", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._level -= 1
+        if is_alias and id(node) not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "an alias within what it stands for", mark)
+        if node is not None and not is_alias:
+            self._sizes[id(node)] = self._size(node, mark)
+        return node
+
+    def _size(self, node: yaml.Node, mark: yaml.Mark) -> int:
+        parts = node.value if isinstance(node.value, list) else []
+        inner = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+        size = 1 + sum(self._sizes[id(one)] for one in inner)
+        if size > _MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {_MOST_VALUES:,} values, with its aliases", mark)
+        return size
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            # A date that there is not, a number of too many digits, `!!bool 3`.
+            said = f"{str(node.value)[:60]!r} can't be read as {node.tag.rpartition(':')[2]}: {error}"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -52,15 +98,27 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, or not a mapping.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{name} has {len(text):,} characters, but options have {_MOST_CHARACTERS:,} at most.")
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML that can be read: {' '.join(str(error).split())}") from error
+        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"{name} is not YAML that can be read: {said}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds {_shown(values)}, but a recipe is a mapping of keys, as in `steps: 100`.")
-    return values
+        raise ConfigError(f"{name} holds {_shown(values)}, but options are a mapping of keys, as in `steps: 100`.")
+    # What one alias stands for must not change where another is overridden.
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def read_yaml_file(path: Path, name: str) -> dict[str, Any]:
+    """Returns the mapping that a file holds; raises as `read_yaml`."""
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not text in UTF-8: {error}.") from error
 
 
 def split_arguments(

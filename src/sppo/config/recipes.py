@@ -12,7 +12,7 @@ from typing import Any
 
 from sppo.config.compatibility import as_yaml, drop_idle, without_notes
 from sppo.config.options import Config, to_dict
-from sppo.config.parsing import build, merge, read_yaml, set_text, split_arguments
+from sppo.config.parsing import build, merge, read_yaml, read_yaml_file, set_text, split_arguments
 from sppo.config.settle import check
 from sppo.config.trust import require_granted
 from sppo.errors import ConfigError, did_you_mean
@@ -86,26 +86,28 @@ def to_yaml(config: Config) -> str:
     return as_yaml(to_dict(config))
 
 
-def _values(name_or_path: str) -> dict[str, Any]:
+def _values(name_or_path: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     """Returns a recipe's options, over those of the recipe that its `extends` names."""
+    if name_or_path in extended_by:
+        raise ConfigError(f"{name_or_path} extends itself: {' extends '.join((*extended_by, name_or_path))}.")
     # A run's config.yaml is a recipe too.
-    values = without_notes(read_yaml(*_read(name_or_path)))
+    values = without_notes(_read(name_or_path))
     base = values.pop("extends", None)
     values = drop_idle(values)
     if base is None:
         return values
-    inherited = _values(str(base))
+    inherited = _values(str(base), (*extended_by, name_or_path))
     merge(inherited, values)
     return inherited
 
 
-def _read(name_or_path: str) -> tuple[str, str]:
-    """Returns the recipe's text and the name that errors call it by."""
+def _read(name_or_path: str) -> dict[str, Any]:
+    """Returns what the recipe's own file says."""
     path = Path(name_or_path).expanduser()
     if path.suffix in _ENDINGS:
         if not path.is_file():
             raise ConfigError(f"There is no recipe file {name_or_path} (looked from {Path.cwd()}).")
-        return path.read_text(encoding="utf-8"), name_or_path
+        return read_yaml_file(path, name_or_path)
     if (path / "config.yaml").is_file():
         raise ConfigError(
             f"{name_or_path} is a run folder. To go on with it, give its recipe with --output {name_or_path} "
@@ -117,4 +119,4 @@ def _read(name_or_path: str) -> tuple[str, str]:
             "A recipe of your own is a file that ends in .yaml."
         )
     name = f"{name_or_path}.yaml"
-    return (_BUILT_IN / name).read_text(encoding="utf-8"), name
+    return read_yaml((_BUILT_IN / name).read_text(encoding="utf-8"), name)

@@ -21,6 +21,8 @@ from sppo.runs import ranks
 
 _FORGOTTEN = 3600.0
 """Seconds after its last write from which a temporary file has no writer any more."""
+_MOST_LEVELS = 100
+"""Of values in values in JSON that is read, as whatever walks through it goes down one call for each."""
 
 
 @contextmanager
@@ -89,6 +91,28 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, visible(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
+def decode_json(text: str | bytes) -> Any:
+    """Returns what JSON says.
+
+    Raises:
+        ValueError: it is none, or goes deeper than any data of ours or anyone's use of it.
+    """
+    deep = f"more than {_MOST_LEVELS} values within one another"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
+    # Level by level, and only where there are as many brackets: a call for each level is what must not be.
+    level, marks = [value], ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, marks)) > _MOST_LEVELS:  # type: ignore[arg-type]
+        for _ in range(_MOST_LEVELS):
+            inner = [one for one in level if isinstance(one, (dict, list))]
+            level = [part for one in inner for part in (one.values() if isinstance(one, dict) else one)]
+        if level:
+            raise ValueError(deep)
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns the object in a JSON file, or None where there is no such file.
 
@@ -98,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = decode_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{path} is no JSON that can be read: {error}") from error
     if not isinstance(loaded, dict):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sppo.errors import RunFolderError
 from sppo.runs import ranks
+from sppo.runs.files import decode_json
 
 LOCK_FILE = ".lock"
 _held: set[int] = set()
@@ -58,7 +59,7 @@ def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
 def launch_of(folder: Path) -> str | None:
     """The launch whose process wrote to a folder last, as its launcher calls it; None where it can't be told."""
     try:
-        launch = json.loads((folder / LOCK_FILE).read_text())["launch"]
+        launch = decode_json((folder / LOCK_FILE).read_text())["launch"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return launch if isinstance(launch, str) else None
@@ -94,7 +95,7 @@ def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None
 def _holder(descriptor: int) -> str:
     """Who holds the lock, in words; nothing where it has just been taken and doesn't say yet."""
     try:
-        said = json.loads(os.pread(descriptor, 10_000, 0))
+        said = decode_json(os.pread(descriptor, 10_000, 0))
         text = f": process {said['pid']} on {said['host']} since {said['since']}, {_cut(str(said['command']))}"
     except (ValueError, LookupError, TypeError):
         return ""

@@ -17,7 +17,7 @@ from typing import Any
 
 from sppo.errors import RunFolderError, visible
 from sppo.runs import ranks
-from sppo.runs.files import is_temporary, whole_file
+from sppo.runs.files import decode_json, is_temporary, whole_file
 
 Line = Mapping[str, Any]
 _RECORDS = re.compile(r"step_(\d+)\.jsonl\.zst")
@@ -129,18 +129,18 @@ def _decode(
 ) -> Iterator[dict[str, Any]]:
     """Yields the objects; a torn last line, of a process that was killed or is writing just now, is none."""
     read = 0
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         read += len(line)
         if not line.endswith(b"\n") or (size is not None and read > size):
             return
         try:
-            loaded = json.loads(line)
+            loaded = decode_json(line)
         except ValueError as error:
             if skip_damaged:
                 continue
-            raise RunFolderError(f"{path} has a line that is no JSON: {error}") from error
+            raise RunFolderError(f"{path}, line {number}, is no JSON: {error}") from error
         if not isinstance(loaded, dict):
             if skip_damaged:
                 continue
-            raise RunFolderError(f"{path} has a line that is no JSON object.")
+            raise RunFolderError(f"{path}, line {number}, is no JSON object.")
         yield loaded

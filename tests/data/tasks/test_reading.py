@@ -90,6 +90,19 @@ def test_broken_json_lines_name_the_line(tmp_path):
     fails(path, "line 2, cannot be read", "utf-8")
 
 
+@pytest.mark.parametrize("levels", [150, 900, 200_000])
+@pytest.mark.parametrize("pair", ["[]", ('{"a":', "}")], ids=["lists", "objects"])
+def test_values_within_values_without_end_name_the_line(tmp_path, levels, pair):
+    nested = pair[0] * levels + "1" + pair[1] * levels
+    good = json.dumps({"prompt": "A?" + "[({" * 500, "answer": [[1], {"a": [2]}]})
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{good}\n{{"prompt": "A?", "answer": {nested}}}\n')
+    fails(path, f"{path}, line 2, cannot be read: more than 100 values within one another.")
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"prompt": "A?", "answer": {nested}}}]')
+    fails(path, f"{path} cannot be read: more than 100 values within one another.")
+
+
 def test_broken_gzip_names_the_line(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(write(tmp_path, "b.jsonl.gz").read_bytes()[:-12])

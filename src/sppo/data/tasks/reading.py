@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from sppo.config import DataConfig
 from sppo.data.tasks.problem import Row, Task
 from sppo.errors import ConfigError, DataError
+from sppo.runs.files import decode_json
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH_ROWS = 1000
@@ -114,7 +114,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
         with opened(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _json_row(path, json.loads(line), number)
+                    yield _json_row(path, decode_json(line), number)
     except (OSError, EOFError, zlib.error) as error:  # a file that ends early, or is no gzip file
         raise _broken(path, error, number + 1) from error
     except ValueError as error:  # broken JSON or bytes that are not UTF-8
@@ -129,7 +129,7 @@ def _json_row(path: Path, value: Any, line: int) -> Row:
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_bytes())
+        rows = decode_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise _broken(path, error) from error
     if not isinstance(rows, list):
