@@ -341,7 +341,8 @@ def make_value_model(
             trunk = load_pretrained(AutoModel, options.path, trust_remote_code, **quantized)
         elif options.config is not None:
             settings = {"vocab_size": len(tokenizer), **options.config}
-            trunk = AutoModel.from_config(build_config(settings, "critic.config"), dtype=torch.float32)
+            architecture = build_config(settings, "critic.config")
+            trunk = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False)
         else:
             trunk = backbone_copy(policy)
     except LOAD_FAILURES as error:

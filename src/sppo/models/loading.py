@@ -20,6 +20,7 @@ from sppo.config import ModelConfig
 from sppo.errors import ModelError
 from sppo.models.adapter_files import find_base, is_adapter, load_adapter
 from sppo.models.quantization import quantized_loading
+from sppo.models.remote import load_architecture, require_no_kernel
 from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs import ranks
@@ -104,9 +105,11 @@ def build_config(settings: Mapping[str, Any], key: str) -> PretrainedConfig:
     if model_type is None:
         raise ModelError(f"{key} has no model_type, such as qwen2 or llama.")
     try:
-        return AutoConfig.for_model(model_type, **rest)
+        architecture = AutoConfig.for_model(model_type, **rest)
     except LOAD_FAILURES as error:
         raise ModelError(f"{key} makes no {model_type!r} model: {first_line(error)}") from error
+    require_no_kernel(architecture, key)
+    return architecture
 
 
 def load_model_config(config: ModelConfig, key: str = "model.path") -> PretrainedConfig:
@@ -124,7 +127,7 @@ def load_model_config(config: ModelConfig, key: str = "model.path") -> Pretraine
         return build_config(config.config, "model.config")
     base = find_base(config.path)
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=config.trust_remote_code)
+        return load_architecture(base, config.trust_remote_code)
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load(key, base, error)) from error
 
@@ -195,7 +198,9 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
             settings.setdefault("eos_token_id", tokenizer.eos_token_id)
             settings.setdefault("pad_token_id", tokenizer.pad_token_id)
             architecture = build_config(settings, "model.config")
-            model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32, **kwargs)
+            model = AutoModelForCausalLM.from_config(
+                architecture, dtype=torch.float32, trust_remote_code=False, **kwargs
+            )
         else:
             kwargs |= quantized_loading(config.lora, "model.lora", device)
             model = load_pretrained(AutoModelForCausalLM, config.path, config.trust_remote_code, **kwargs)
@@ -221,6 +226,7 @@ def load_pretrained(kind: Any, path: str | Path, trust_remote_code: bool, **kwar
         Exception: one of LOAD_FAILURES.
     """
     base = find_base(path)
+    load_architecture(base, trust_remote_code)
     model: PreTrainedModel = kind.from_pretrained(
         base, dtype=torch.float32, trust_remote_code=trust_remote_code, **kwargs
     )

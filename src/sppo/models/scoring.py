@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -38,6 +37,7 @@ from sppo.models.loading import (
     embedded_tokens,
     read_tokenizer,
 )
+from sppo.models.remote import load_architecture
 from sppo.types import Prompt
 from sppo.verifiers.reward_model import Exchange, Score
 from sppo.verifiers.tools import Tools
@@ -248,7 +248,7 @@ def load_classifier(
     """
     where = torch.device(device)
     try:
-        architectures = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).architectures or []
+        architectures = load_architecture(path, trust_remote_code).architectures or []
         kind = next((ending for name in architectures for ending in _KINDS if name.endswith(ending)), None)
         if kind is None:
             raise ModelError(

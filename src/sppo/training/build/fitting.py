@@ -18,6 +18,7 @@ from sppo.models.adapter_files import is_adapter, read_config
 from sppo.models.adapters import adapt, inject
 from sppo.models.loading import build_config, load_model_config, read_tokenizer, trainable_parameters
 from sppo.models.quantization import quantizable_parameters
+from sppo.models.remote import is_remote
 from sppo.runs.files import gigabytes
 from sppo.training.build.memory import Memory, Sized
 from sppo.training.prompts import Prompts
@@ -203,7 +204,7 @@ def _counted(
         adapter: folder of an adapter that it has already.
     """
     with torch.device("meta"):
-        model = kind.from_config(architecture)
+        model = kind.from_config(architecture, trust_remote_code=is_remote(architecture))
         if adapter is not None:
             inject(model, read_config(adapter))
         adapt(model, lora, "", key)
