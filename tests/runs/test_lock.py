@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +130,37 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(RunFolderError, match="cannot be made"), lock(tmp_path / "run", silent):
+    with pytest.raises(RunFolderError, match="leads out of"), lock(tmp_path / "run", silent):
         pass
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts", "checkpoints/step_1", "deep/er/file"])
+def test_nothing_is_written_through_a_link_out_of_a_folder(tmp_path, name):
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for target in (tmp_path / "elsewhere", tmp_path / "not there yet"):
+        link.symlink_to(target)
+        said = rf"{re.escape(str(link))} is a link that leads out of .*run, to {re.escape(str(target))}"
+        with pytest.raises(RunFolderError, match=said), lock(tmp_path / "run", print):
+            pass
+        link.unlink()
+    (tmp_path / "run" / "best").symlink_to("deep")
+    (tmp_path / "again").symlink_to(tmp_path / "run")  # the folder itself may be anywhere
+    with lock(tmp_path / "again", print):
+        pass
+
+
+def test_nor_through_one_above_a_folder_within_a_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("steps: 1\n")
+    (tmp_path / "run" / "calibration").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "big").symlink_to(tmp_path / "elsewhere")  # which this doesn't write to
+    said = rf"run/calibration is a link that leads out of .*run, to {tmp_path / 'elsewhere'}"
+    with pytest.raises(RunFolderError, match=said), lock(tmp_path / "run" / "calibration" / "step_1", print):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    with lock(tmp_path / "run" / "evaluations" / "step_1", print):
+        pass

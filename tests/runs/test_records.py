@@ -109,3 +109,10 @@ def test_lines_of_something_else_are_named(tmp_path):
         (tmp_path / "a.jsonl").write_bytes(text.encode("latin-1"))
         with pytest.raises(RunFolderError, match=said):
             list(JsonLines(tmp_path / "a.jsonl").read())
+
+
+def test_lines_are_not_added_through_a_link(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "profile")
+    with pytest.raises(OSError, match="symbolic links"):
+        JsonLines(tmp_path / "a.jsonl").append([{"step": 1}])
+    assert not (tmp_path / "profile").exists()

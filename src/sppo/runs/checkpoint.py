@@ -203,8 +203,10 @@ def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     if name == "last":
         # The newest folder itself, not the link: a process killed between rename and link leaves the link behind.
         return checkpoints / f"step_{steps[-1]}" if steps else None
-    path = checkpoints / name
-    return path.resolve() if (path / "state.json").is_file() else None
+    # Neither a name nor a link leads out of the folder.
+    path = (checkpoints / name).resolve()
+    is_ours = path.parent == checkpoints.resolve() and not path.name.startswith(".")
+    return path if is_ours and (path / "state.json").is_file() else None
 
 
 def count_checkpoints(folder: Path) -> int:

@@ -35,11 +35,13 @@ def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
         tell: gets a line for people where the file system or platform has no locks.
 
     Raises:
-        RunFolderError: another process holds it (says which), or the folder can't be made or written.
+        RunFolderError: another process holds it (says which), the folder can't be made or written, or a link leads out
+            of it.
     """
     if not ranks.is_main():
         yield
         return
+    _refuse_links_out(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link, which in a folder of somebody else may point to any file.
@@ -63,6 +65,21 @@ def launch_of(folder: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return launch if isinstance(launch, str) else None
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """Refuses a folder, or one within a run, that leads elsewhere: it may be a stranger's, and will be written to."""
+    run = next((place for place in (folder, *folder.parents[:2]) if (place / "config.yaml").is_file()), folder)
+    inside = [place for place in (folder, *folder.parents[:2]) if place != run and place.is_relative_to(run)]
+    for parent, folders, files in os.walk(folder):
+        inside += [Path(parent, name) for name in (*folders, *files)]
+    root = run.resolve()
+    for place in inside:
+        if place.is_symlink() and not place.resolve().is_relative_to(root):
+            raise RunFolderError(
+                f"{place} is a link that leads out of {run}, to {place.resolve()}. Nothing is written through it, as "
+                "the folder may be somebody else's: put what it leads to in its place."
+            )
 
 
 def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None:

@@ -50,7 +50,8 @@ class JsonLines:
         """
         if not ranks.is_main():
             return 0
-        with open(self.path, "ab") as handle:
+        # Not through a link, which in a folder of somebody else may point to any file.
+        with open(self.path, "ab", opener=_not_through_a_link) as handle:
             handle.write(b"".join(map(_encode, lines)))
             handle.flush()
             os.fsync(handle.fileno())
@@ -60,6 +61,10 @@ class JsonLines:
         """Writes the file anew, which may be made of its own lines; so a torn last line goes."""
         with whole_file(self.path) as temporary, open(temporary, "wb") as handle:
             handle.writelines(map(_encode, lines))
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_records(folder: Path, step: int, records: Iterable[Line]) -> None:
