@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sppo.errors import ConfigError, did_you_mean
+from sppo.runs import ranks
 from sppo.runs.machine import cores
 
 LAUNCHERS = {
@@ -132,7 +133,8 @@ def torchrun(arguments: Sequence[str], processes: int | None) -> int:
         own.append(f"--shutdown-timeout={_SHUTDOWN_SECONDS}")
     try:
         with tempfile.TemporaryDirectory(prefix="sppo-torchrun-") as logs:  # or it leaves an empty one each time
-            run(parser.parse_args([*own, f"--log-dir={logs}", "-m", "sppo", *arguments]))
+            own += [f"--log-dir={logs}", "--no-python"]
+            run(parser.parse_args([*own, *ranks.python(), "-u", "-m", "sppo", *arguments]))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:

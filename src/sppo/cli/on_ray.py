@@ -26,6 +26,7 @@ from typing import Any
 
 from sppo.cli.launch import Launch, threads_each
 from sppo.errors import ConfigError, visible
+from sppo.runs import ranks
 from sppo.runs.progress import STOPS
 
 START_SECONDS = 600
@@ -85,6 +86,8 @@ class Job:
     command: tuple[str, ...]
     folder: str
     """Working directory, which relative paths of the command start from."""
+    flags: tuple[str, ...]
+    """Of Python, see `ranks.python`."""
     environment: dict[str, str]
     name: str
     desk: Any
@@ -183,7 +186,8 @@ def _run(ray: Any, command: Sequence[str], launch: Launch, workers: int, gpus: i
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(num_cpus=0)(Desk).options(scheduling_strategy=here).remote()
-    job = Job(tuple(command), os.getcwd(), _carried(), uuid.uuid4().hex, desk, launch.max_failures)
+    flags = tuple(ranks.python()[1:])
+    job = Job(tuple(command), os.getcwd(), flags, _carried(), uuid.uuid4().hex, desk, launch.max_failures)
     trainer = DataParallelTrainer(
         run_rank,
         train_loop_config={"job": job},
@@ -334,7 +338,7 @@ def _run_below(ray: Any, job: Job, environment: dict[str, str]) -> int:
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "sppo.cli.rank", *job.command], cwd=job.folder, env=environment,
+            [sys.executable, *job.flags, "-u", "-m", "sppo.cli.rank", *job.command], cwd=job.folder, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 from sppo.config import Config
 from sppo.config.recipes import to_yaml
 from sppo.config.trust import requests
+from sppo.runs import ranks
 from sppo.runs.files import read_json, write_json, write_text
 from sppo.runs.folder import read_metrics
 from sppo.runs.progress import Progress
@@ -80,7 +81,7 @@ def run_process(arguments: Sequence[str], log: Path, memory: Path, watch: Callab
     """
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sppo.commands.runner", str(memory), *arguments],
+            [*ranks.python(), "-m", "sppo.commands.runner", str(memory), *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
         )

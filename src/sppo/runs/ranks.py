@@ -90,6 +90,15 @@ def is_main() -> bool:
     return (rank() if _joined() else int(os.environ.get("RANK", "0")) if launched() else 0) == 0
 
 
+def python() -> list[str]:
+    """The command that starts Python as this one was started: one that runs `-m` looks for modules where it is, first.
+
+    A folder that somebody else has made may have modules of its own in it; so it does only where we do.
+    """
+    here = "" in sys.path or os.getcwd() in sys.path
+    return [sys.executable, *([] if here else ["-P"])]
+
+
 def restarted() -> str | None:
     """Name of the launch, where its launcher has started all ranks again after one died; None where it hasn't.
 
