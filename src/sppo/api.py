@@ -154,7 +154,8 @@ def evaluate(
             None}.
         rows: dicts to measure on, all of them, instead of the held-out prompts; columns as for `train`.
         reward: as for `train`; default: that of the recipe, else the verifier. Of a run whose reward function was
-            handed over, hand it over again.
+            handed over, hand it over again; one that a file names (a recipe's, a run's config.yaml) has to be named
+            again, as no file makes code run.
         samples_per_prompt: responses to each prompt; default: the recipe's evaluation.final_samples_per_prompt, and 4
             on benchmarks. At temperature 0 there is one, as all would be the same; benchmarks refuse more.
         limit: only the first so many problems of each benchmark.

@@ -147,6 +147,8 @@ def test_nothing_is_written_through_a_link_out_of_a_folder(tmp_path, name):
             pass
         link.unlink()
     (tmp_path / "run" / "best").symlink_to("deep")
+    (tmp_path / "run" / "wandb").mkdir()
+    (tmp_path / "run" / "wandb" / "debug.log").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "again").symlink_to(tmp_path / "run")  # the folder itself may be anywhere
     with lock(tmp_path / "again", print):
         pass

@@ -167,7 +167,11 @@ def _print_section(console: Console, section: str) -> None:
     within = [option for option in config_options(Config).values() if option.listed and option.parent == section]
     for option in within:
         if not option.is_heading:
-            alone = " A file's word is not enough: to be said here, or in Python." if option.only_a_person else ""
+            alone = (
+                " A recipe's word is not enough: say it on the command line, or in Python."
+                if option.only_a_person
+                else ""
+            )
             _print_option(console, option, option.help + _names_for(option.key) + alone)
             for own, owners in _own_options(option.key):
                 _print_option(console, own, f"{owners}: {own.help}")

@@ -72,6 +72,8 @@ def _refuse_links_out(folder: Path) -> None:
     run = next((place for place in (folder, *folder.parents[:2]) if (place / "config.yaml").is_file()), folder)
     inside = [place for place in (folder, *folder.parents[:2]) if place != run and place.is_relative_to(run)]
     for parent, folders, files in os.walk(folder):
+        if "wandb" in folders:  # W&B's own, with links to its logs; nothing of ours is written there
+            folders.remove("wandb")
         inside += [Path(parent, name) for name in (*folders, *files)]
     root = run.resolve()
     for place in inside:
