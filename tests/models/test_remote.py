@@ -20,6 +20,7 @@ from sppo.models.tokenizers import character_tokenizer
 from sppo.training.build.fitting import _counted
 from tests.conftest import tiny_qwen2
 from tests.critics.test_checks import custom  # noqa: F401 - a fixture
+from tests.runs.test_generators import Evil
 
 KERNEL = "somebody/their-kernel"
 TOKENIZER = character_tokenizer(ALPHABET)
@@ -78,3 +79,15 @@ def test_a_models_own_attention_is_none_of_it():
     assert load_policy(
         ModelConfig(config=tiny_qwen2().config.to_dict(), attention="eager"), TOKENIZER, torch.device("cpu")
     )
+
+
+def test_pickled_weights_run_nothing(tmp_path):
+    model = tiny_qwen2()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_policy(ModelConfig(path=str(tmp_path)), TOKENIZER, torch.device("cpu"))
+    torch.save({**model.state_dict(), "x": Evil(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="can't be loaded"):
+        load_policy(ModelConfig(path=str(tmp_path)), TOKENIZER, torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
