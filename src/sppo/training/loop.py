@@ -6,6 +6,7 @@ a run that was killed and resumed takes exactly the steps that it would have tak
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sppo.models.loading import frozen_names
 from sppo.models.packing import TokenRow
 from sppo.rollouts.engines.engine import Engine
 from sppo.runs import ranks
-from sppo.runs.checkpoint import Saving, TrainingState, save_checkpoint
+from sppo.runs.checkpoint import Saving, TrainingState, find_checkpoint, save_checkpoint
 from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import Clock, StopRequest
 from sppo.runs.seeds import derive_seed
@@ -122,6 +123,15 @@ class Parts:
         self.engine.load_weights(self.policy.model, self.policy.version)
 
 
+@dataclass(frozen=True)
+class AtRest:
+    """What brings a run back to the end of a step, as long as neither weights nor what learns from outcomes moved."""
+
+    step: int
+    stream: dict[str, Any]
+    """Of the choice of prompts."""
+
+
 @dataclass
 class Run:
     """One run of the program on one run folder."""
@@ -140,6 +150,8 @@ class Run:
     """The last step's evaluation."""
     saving: Saving | None = None
     """The newest checkpoint, which may be being written."""
+    at_rest: AtRest | None = None
+    """What the last finished step left, while nothing but the choice of prompts has moved since; else None."""
 
     def remaining_steps(self) -> range:
         """The steps that are still to be taken."""
@@ -177,16 +189,18 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         SppoError: training that cannot go on.
         KeyboardInterrupt: after a Ctrl-C, once the step's checkpoint is saved.
     """
-    with StopRequest(recorder.progress) as stop:
+    with StopRequest(recorder.progress) as stop, saved_if_it_fails(run, parts, recorder):
         recorder.progress.phase("training", run.schedule.steps)
         recorder.progress.update(run.state.step, recorder.newest)
         first = run.state.step + 1
         run.clock.begin()
         for step in run.remaining_steps():
             recorder.begin()
+            run.at_rest = AtRest(step - 1, copy.deepcopy(parts.collector.selection.state_dict()))
             recorder.add(follow(parts.curves, parts.optimizers, step))
             collected = parts.collector.collect(step, parts.policy.version)  # P * G responses, and their verdicts
             batch = parts.collector.batch(collected)  # B of them, those with a reward; None where none has one
+            run.at_rest = None  # until the step has ended
             recorder.collected(collected, batch)
             idle = note_if_idle(run, parts, recorder, step, collected, batch)
 
@@ -217,6 +231,26 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
             evaluate_and_save_if_due(run, parts, recorder, step, stop)
             if run.saving is not None:
                 run.saving.check()
+
+
+@contextmanager
+def saved_if_it_fails(run: Run, parts: Parts, recorder: Recorder) -> Iterator[None]:
+    """Saves the last finished step where the next one fails while it samples or grades; of one rank alone.
+
+    Of several ranks the others don't know that one has failed, and a checkpoint takes all.
+    """
+    try:
+        yield
+    except Exception:
+        rest = run.at_rest
+        newest = find_checkpoint(run.folder.path)
+        if rest is not None and ranks.world_size() == 1 and (newest is None or newest.name != f"step_{rest.step}"):
+            with suppress(SppoError):  # the first failure is the one to tell
+                parts.collector.selection.load_state_dict(rest.stream)
+                save(run, parts, recorder)
+                run.settle()
+                recorder.message(f"Saved step {rest.step}, the last that was finished. --resume goes on from there.")
+        raise
 
 
 def note_if_idle(
