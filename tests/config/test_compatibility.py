@@ -100,6 +100,7 @@ def test_a_run_of_the_first_version_is_evaluated_but_not_resumed(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").write_text(FIRST.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "checkpoints" / "step_0").mkdir(parents=True)
+    (folder / "checkpoints" / "step_0" / "state.json").write_text('{"step": 0}', encoding="utf-8")
     config, notes = evaluation_config(str(folder))
     assert config == load_recipe("demo_ppo", {**THEN, "verification.workers": 2, "model.attention": "sdpa"})
     assert len(notes) == 1
