@@ -40,7 +40,7 @@ def train(
     rows: Iterable[Mapping[str, Any]] | None = None,
     held_out_rows: Iterable[Mapping[str, Any]] | None = None,
     reward: str | RewardFunction | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def train(
         reward: f(prompts, completions, **columns) -> list of float or None, as in TRL, or compute_score(data_source,
             solution_str, ground_truth, extra_info) -> float or {"score": float}, as in verl; None leaves a sample out.
             Or where that function is: "package.module:function" or "path/to/file.py:function".
-        resume: go on from the last checkpoint in the run folder. Rows and a reward function have to be handed over
+        resume: go on from the last checkpoint in the run folder, or from the one of this name, such as "step_5".
+            Rows and a reward function have to be handed over
             again, the same ones: the folder doesn't hold them. It holds model and tokenizer; a model that is handed
             over again gets its weights.
         progress: told how far it is, and closed at the end; `sppo.make_progress()` is the display of the command

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sppo.cli import main
 from sppo.commands.train import train
 from sppo.config.recipes import to_yaml
 from sppo.critics.models import PromptCritic
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it(tmp_path, name):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RunFolderError, match=rf"{file.name} is damaged. Move .*step_2 away, and --resume .* step_1\."):
+    with pytest.raises(RunFolderError, match=rf"{file.name} is damaged. Go on from the one before: --resume step_1\."):
         train(tiny_config(tmp_path / "run", steps=3), resume=True)
     file.unlink()
     with pytest.raises(RunFolderError, match=rf"{file.name} is missing"):
@@ -220,7 +221,7 @@ def test_a_truncated_file_is_named_before_anything_is_loaded(tmp_path, monkeypat
     monkeypatch.setattr(opening, "build", lambda *given, **named: pytest.fail("it was built"))
     if name == "checksums.json" and content is None:
         return  # as versions up to 0.3.0 left it
-    with pytest.raises(RunFolderError, match=rf"{file.name} is (missing|damaged)\. .* step_1\."):
+    with pytest.raises(RunFolderError, match=rf"{file.name} is (missing|damaged)\. .* --resume step_1\."):
         train(tiny_config(tmp_path / "run", steps=3), resume=True)
 
 
@@ -258,3 +259,41 @@ def test_memory_of_the_machine_that_is_full_is_said_in_a_line(tmp_path, monkeypa
         TrainingError, match=f"This machine's memory is full: .*{said}.* Lower optimizer.tokens_per_mic"
     ):
         train(tiny_config(tmp_path / "run"))
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_is_named(tmp_path):
+    config, said = tiny_config(tmp_path / "run", checkpoint__keep=5), []
+    train(config)
+    (tmp_path / "run" / "checkpoints" / "step_2" / "policy" / "model.safetensors").write_bytes(b"lost")
+
+    class Listens(NoProgress):
+        def message(self, text):
+            said.append(text)
+
+    with pytest.raises(RunFolderError, match=r"has no checkpoint 'step_9'. There are: step_0, step_1, step_2, step_3"):
+        train(config, resume="step_9")
+    with pytest.raises(RunFolderError, match=r"safetensors is damaged. Go on from the one before: --resume step_1\."):
+        train(config, resume="step_2")
+    train(config, resume="step_1", progress=Listens())
+    assert [text for text in said if "set_aside_step_2 is of a later step" in text]
+    there = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    steps = {f"step_{step}" for step in range(4)}
+    assert there == {*steps, "set_aside_step_2", "set_aside_step_3", "last", "best"}
+    train(config, resume="step_1")
+    assert (tmp_path / "run" / "checkpoints" / "set_aside_step_2_2").is_dir()
+    train(tiny_config(tmp_path / "whole"))
+    assert_same_moments(tmp_path / "whole", tmp_path / "run")
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("words", [["--resume", "step_1"], ["--resume=step_1"]])
+def test_the_command_line_names_the_checkpoint_too(tmp_path, capsys, words):
+    config = tiny_config(tmp_path / "run", steps=2)
+    train(config)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(config), encoding="utf-8")
+    assert main(["train", str(recipe), *words]) == 0
+    assert "step_1" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "set_aside_step_2").is_dir()
+    assert main(["train", str(recipe), "--resume=five"]) == 2
+    assert "--resume is 'five', but names a checkpoint of the run" in capsys.readouterr().err

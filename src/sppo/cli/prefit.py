@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prefit(config: Config, *, resume: bool) -> dict[str, Any]:
+def _prefit(config: Config, *, resume: bool | str) -> dict[str, Any]:
     from sppo.commands.train import prefit
 
     return with_progress(prefit, config, resume=resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ from typing import Any, Literal
 from sppo.cli import launch
 from sppo.cli.options import parse, print_help, wants_help
 from sppo.config import Config
+from sppo.errors import ConfigError
 from sppo.runs.folder import goes_on
 
+_CHECKPOINT = re.compile(r"last|best|step_\d+")
 PRINT_CONFIG = {"--print_config": "Print the recipe with the overrides in it, as YAML that can be run again."}
 
 
@@ -42,12 +45,13 @@ def run_recipe(
         print_help(usage, about, {**flags, **PRINT_CONFIG, **launch.FLAGS}, arguments, options=options)
         return None
     dry_run = [] if plan is None else ["dry_run"]
+    arguments, place = _checkpoint_named(arguments)
     given = parse(arguments, usage, positional="RECIPE", switches=("resume", *dry_run, "print_config"))
     from sppo.cli.console import Screen, say
     from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
-    resume = "resume" in given.switches or goes_on(Path(config.output))
+    resume = place or "resume" in given.switches or goes_on(Path(config.output))
     if "print_config" in given.switches:
         say(to_yaml(config), end="")
         return None
@@ -61,7 +65,7 @@ def run_recipe(
     return summary
 
 
-def with_progress(work: Callable[..., dict[str, Any]], config: Config, *, resume: bool) -> dict[str, Any]:
+def with_progress(work: Callable[..., dict[str, Any]], config: Config, *, resume: bool | str) -> dict[str, Any]:
     """Does the work with the live display and returns its summary."""
     from sppo.cli.progress import make_progress
 
@@ -70,3 +74,19 @@ def with_progress(work: Callable[..., dict[str, Any]], config: Config, *, resume
         return work(config, resume=resume, progress=progress)
     finally:
         progress.close()
+
+
+def _checkpoint_named(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--resume step_5`, and the checkpoint that it names; None where it names none."""
+    rest = list(arguments)
+    for place, argument in enumerate(rest):
+        flag, equals, name = argument.partition("=")
+        if flag != "--resume":
+            continue
+        if not equals:
+            name = rest[place + 1] if place + 1 < len(rest) else ""
+        if equals or _CHECKPOINT.fullmatch(name):
+            if not _CHECKPOINT.fullmatch(name):
+                raise ConfigError(f"--resume is {name!r}, but names a checkpoint of the run: last, best, or step_5.")
+            return [*rest[:place], *rest[place + (1 if equals else 2) :]], name
+    return rest, None

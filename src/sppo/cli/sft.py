@@ -11,7 +11,7 @@ from sppo.config import Config
 USAGE = "sppo sft RECIPE [--key value ...] [--resume] [--print_config]"
 FLAGS = {
     "RECIPE": "Name of a built-in recipe, or a file that ends in .yaml; its sft.phases say what is done.",
-    "--resume": "Go on from the last checkpoint in the run folder.",
+    "--resume [step_N]": "Go on from the last checkpoint in the run folder, or from that one.",
 }
 
 
@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fine_tune(config: Config, *, resume: bool) -> dict[str, Any]:
+def _fine_tune(config: Config, *, resume: bool | str) -> dict[str, Any]:
     from sppo.commands.train import fine_tune
 
     return with_progress(fine_tune, config, resume=resume)

@@ -13,7 +13,7 @@ from sppo.runs import ranks
 USAGE = "sppo train RECIPE [--key value ...] [--resume] [--dry-run] [--print_config]"
 FLAGS = {
     "RECIPE": "Name of a built-in recipe (see `sppo recipes`), or a file that ends in .yaml.",
-    "--resume": "Go on from the last checkpoint in the run folder.",
+    "--resume [step_N]": "Go on from the last checkpoint in the run folder, or from that one.",
     "--dry-run": "Check everything and show the plan, without loading weights.",
 }
 
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, Any]:
+def train_with_progress(config: Config, *, resume: bool | str = False) -> dict[str, Any]:
     """Trains with the live display, draws the curves and returns the summary."""
     from sppo.commands.train import train
     from sppo.report import write_curves
@@ -36,7 +36,7 @@ def train_with_progress(config: Config, *, resume: bool = False) -> dict[str, An
     return summary
 
 
-def print_plan(config: Config, *, resume: bool = False) -> None:
+def print_plan(config: Config, *, resume: bool | str = False) -> None:
     """Prints what a run would do, or what is left of one that goes on."""
     from rich.markup import escape
     from rich.table import Table

@@ -18,7 +18,7 @@ from sppo.models.loading import (
 )
 from sppo.rollouts.encode import require_context
 from sppo.runs import ranks
-from sppo.runs.folder import require_new, require_resumable
+from sppo.runs.folder import checkpoint_of, require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
 from sppo.training.build.fitting import in_words, on_gpus, planned_memory
 from sppo.training.build.memory import Sized
@@ -26,7 +26,7 @@ from sppo.training.given import Given, require_again
 from sppo.verifiers.functions import load_function
 
 
-def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
+def plan(config: Config, *, resume: bool | str = False) -> list[tuple[str, str]]:
     """Returns label and value of each line of the plan. Loads configs, tokenizers and data, but no weights.
 
     Args:
@@ -49,7 +49,7 @@ def plan(config: Config, *, resume: bool = False) -> list[tuple[str, str]]:
     policy, critic = memory.policy, memory.critic
     adapter = config.model.path if is_adapter(config.model.path) else None
     probed = algorithm.critic == "prompt" and critic is None
-    require_prompts(config.critic, training, resumed=resume)
+    require_prompts(config.critic, training, resumed=bool(resume))
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
     longest = longest_prompt + longest_response
     updates = sequences // size * config.optimizer.epochs
@@ -101,11 +101,11 @@ def _choice(config: Config, algorithm: Algorithm) -> str:
     return f"chosen ({algorithm.selection}), but for {control:,} of {asked:,} a step{fitted}"
 
 
-def _require_allowed(config: Config, resume: bool) -> None:
+def _require_allowed(config: Config, resume: bool | str) -> None:
     check(config, Given(), planned=True)
     if resume:
         require_again(Path(config.output), Given())
-        require_resumable(Path(config.output), to_dict(config))
+        require_resumable(Path(config.output), to_dict(config), checkpoint_of(resume))
     else:
         require_new(Path(config.output))
     if config.data.reward is not None:

@@ -17,14 +17,15 @@ from sppo.training.given import Given
 
 
 def train(
-    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+    config: Config, given: Given | None = None, *, resume: bool | str = False, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Trains a model: warm start where the config has one, then `config.steps` steps.
 
     Args:
         config: all options.
         given: models, rows or a reward function that a Python program hands over.
-        resume: go on from the last checkpoint in `config.output`.
+        resume: go on from the last checkpoint in `config.output`, or from the one of this name, such as "step_5": what
+            came after it is made anew then, and later checkpoints are set aside.
         progress: told how far it is.
 
     Returns:
@@ -38,7 +39,7 @@ def train(
 
 
 def fine_tune(
-    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+    config: Config, given: Given | None = None, *, resume: bool | str = False, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Runs the supervised phases alone and saves the model as the run's checkpoint step_0.
 
@@ -50,7 +51,7 @@ def fine_tune(
 
 
 def prefit(
-    config: Config, given: Given | None = None, *, resume: bool = False, progress: Progress | None = None
+    config: Config, given: Given | None = None, *, resume: bool | str = False, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Fits the critic to responses of the starting policy and saves both as checkpoint step_0, for several runs.
 
@@ -67,7 +68,7 @@ def prefit(
 def _run(
     config: Config,
     given: Given | None,
-    resume: bool,
+    resume: bool | str,
     progress: Progress | None,
     *,
     fine_tuning: bool = False,

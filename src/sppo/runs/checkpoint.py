@@ -15,6 +15,7 @@ written at once, and optimisers' states, which are twice as large, in a thread b
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -209,6 +210,30 @@ def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     return path if is_ours and (path / "state.json").is_file() else None
 
 
+def set_aside_after(checkpoints: Path, step: int) -> list[str]:
+    """Renames the checkpoints of later steps, which will be made anew, and points `best` at one that stays.
+
+    Returns:
+        Their new names.
+    """
+    later = [number for number in _steps(checkpoints) if number > step]
+    names = []
+    for number in later:
+        names.append(next(name for name in _other_names(number) if not (checkpoints / name).exists()))
+        os.replace(checkpoints / f"step_{number}", checkpoints / names[-1])
+    if later and step in _steps(checkpoints):
+        best = load_state(checkpoints / f"step_{step}").best_step
+        for link, target in (("last", step), ("best", best)):
+            if target in _steps(checkpoints):
+                _point(checkpoints / link, checkpoints / f"step_{target}")
+    return names
+
+
+def _other_names(step: int) -> Iterator[str]:
+    yield f"set_aside_step_{step}"
+    yield from (f"set_aside_step_{step}_{number}" for number in itertools.count(2))
+
+
 def count_checkpoints(folder: Path) -> int:
     """How many whole checkpoints a run has."""
     return len(_steps(folder / "checkpoints"))
@@ -268,10 +293,8 @@ def require_whole(checkpoint: Path, *, sizes_alone: bool = False) -> None:
                 continue
             if not sizes_alone and _checksum(file) == wanted:
                 continue
-        before = [step for step in _steps(checkpoint.parent) if f"step_{step}" != checkpoint.name]
-        mend = (
-            f"Move {checkpoint} away, and --resume goes on from step_{before[-1]}." if before else "It is the only one."
-        )
+        before = [step for step in _steps(checkpoint.parent) if step < int(checkpoint.name.removeprefix("step_"))]
+        mend = f"Go on from the one before: --resume step_{before[-1]}." if before else "It is the only one."
         raise RunFolderError(f"{file} is {'damaged' if file.is_file() else 'missing'}. {mend}")
 
 

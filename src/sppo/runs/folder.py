@@ -29,7 +29,13 @@ from sppo.config.compatibility import as_yaml, config_differences, written, writ
 from sppo.config.trust import require_repeated
 from sppo.errors import ConfigError, RunFolderError
 from sppo.runs import ranks
-from sppo.runs.checkpoint import find_checkpoint, load_state, require_whole
+from sppo.runs.checkpoint import (
+    find_checkpoint,
+    load_state,
+    require_checkpoint,
+    require_whole,
+    set_aside_after,
+)
 from sppo.runs.files import gigabytes, is_temporary, nearest_existing, read_json, write_json, write_text
 from sppo.runs.lock import LOCK_FILE, launch_of, lock
 from sppo.runs.records import JsonLines, forget_records, record_files, write_records
@@ -57,7 +63,7 @@ class RunFolder:
         path: Path,
         options: Mapping[str, Any],
         *,
-        resume: bool = False,
+        resume: bool | str = False,
         tell: Callable[[str], None] = lambda text: None,
     ) -> RunFolder:
         """Checks that a run may be made at `path`, or go on there, and keeps other processes out. Changes nothing yet.
@@ -67,7 +73,7 @@ class RunFolder:
         Args:
             path: the folder.
             options: nested plain options, for config.yaml.
-            resume: go on with the run that is there.
+            resume: go on with the run that is there, from its last checkpoint or the one of this name.
             tell: gets what people should know.
 
         Raises:
@@ -77,7 +83,7 @@ class RunFolder:
 
         def check() -> None:
             if resume:
-                require_resumable(path, options)
+                require_resumable(path, options, checkpoint_of(resume))
             else:
                 require_new(path)
 
@@ -123,6 +129,8 @@ class RunFolder:
                     self._tell(f"{self._metrics.path} lacks {lost} of its steps: lines of it can't be read.")
                 self._metrics.replace(kept)
             forget_records(self.path, step)
+            for name in set_aside_after(self.checkpoints, step):
+                self._tell(f"{self.checkpoints / name} is of a later step; it is kept under this name, and not used.")
         except OSError as error:
             raise _cannot_be_made(self.path, error) from error
 
@@ -190,8 +198,18 @@ def require_new(path: Path) -> None:
         raise _cannot_be_made(path, error) from error
 
 
-def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
+def checkpoint_of(resume: bool | str) -> str:
+    """Name of the checkpoint that is gone on from: True is the last one."""
+    return resume if isinstance(resume, str) else "last"
+
+
+def require_resumable(path: Path, options: Mapping[str, Any], name: str = "last") -> None:
     """Checks that the run at `path` may go on with these options; changes nothing.
+
+    Args:
+        path: the folder.
+        options: nested plain options.
+        name: of the checkpoint to go on from.
 
     Raises:
         ConfigError: it is past the last step already.
@@ -201,7 +219,7 @@ def require_resumable(path: Path, options: Mapping[str, Any]) -> None:
     for place in (path / "config.yaml", path / "checkpoints"):
         if not place.exists():
             raise RunFolderError(f"{path} holds no run to resume: {place} is missing.")
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(path) if name == "last" else require_checkpoint(path, name)
     if checkpoint is None and (trained := _training_in(path)):
         raise RunFolderError(
             f"{path} has {trained}, but no checkpoint to go on from. Choose another folder with --output NAME."

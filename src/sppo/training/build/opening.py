@@ -20,7 +20,7 @@ from sppo.runs.checkpoint import (
     load_state,
     require_whole,
 )
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import RunFolder, checkpoint_of
 from sppo.runs.generators import restore_random_state
 from sppo.runs.progress import Clock, NoProgress, Progress
 from sppo.runs.sinks import Sinks
@@ -38,14 +38,14 @@ from sppo.update.steps import StepGuard
 
 @contextmanager
 def open_run(
-    config: Config, given: Given, *, resume: bool, progress: Progress, fine_tuning: bool = False
+    config: Config, given: Given, *, resume: bool | str, progress: Progress, fine_tuning: bool = False
 ) -> Iterator[tuple[Run, Parts, Recorder]]:
     """Checks and loads everything, makes or opens the run folder, and gives processes and files back at the end.
 
     Args:
         config: all options.
         given: what a Python program handed over.
-        resume: go on from the last checkpoint in `config.output`.
+        resume: go on from the last checkpoint in `config.output`, or from the one of this name.
         progress: told how far it is.
         fine_tuning: only the supervised phases will run.
 
@@ -61,7 +61,7 @@ def open_run(
     limit = None if config.max_hours is None else 3600 * config.max_hours
     clock = Clock(60 * config.checkpoint.minutes, limit)
     with RunFolder.open(Path(config.output), options, resume=resume, tell=progress.message) as folder:
-        checkpoint = find_checkpoint(folder.path) if resume else None
+        checkpoint = find_checkpoint(folder.path, checkpoint_of(resume)) if resume else None
         if checkpoint is not None:
             require_whole(checkpoint)
         state = TrainingState() if checkpoint is None else load_state(checkpoint)
