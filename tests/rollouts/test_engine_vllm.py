@@ -184,7 +184,7 @@ def test_what_can_not_be_asked_for_is_refused(pair):
         sampled(engine, LONG_PROMPTS, sampling(101))
     assert {len(c) for c in sampled(engine, LONG_PROMPTS, sampling(100, stop_token_ids=frozenset()))} == {100}
     for temperature in (0.001, 2.5):
-        with pytest.raises(ConfigError, match=rf"is {temperature:g}, but engine vllm samples at 0, or from 0.01 to 2"):
+        with pytest.raises(ConfigError, match=rf"is {temperature:g}, but vLLM samples at 0, or from 0.01 to 2"):
             sampled(engine, PROMPTS, sampling(temperature=temperature))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,11 @@ from torch.distributed.tensor import DTensor
 from sppo.config.lora import LoraConfig
 from sppo.errors import ConfigError, ModelError, TrainingError
 from sppo.models.adapters import adapt, merge, plain_weights
-from sppo.rollouts.engines.engine import require_finite, require_room
-from sppo.rollouts.engines.vllm import _completion
+from sppo.rollouts.engines import weights_folder
+from sppo.rollouts.engines.engine import SamplingParameters, require_finite, require_room
+from sppo.rollouts.engines.vllm_responses import completion_of
 from sppo.rollouts.engines.weights import second_names, weight_names
+from sppo.rollouts.engines.weights_folder import delete_weights, read_weights, write_weights
 from sppo.runs import ranks
 from sppo.types import Completion, as_token_ids
 from tests.conftest import tiny_qwen2
@@ -28,7 +29,7 @@ PROJECTION = "model.layers.0.mlp.up_proj.weight"
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, sharded, rank):
+def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, sharded, rank, tmp_path, monkeypatch):
     model = tiny_qwen2(tie_word_embeddings=tied)
     adapt(model, LoraConfig(rank=rank), "base", "model")
     for name, weight in model.named_parameters():
@@ -53,6 +54,31 @@ def test_every_weight_comes_whole_by_its_name_in_a_checkpoint(tied, sharded, ran
         assert not weight.requires_grad
         assert torch.equal(weight, merged[name]), name
     assert {isinstance(weight, DTensor) for weight in model.parameters()} == {sharded}
+    # And so through a folder, be it in several files.
+    monkeypatch.setattr(weights_folder, "_FILE_BYTES", 4096)
+    write_weights(model, tmp_path / "weights", "these", torch.float32)
+    read = read_weights(tmp_path / "weights")
+    assert (read.label, read.names, read.second) == ("these", weight_names(model), second_names(model))
+    assert len(read.files) > 2
+    handed = dict(read.weights())
+    assert handed.keys() == merged.keys()
+    for name, weight in handed.items():
+        assert torch.equal(weight, merged[name]), name
+
+
+def test_a_folder_of_weights_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = tiny_qwen2()
+    write_weights(model, tmp_path / "weights", "these", torch.bfloat16)
+    for name, weight in read_weights(tmp_path / "weights").weights():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, model.state_dict()[name].bfloat16())
+    monkeypatch.setattr(weights_folder, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        write_weights(model, tmp_path / "more", "others", torch.float32)
+    assert not (tmp_path / "more").exists()
+    for name in ("weights", "more"):
+        delete_weights(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_room_and_finite_numbers_are_checked_for_every_engine():
@@ -70,19 +96,18 @@ def test_room_and_finite_numbers_are_checked_for_every_engine():
         require_finite([good, bad, bad], [5, 9, 2])
 
 
-def said(ids: list[int], reason: str, logprobs_of: list[int] | None = None) -> Any:
+def said(ids: list[int], reason: str | None, logprobs_of: list[int] | None = None) -> tuple[Any, ...]:
     """What vLLM returns for one row."""
     named = ids if logprobs_of is None else logprobs_of
-    flat = SimpleNamespace(token_ids=named, logprobs=[-0.5] * len(named))
-    return SimpleNamespace(token_ids=ids, finish_reason=reason, logprobs=flat)
+    return ids, [-0.5] * len(named), named, reason
 
 
-ASKED = SimpleNamespace(max_tokens=3, stop_token_ids=[1, 2])
+ASKED = SamplingParameters(max_tokens=3, stop_token_ids=frozenset({1, 2}))
 
 
 def test_a_whole_response_is_taken():
     for ids, reason in (([5, 1], "stop"), ([2], "stop"), ([5, 6, 7], "length"), ([5, 6, 1], "stop")):
-        completion = _completion(said(ids, reason), ASKED, 5)
+        completion = completion_of(*said(ids, reason), ASKED, 5)
         assert (completion.token_ids.tolist(), completion.finish_reason) == (ids, reason)
         assert completion.logprobs.tolist() == [-0.5] * len(ids)
         assert completion.versions.tolist() == [5] * len(ids)
@@ -99,9 +124,9 @@ def test_a_whole_response_is_taken():
         said([5, 6, 7, 1], "stop"),
         said([5, 6, 7], "length", [5, 6]),
         said([5, 6, 7], "length", [5, 7, 6]),
-        said([5, 6, 7], None),  # type: ignore[arg-type]
+        said([5, 6, 7], None),
     ],
 )
 def test_a_response_that_was_not_asked_for_is_refused(wrong):
     with pytest.raises(TrainingError, match=r"vLLM returned a response of \d tokens .* where at most 3 tokens"):
-        _completion(wrong, ASKED, 5)
+        completion_of(*wrong, ASKED, 5)

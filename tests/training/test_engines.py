@@ -197,7 +197,7 @@ def test_options_of_engine_vllm_are_checked(monkeypatch, options, message):
 def test_a_temperature_that_the_engine_has_not_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], package=None))
     for key, value in (("sampling__temperature", 3.0), ("evaluation__temperature", 0.001)):
-        with pytest.raises(ConfigError, match=rf"is {value:g}, but engine vllm samples at 0, or from 0.01 to 2"):
+        with pytest.raises(ConfigError, match=rf"is {value:g}, but vLLM samples at 0, or from 0.01 to 2"):
             train(tiny_config(tmp_path / "run", engine__name="vllm", **{key: value}))
     assert not (tmp_path / "run").exists()
 

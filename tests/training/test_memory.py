@@ -237,6 +237,19 @@ def test_an_engine_with_weights_of_its_own_takes_its_share(monkeypatch):
     assert memory().beside_engine(80e9) == 0
 
 
+def test_an_engine_elsewhere_takes_nothing_but_a_weight_on_its_way():
+    served = {"engine__name": "vllm-server", "engine__options": {"addresses": ["a:1"]}}
+    held = {"weights": 4 * 10**6, "moments": 8 * 10**6}
+    assert phases(**served)["sampling"].parts == held
+    spread = phases(device=GPU, ranks=4, **served)["sampling"]
+    # The embeddings, in float32.
+    assert spread.parts == {name: size // 4 for name, size in held.items()} | {"a gathered weight": 4 * 64_000}
+    assert spread.cache == memory(device=GPU, **served).beside_engine(80e9) == 0
+    # An adapter is added to weights that are gathered.
+    adapted = phases(device=GPU, model__lora__rank=4, **served)["sampling"]
+    assert adapted.parts["gathered weights"] == 2 * 10**6
+
+
 def test_the_lines_of_a_plan_and_what_was_measured():
     lines = dict(in_words(memory()))
     assert lines["memory: estimate"].startswith("28.2 MB: weights 4.0 MB, moments 8.0 MB, activations 4.2 MB, ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sppo.config import EngineConfig
 from sppo.config.keys import options
@@ -17,7 +17,7 @@ from sppo.config.parsing import build
 from sppo.config.ranges import Section
 from sppo.errors import ConfigError, did_you_mean
 from sppo.rollouts.engines.engine import Engine, EngineSetup
-from sppo.rollouts.engines.vllm_options import VllmOptions, require_temperature
+from sppo.rollouts.engines.vllm_options import VllmOptions, VllmServerOptions, require_addresses, require_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,10 +36,14 @@ class EngineKind:
     """Builds the engine for a policy; imports it only when called."""
     options: type[Section] = Section
     """Its own options; they change memory and speed, and what is sampled by rounding alone."""
+    require_options: Callable[[Any], object] = lambda options: None
+    """Refuses options that can't be, where types and ranges don't say so."""
     require_temperature: Callable[[float], None] = lambda temperature: None
     """Refuses a temperature that it can't sample with."""
     has_own_weights: bool = False
-    """Whether it keeps a copy of the weights, with a cache beside it."""
+    """Whether it keeps a copy of the weights on the trainer's device, with a cache beside it."""
+    is_elsewhere: bool = False
+    """Whether it samples on devices of its own, so that it takes nothing of the trainer's."""
     package: str | None = None
     """What it imports beyond what sppo always has: a module, and an extra of the same name."""
 
@@ -56,9 +60,20 @@ def _vllm(model: PreTrainedModel, setup: EngineSetup) -> Engine:
     return VllmEngine(model, setup)
 
 
+def _vllm_server(model: PreTrainedModel, setup: EngineSetup) -> Engine:
+    from sppo.rollouts.engines.vllm_server import VllmServerEngine
+
+    return VllmServerEngine(model, setup)
+
+
 ENGINES: dict[str, EngineKind] = {
     "hf": EngineKind(_hf),
-    "vllm": EngineKind(_vllm, VllmOptions, require_temperature, has_own_weights=True, package="vllm"),
+    "vllm": EngineKind(
+        _vllm, VllmOptions, require_temperature=require_temperature, has_own_weights=True, package="vllm"
+    ),
+    "vllm-server": EngineKind(
+        _vllm_server, VllmServerOptions, require_addresses, require_temperature, is_elsewhere=True
+    ),
 }
 
 
@@ -83,7 +98,9 @@ def engine_options(config: EngineConfig, *, installed: bool = True) -> Section:
             f"engine.options.{strange} is no option of engine {config.name}, which has: "
             f"{', '.join(options(own)) or 'none'}."
         )
-    return build(own, config.options, "engine.options.")
+    settled = build(own, config.options, "engine.options.")
+    ENGINES[config.name].require_options(settled)
+    return settled
 
 
 def check_engine(config: EngineConfig, *temperatures: float, installed: bool = True) -> None:

@@ -16,23 +16,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from sppo.errors import ModelError, SppoError, TrainingError
-from sppo.models.checks import causal_outputs, described, probe_rows, probing, undisturbed
-from sppo.models.loading import context_length
-from sppo.models.sharding import let_go
+from sppo.models.checks import undisturbed
 from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, require_finite, require_room
-from sppo.rollouts.engines.vllm_options import require_temperature
 from sppo.rollouts.engines.vllm_process import kept_threads, last_lines, refusing, shut_down, start, take_over
-from sppo.types import Completion, TokenIds, as_token_ids
-
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""Nats by which a token's log-probability may differ from the policy's in float32, by vLLM's precision. On a CPU with
-float32 both were within 2e-5; a model that is computed otherwise is off by whole nats."""
+from sppo.rollouts.engines.vllm_responses import completion_of, limit_of, require_same, row_parameters
+from sppo.types import Completion, TokenIds
 
 
 class VllmEngine:
@@ -54,13 +47,7 @@ class VllmEngine:
         """
         if VllmEngine._present is not None:
             VllmEngine._present.close()  # of a run that failed before it could
-        context = context_length(model.config)
-        self._limit = setup.max_tokens if context is None else min(setup.max_tokens, context)
-        self._limit_is = (
-            "of the model's context (max_position_embeddings)"
-            if self._limit == context
-            else "that the engine was made for"
-        )
+        self._limit, self._limit_is = limit_of(model, setup.max_tokens)
         self._version = 0
         self._source: nn.Module = model
         self._sleeps = model.device.type == "cuda"
@@ -75,7 +62,7 @@ class VllmEngine:
             with refusing(model), undisturbed(), kept_threads():
                 self._llm = start(model, self._folder.name, self._limit, setup, shares_ranks=self._shares_ranks)
                 self._reload()
-                self._compare(model, _ROUNDING[setup.dtype])
+                require_same(model, self.generate, self._limit, setup.dtype, "vLLM")
             self._sleep()
         except BaseException:
             self.close()
@@ -152,40 +139,31 @@ class VllmEngine:
         require_room(prompts, sampling.max_tokens, self._limit, self._limit_is)
         if not len(prompts):
             return []
-        parameters = self._parameters(sampling, seeds)
+        from vllm import SamplingParams
+
+        assert not self._is_closed, "the engine is closed"
+        vocabulary = self._llm.model_config.get_vocab_size()
+        parameters = [
+            SamplingParams(**row_parameters(sampling, seed, vocabulary), flat_logprobs=True) for seed in seeds
+        ]
         asked = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
         # vLLM draws from the trainer's generators too, if to no effect.
         with undisturbed(), self._alive("sampling"):
-            outputs = self._llm.generate(asked, parameters, use_tqdm=False)
+            outputs = [output.outputs[0] for output in self._llm.generate(asked, parameters, use_tqdm=False)]
             completions = [
-                _completion(output.outputs[0], own, self._version)
-                for output, own in zip(outputs, parameters, strict=True)
+                completion_of(
+                    list(said.token_ids),
+                    said.logprobs.logprobs,
+                    said.logprobs.token_ids,
+                    said.finish_reason,
+                    sampling,
+                    self._version,
+                )
+                for said in outputs
             ]
+        assert len(completions) == len(prompts), f"vLLM returned {len(completions)} responses to {len(prompts)} rows"
         require_finite(completions, range(len(prompts)))
         return completions
-
-    def _parameters(self, sampling: SamplingParameters, seeds: Sequence[int]) -> list[Any]:
-        """vLLM's parameters, one a row."""
-        from vllm import SamplingParams
-
-        require_temperature(sampling.temperature)
-        assert not self._is_closed, "the engine is closed"
-        vocabulary = self._llm.model_config.get_vocab_size()
-        return [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                seed=seed,
-                max_tokens=sampling.max_tokens,
-                stop_token_ids=sorted(token for token in sampling.stop_token_ids if token < vocabulary),
-                ignore_eos=True,  # what ends a response is among the stop ids
-                logprobs=0,  # of the sampled token alone
-                flat_logprobs=True,
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
 
     def _wake(self) -> None:
         """Takes memory and reads the weights anew, where they were dropped."""
@@ -219,31 +197,6 @@ class VllmEngine:
                 "values of the weights before it."
             )
 
-    @torch.no_grad()
-    def _compare(self, model: PreTrainedModel, most: float) -> None:
-        """Holds vLLM's log-probabilities of a few sampled tokens against those of the policy's forward.
-
-        Raises:
-            ModelError: they differ by more than `most` nats.
-        """
-        width = min(8, self._limit - 1)
-        prompts = [as_token_ids(row[:width].tolist()) for row in probe_rows(model, 4)]
-        sampling = SamplingParameters(min(4, self._limit - width))
-        completions = self.generate(prompts, sampling, seeds=range(len(prompts)))
-        gaps = []
-        with probing(model):
-            for prompt, completion in zip(prompts, completions, strict=True):
-                ids = torch.tensor([[*prompt.tolist(), *completion.token_ids.tolist()]], device=model.device)
-                logits: Tensor = causal_outputs(model)(input_ids=ids)[0, len(prompt) - 1 : -1]  # [T, V]
-                said = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-                gaps.append(float((said.cpu() - torch.tensor(completion.logprobs)).abs().max()))
-        let_go(model)
-        if not max(gaps) <= most:
-            raise ModelError(
-                f"vLLM computes something else than {described(model)} does: log-probabilities of a few sampled tokens "
-                f"differ by up to {max(gaps):.3g} nats, and rounding explains {most:g}. Use --engine.name hf."
-            )
-
     @contextmanager
     def _alive(self, doing: str) -> Iterator[None]:
         """Around calls of vLLM; what fails in it leaves an engine of unknown state, which is not used again."""
@@ -260,16 +213,3 @@ class VllmEngine:
                     "last checkpoint with --resume."
                 ) from error
             raise
-
-
-def _completion(said: Any, parameters: Any, version: int) -> Completion:
-    """A completion of what vLLM returned for one row, if that is what was asked for; version is the policy's."""
-    ids, logprobs, reason = list(said.token_ids), said.logprobs, said.finish_reason
-    whole = {"stop": bool(ids) and ids[-1] in parameters.stop_token_ids, "length": len(ids) == parameters.max_tokens}
-    if not whole.get(reason, False) or len(ids) > parameters.max_tokens or logprobs.token_ids != ids:
-        raise TrainingError(
-            f"vLLM returned a response of {len(ids)} tokens and {len(logprobs.token_ids)} log-probabilities that ended "
-            f"by {reason!r}, where at most {parameters.max_tokens} tokens were asked for."
-        )
-    sampled = np.asarray(logprobs.logprobs, np.float32)
-    return Completion(as_token_ids(ids), sampled, reason, versions=np.array(version))

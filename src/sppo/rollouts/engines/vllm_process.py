@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from sppo.errors import ConfigError, ModelError, SppoError, TrainingError
@@ -19,6 +19,7 @@ from sppo.models.adapters import plain_weights
 from sppo.models.checks import described
 from sppo.rollouts.engines.engine import EngineSetup
 from sppo.rollouts.engines.vllm_options import VllmOptions
+from sppo.rollouts.engines.vllm_worker import load_counted
 from sppo.rollouts.engines.weights import second_names, weight_names
 
 _CPU_CACHE = 2**30
@@ -112,38 +113,8 @@ def shut_down(llm: Any, *, shares_ranks: bool) -> None:
 
 
 def take_over(worker: Any, policy: nn.Module) -> list[str]:
-    """Runs in vLLM's worker: gives its model the policy's weights in place.
-
-    Returns:
-        Names of weights that went missing: of the policy, where vLLM did not read them, and of vLLM's model, where it
-        says that nothing was loaded into them.
-    """
-    model = worker.get_model()
-    wanted = {name for name, _ in model.named_parameters()}
-    # Where vLLM has a module for a tied weight's second name it may keep a copy there, else it refuses the name.
-    needless = {name for name in second_names(policy) if not hasattr(model, name.partition(".")[0])}
-    given = weight_names(policy) - needless
-    read: set[str] = set()
-    loaded: set[str] = set()
-    load = model.load_weights
-
-    def listening(weights: Any) -> Any:
-        loaded.update(load(weights) or wanted)
-        return loaded
-
-    def counted() -> Iterator[tuple[str, Tensor]]:
-        for name, weight in plain_weights(policy):
-            if name in given:
-                read.add(name)
-                yield name, weight
-
-    # vLLM says which of its weights were loaded to its log alone.
-    model.load_weights = listening
-    try:
-        worker.reload_weights(weights_iterator=counted())
-    finally:
-        del model.load_weights
-    return sorted((given - read) | (wanted - loaded))
+    """Runs in vLLM's worker: gives its model the policy's weights; returns what `load_counted` does."""
+    return load_counted(worker, weight_names(policy), second_names(policy), plain_weights(policy))
 
 
 def last_lines(error: BaseException) -> str:

@@ -206,6 +206,8 @@ class Memory:
     def _sampling(self) -> Phase:
         held = self._held_while_sampling()
         copy = self.policy.parameters * self.width
+        if ENGINES[self.config.engine.name].is_elsewhere:
+            return Phase("sampling", {**held, **self._handed_over()})
         needs = [(self._cache_bytes(some), some) for some in self.samplings()]
         if ENGINES[self.config.engine.name].has_own_weights:
             # Its cache takes what is left: room for the longest row of each of a few.
@@ -216,6 +218,15 @@ class Memory:
             held["gathered weights"] = copy
         said = f"cache and logits of {largest.rows:,} rows of {largest.tokens:,} tokens ({largest.what})"
         return Phase("sampling", {**held, said: size})
+
+    def _handed_over(self) -> dict[str, int]:
+        """What is gathered to be written for an engine elsewhere: the largest weight; all where there is an adapter."""
+        if not self.sharded:
+            return {}
+        if self.config.model.lora.rank or is_adapter(self.config.model.path):
+            return {"gathered weights": self.policy.parameters * self.width}
+        text = self.policy.architecture.get_text_config()
+        return {"a gathered weight": int(text.vocab_size * text.hidden_size * WEIGHT)}
 
     def _estimate(self) -> Phase:
         parts = {**self.resident(), **self._gathered(self.policy, backward=False)}
