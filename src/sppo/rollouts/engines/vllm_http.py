@@ -53,7 +53,7 @@ class Server:
         return str((await self._ask(client, "GET", "/weight_info", None, _SECONDS)).get("weight_version"))
 
     async def take_over(self, client: httpx2.AsyncClient, folder: str, label: str) -> None:
-        """Has it sample from the weights in a folder from now on; what it is at is aborted.
+        """Has it sample from the weights in a folder once it is resumed; what it is at is aborted.
 
         Raises:
             ServerError: it did not take all of them, still has keys and values of those before, or failed.
@@ -66,9 +66,12 @@ class Server:
         if (await self._ask(client, "POST", "/reset_prefix_cache", None, _SECONDS)).get("success") is not True:
             raise ServerError("its cache of prompts could not be emptied, so that it would go on with old weights'")
         await self._ask(client, "POST", "/update_weight_version", {"new_version": label}, _SECONDS)
-        await self._ask(client, "POST", "/resume", None, _SECONDS)
         if (has := await self.weights(client)) != label:
             raise ServerError(f"it says that it has the weights {has!r}, where it was given {label!r}")
+
+    async def resume(self, client: httpx2.AsyncClient) -> None:
+        """Has it take up rows, which a handover has stopped, or somebody else."""
+        await self._ask(client, "POST", "/resume", None, _SECONDS)
 
     async def complete(
         self, client: httpx2.AsyncClient, body: dict[str, Any], sampling: SamplingParameters, label: str, version: int

@@ -289,6 +289,7 @@ class VllmServerEngine:
                     if await server.weights(client) != self._label:
                         self._require_settings(await server.describe(client))
                         await server.take_over(client, folder, self._label)
+                    await server.resume(client)
                 except ServerError as error:
                     return str(error)
                 return None
