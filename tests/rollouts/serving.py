@@ -137,6 +137,8 @@ class Served:
             "max_model_len": 400,
             "logprobs_mode": "processed_logprobs",
             "vocabulary": self.model.config.vocab_size,
+            "quantization": None,
+            "data_parallel_size": 1,
         }
 
     def _generate(self, body: dict[str, Any]) -> Any:

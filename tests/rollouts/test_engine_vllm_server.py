@@ -323,6 +323,7 @@ def test_a_server_that_can_not_take_over_an_update_gets_no_rows(servers, fault):
         ({"logprobs_mode": "raw_logprobs"}, r"logprobs_mode raw_logprobs, not processed_logprobs"),
         ({"max_model_len": 119}, r"max_model_len 119, not 120 or more"),
         ({"architecture": "LlamaForCausalLM"}, r"architecture LlamaForCausalLM, not Qwen2ForCausalLM"),
+        ({"quantization": "fp8", "data_parallel_size": 2}, r"quantization fp8, not None; data_parallel_size 2, not 1"),
         ({"vocabulary": 41, "max_model_len": 8}, r"vocabulary 41, not 40; max_model_len 8, not 120"),
     ],
 )

@@ -86,9 +86,10 @@ def start(folder: Path, number: int, port: int | None = None) -> Started:
     }  # fmt: skip
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model"),
-        "--dtype", "float32", "--max-model-len", str(LIMIT), "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
-        "--skip-tokenizer-init", "--enable-scale-out", "--worker-extension-cls",
-        "sppo.rollouts.engines.vllm_worker.SppoWorker", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", "float32", "--max-model-len", str(LIMIT), "--logprobs-mode", "processed_logprobs",
+        "--generation-config", "vllm", "--skip-tokenizer-init", "--enable-scale-out",
+        "--worker-extension-cls", "sppo.rollouts.engines.vllm_worker.SppoWorker",
+        "--enforce-eager", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     log = folder / f"server{number}.log"
     with open(log, "wb") as output:

@@ -344,7 +344,7 @@ def _measure(
     engine_options(config.engine)
     policy = load_policy(model, tokenizer, device)
     longest = longest_sequence(prompts, tokenizer, config.sampling.max_response_tokens)
-    engine = build_engine(policy, config.engine, max_tokens=longest, memory_share=ALONE)
+    engine = build_engine(policy, config.engine, max_tokens=longest, memory_share=ALONE, precision=model.precision)
     critic = _critic_beside(model, config, policy, tokenizer, prompts) if is_run else None
     progress.phase(f"evaluation: {len(prompts)} prompts x {samples_per_prompt} samples", None)
     try:

@@ -28,7 +28,7 @@ from sppo.models.adapter_files import files_like, note_on
 from sppo.models.loading import context_length, load_model_config, load_policy, load_tokenizer
 from sppo.models.scoring import verifier_tools
 from sppo.rollouts.encode import encode_many, opens_thinking
-from sppo.rollouts.engines import ALONE, build_engine, engine_options
+from sppo.rollouts.engines import ALONE, ENGINES, build_engine, engine_options
 from sppo.rollouts.engines.engine import Engine, SamplingParameters
 from sppo.rollouts.sample import longest_sequence, sample, sampling_parameters
 from sppo.runs.checkpoint import require_checkpoint
@@ -183,7 +183,13 @@ class _Session:
             policy = load_policy(self.subject.model, self.tokenizer, self.conditions.device)
             prompts = [prompt for problems in benchmarks for prompt in problems.prompts]
             longest = longest_sequence(prompts, self.tokenizer, self.conditions.sampling.max_response_tokens)
-            engine = build_engine(policy, self.conditions.engine, max_tokens=longest, memory_share=ALONE)
+            engine = build_engine(
+                policy,
+                self.conditions.engine,
+                max_tokens=longest,
+                memory_share=ALONE,
+                precision=self.subject.model.precision,
+            )
             parameters = sampling_parameters(
                 self.conditions.sampling, self.tokenizer, policy, self.conditions.temperature
             )
@@ -225,7 +231,8 @@ class _Session:
         ]
         # On a CPU more rows at a time are hardly faster, and it would be long before the first are written.
         rows = self.conditions.engine.max_rows
-        rows = rows if self.conditions.device.type == "cuda" else min(rows, _CPU_ROWS)
+        on_cpu = self.conditions.device.type != "cuda" and not ENGINES[self.conditions.engine.name].is_elsewhere
+        rows = min(rows, _CPU_ROWS) if on_cpu else rows
         for start in range(0, len(missing), rows):
             yield missing[start : start + rows]
 

@@ -49,7 +49,7 @@ class VllmServerOptions(Section):
     """Servers of vLLM that you have started, as [host:port, ...] or [http://host:port, ...]; docs/engines.md has the
     command. Rows are dealt over them."""
     folder: str | None = None
-    """Folder for the policy's weights, which training and all servers see under this name; it needs room for two copies
+    """Folder for the policy's weights, which training and all servers see under this name; it needs room for one copy
     of them. Default: a temporary one, for servers on this machine."""
     connect_timeout: Positive = 10.0
     """Seconds until a connection is given up."""

@@ -303,10 +303,18 @@ class VllmServerEngine:
             "dtype": str(self._setup.dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
             "vocabulary": self._vocabulary,
+            "quantization": None,
+            "data_parallel_size": 1,  # of several, all but one would not say whether they took the weights
         }
-        wrong = [f"{name} {described[name]}, not {value}" for name, value in wanted.items() if described[name] != value]
-        if not isinstance(described["max_model_len"], int) or described["max_model_len"] < self._limit:
-            wrong.append(f"max_model_len {described['max_model_len']}, not {self._limit} or more")
+        # None stands for what it doesn't say too.
+        wrong = [
+            f"{name} {described.get(name)}, not {value}"
+            for name, value in wanted.items()
+            if described.get(name) != value
+        ]
+        longest = described.get("max_model_len")
+        if not isinstance(longest, int) or longest < self._limit:
+            wrong.append(f"max_model_len {longest}, not {self._limit} or more")
         if wrong:
             raise ServerError(f"it was started with {'; '.join(wrong)}")
 

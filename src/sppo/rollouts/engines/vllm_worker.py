@@ -67,6 +67,8 @@ class SppoWorker:
             "max_model_len": model.max_model_len,
             "logprobs_mode": str(getattr(model.logprobs_mode, "value", model.logprobs_mode)),
             "vocabulary": model.get_vocab_size(),
+            "quantization": model.quantization,
+            "data_parallel_size": self.vllm_config.parallel_config.data_parallel_size,  # type: ignore[attr-defined]
         }
 
     def sppo_take_over(self, folder: str, label: str) -> dict[str, Any]:
