@@ -3,7 +3,7 @@
 # make test-ray  the tests of --launcher ray, in an environment of their own
 # make check   linter and type checker
 # make lock    write the lock files anew (needs uv)
-# make test-vllm    the tests of engine vllm and of torchao, with a vLLM for CPUs in an environment of their own
+# make test-vllm    the tests of engines vllm and vllm-server and of torchao, with a vLLM for CPUs in an environment of their own
 
 PYTHON ?= python3
 BIN := .venv/bin

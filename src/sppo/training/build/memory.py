@@ -226,7 +226,7 @@ class Memory:
         if self.config.model.lora.rank or is_adapter(self.config.model.path):
             return {"gathered weights": self.policy.parameters * self.width}
         text = self.policy.architecture.get_text_config()
-        return {"a gathered weight": int(text.vocab_size * text.hidden_size * WEIGHT)}
+        return {"a gathered weight": int(text.vocab_size * text.hidden_size * self._weight)}
 
     def _estimate(self) -> Phase:
         parts = {**self.resident(), **self._gathered(self.policy, backward=False)}
