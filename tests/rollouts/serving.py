@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sppo.rollouts.engines.engine import SamplingParameters
 from sppo.rollouts.engines.hf import HFEngine
+from sppo.rollouts.engines.vllm_worker import sizes_of
 from sppo.rollouts.engines.weights_folder import read_weights
 from sppo.types import as_token_ids
 
@@ -136,7 +137,7 @@ class Served:
             "dtype": "float32",
             "max_model_len": 400,
             "logprobs_mode": "processed_logprobs",
-            "vocabulary": self.model.config.vocab_size,
+            **sizes_of(self.model.config),
             "quantization": None,
             "data_parallel_size": 1,
         }

@@ -324,7 +324,8 @@ def test_a_server_that_can_not_take_over_an_update_gets_no_rows(servers, fault):
         ({"max_model_len": 119}, r"max_model_len 119, not 120 or more"),
         ({"architecture": "LlamaForCausalLM"}, r"architecture LlamaForCausalLM, not Qwen2ForCausalLM"),
         ({"quantization": "fp8", "data_parallel_size": 2}, r"quantization fp8, not None; data_parallel_size 2, not 1"),
-        ({"vocabulary": 41, "max_model_len": 8}, r"vocabulary 41, not 40; max_model_len 8, not 120"),
+        ({"intermediate_size": 64}, r"intermediate_size 64, not 32\."),
+        ({"vocab_size": 41, "max_model_len": 8}, r"vocab_size 41, not 40; max_model_len 8, not 120"),
     ],
 )
 def test_a_server_that_was_started_otherwise_is_refused(servers, described, said):

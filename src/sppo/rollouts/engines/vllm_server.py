@@ -32,6 +32,7 @@ from sppo.rollouts.engines.engine import EngineSetup, SamplingParameters, requir
 from sppo.rollouts.engines.vllm_http import Server, ServerError, connected, finish
 from sppo.rollouts.engines.vllm_options import VllmServerOptions, server_urls
 from sppo.rollouts.engines.vllm_responses import limit_of, require_same, row_parameters
+from sppo.rollouts.engines.vllm_worker import sizes_of
 from sppo.rollouts.engines.weights_folder import delete_weights, write_weights
 from sppo.runs import ranks
 from sppo.types import Completion, TokenIds
@@ -56,7 +57,7 @@ class VllmServerEngine:
         self._limit, self._limit_is = limit_of(model, setup.max_tokens)
         self._setup = setup
         self._architecture = type(model).__name__.removeprefix("FSDP")
-        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        self._sizes = sizes_of(model.config)
         self._source: nn.Module = model
         self._version = 0
         self._name = ranks.of_main(secrets.token_hex(4))
@@ -159,8 +160,10 @@ class VllmServerEngine:
         assert not self._is_closed, "the engine is closed"
         assert len(seeds) == len(prompts), f"{len(seeds)} seeds for {len(prompts)} rows"
         require_room(prompts, sampling.max_tokens, self._limit, self._limit_is)
+        vocabulary = self._sizes["vocab_size"]
+        assert vocabulary is not None, "a language model has a vocabulary"
         bodies = [
-            {"token_ids": prompt.tolist(), "sampling_params": row_parameters(sampling, int(seed), self._vocabulary)}
+            {"token_ids": prompt.tolist(), "sampling_params": row_parameters(sampling, int(seed), vocabulary)}
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         completions = finish(self._deal(bodies, sampling, servers)) if bodies else []
@@ -302,7 +305,7 @@ class VllmServerEngine:
             "architecture": self._architecture,
             "dtype": str(self._setup.dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
-            "vocabulary": self._vocabulary,
+            **self._sizes,
             "quantization": None,
             "data_parallel_size": 1,  # of several, all but one would not say whether they took the weights
         }

@@ -14,6 +14,17 @@ from torch import Tensor
 
 from sppo.rollouts.engines.weights_folder import read_weights
 
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size",
+)  # fmt: skip
+
+
+def sizes_of(config: Any) -> dict[str, int | None]:
+    """A model's sizes by the names of its config. Weights of other sizes vLLM may take over without a word."""
+    text = config.get_text_config()
+    return {name: getattr(text, name, None) for name in _SIZES}
+
 
 def load_counted(worker: Any, names: set[str], second: set[str], weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Gives the worker's model weights in place.
@@ -66,7 +77,7 @@ class SppoWorker:
             "dtype": str(model.dtype).removeprefix("torch."),
             "max_model_len": model.max_model_len,
             "logprobs_mode": str(getattr(model.logprobs_mode, "value", model.logprobs_mode)),
-            "vocabulary": model.get_vocab_size(),
+            **sizes_of(model.hf_config),
             "quantization": model.quantization,
             "data_parallel_size": self.vllm_config.parallel_config.data_parallel_size,  # type: ignore[attr-defined]
         }
