@@ -68,8 +68,11 @@ class Served:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Listening(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 512  # the usual 5 resets connections that come all at once
+
+        self._server = Listening(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

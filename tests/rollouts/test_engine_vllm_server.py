@@ -215,6 +215,19 @@ def test_a_single_server_is_given_a_second_chance_but_no_third(servers):
         assert left[0] >= 994, "two times three rows"
 
 
+def test_a_single_server_that_somebody_pauses_is_woken(servers):
+    model = tiny_qwen2()
+    with closing(engine_of(model, servers[:1])) as engine:
+
+        def pauses(answer: Any) -> Any:
+            servers[0].paused, servers[0].fault = True, None
+            answer["choices"][0]["finish_reason"] = "abort"
+            return answer
+
+        servers[0].fault = of_rows(pauses)
+        assert_same(sampled(engine, ROWS, brief(), 1), sampled(HFEngine(model), ROWS, brief(), 1))
+
+
 def test_a_server_that_was_started_anew_gets_the_present_weights_before_rows(servers):
     model = tiny_qwen2()
     with closing(engine_of(model, servers)) as engine:

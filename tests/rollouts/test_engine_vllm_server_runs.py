@@ -62,6 +62,7 @@ def dying(server: Served, rows: int) -> None:
     server.fault = of_rows(dies)
 
 
+@pytest.mark.filterwarnings("error:The vLLM at")
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_run_over_servers_is_the_run_in_this_process(tmp_path, rank):
     config = tiny_config(tmp_path / "hf", algorithm__old_logprobs="trainer", steps=2, model__lora__rank=rank)

@@ -221,6 +221,7 @@ def undisturbed(servers: list[Started], tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.mark.filterwarnings("error:The vLLM at")
 def test_a_run_of_sppo(undisturbed):
     gaps = [line["sampler/logprob_gap_max"] for line in read_metrics(undisturbed)[1:]]
     assert len(gaps) == 3

@@ -210,7 +210,7 @@ class VllmServerEngine:
     def _placed(
         self, waiting: deque[int], running: dict[asyncio.Task[Completion], tuple[int, Server]], servers: list[Server]
     ) -> Iterator[tuple[int, Server]]:
-        """Takes rows from `waiting` as long as a server has a place free, always for the one with most of them."""
+        """Takes rows from `waiting` as long as a server has a place free, for the one that is at fewest."""
         rows = dict.fromkeys(servers, 0)
         for _, server in running.values():
             rows[server] += 1
@@ -229,6 +229,7 @@ class VllmServerEngine:
             asked_again.add(server)
             try:
                 if await server.weights(client) == self._label:
+                    await server.resume(client)  # it may have failed because somebody has paused it
                     found.append(server)
             except ServerError as error:
                 self._said[server] = str(error)
