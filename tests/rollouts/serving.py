@@ -184,7 +184,7 @@ def serving(make: Callable[[], PreTrainedModel], count: int = 2) -> Iterator[lis
 
 def hang(path: str, answer: Any) -> Any:
     """A fault: no answer as long as a test may last."""
-    time.sleep(20)
+    time.sleep(6)
     raise Gone
 
 
