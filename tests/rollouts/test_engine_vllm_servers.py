@@ -191,15 +191,28 @@ def test_what_somebody_aborts_is_no_response(servers):
     with closing(engine_of(model, servers)) as engine:
         undisturbed = sampled(engine, PROMPTS * 4, endless, 5)
 
-        def pause() -> None:
-            httpx2.post(f"http://{servers[1].address}/pause?mode=abort", timeout=60, trust_env=False)
+        def ask(path: str) -> None:
+            httpx2.post(f"http://{servers[1].address}/{path}", timeout=60, trust_env=False)
 
-        threading.Timer(0.4, pause).start()
-        with pytest.warns(UserWarning, match=rf"{servers[1].address} is left out .* ended by 'abort'"):
-            completions = sampled(engine, PROMPTS * 4, endless, 5)
+        stopped = threading.Event()
+
+        def disturb() -> None:
+            while not stopped.wait(0.05):
+                ask("pause?mode=abort")
+                ask("resume")
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        try:
+            with pytest.warns(UserWarning, match=rf"{servers[1].address} is left out .* ended by 'abort'"):
+                completions = sampled(engine, PROMPTS * 4, endless, 5)
+        finally:
+            stopped.set()
+            thread.join()
         for ours, theirs in zip(completions, undisturbed, strict=True):
             assert ours.token_ids.tolist() == theirs.token_ids.tolist()
-        # It is paused still, and is woken before it gets rows again.
+        # One that is paused is woken before it gets rows.
+        ask("pause?mode=abort")
         assert len(sampled(engine, PROMPTS * 2, sampling())) == 10
 
 
