@@ -207,3 +207,13 @@ def test_the_runs_of_a_comparison_are_told_what_its_person_said(theirs, monkeypa
 def test_flags_are_as_the_command_line_reads_them():
     assert flags({"a.b": True, "c": "x.py:f"}) == "--a.b true --c x.py:f"
     assert flags({"c": "my file.py:f"}) == "--c 'my file.py:f'"
+
+
+def test_where_prompts_and_weights_go_is_for_a_person_to_say(theirs):
+    options = {"addresses": ["http://else.where:8000"], "folder": "/else/where"}
+    recipe = recipe_with("engine", {"name": "vllm-server", "options": options})
+    with pytest.raises(ConfigError, match="which sends prompts, or writes the weights, elsewhere") as refused:
+        load_recipe(recipe)
+    granted = shlex.split(str(refused.value).partition("repeat ")[2].removesuffix("."))
+    config = load_recipe(recipe, [f"{key}={value}" for key, value in zip(granted[::2], granted[1::2], strict=True)])
+    assert config.engine.options == options

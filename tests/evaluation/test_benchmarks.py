@@ -279,21 +279,21 @@ def test_runs_are_paired_on_their_own_held_out_prompts(tmp_path, capsys):
         sppo.compare_models(one, three)
 
 
-def test_two_graders_are_told_and_rewards_beyond_a_share_are_refused(tmp_path):
+def test_two_runs_are_judged_by_what_a_person_says_and_rewards_beyond_a_share_are_refused(tmp_path):
     function = tmp_path / "rewards.py"
     function.write_text(
         "def share(completions, **_):\n    return [0.5] * len(completions)\n"
         "def points(completions, **_):\n    return [-3.0] * len(completions)\n"
     )
-    for name, reward in (("one", None), ("two", f"{function}:share"), ("three", f"{function}:points")):
-        config = {} if reward is None else {"data__reward": reward}
+    for name, config in (("one", {}), ("two", {"data__reward": f"{function}:share"})):
         train(tiny_config(tmp_path / name, steps=1, evaluation__prompts=4, algorithm__name="reinforce_pp", **config))
-    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
-    comparison = sppo.compare_models(one, two, samples_per_prompt=2)
-    assert "held_out: the two were graded differently: " in comparison.notes[0]
-    assert "reward function" in comparison.notes[0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    # A run's file alone makes no code run; who says it has both runs judged so.
+    with pytest.raises(ConfigError, match=r"two/config.yaml sets data.reward, which makes code run"):
+        sppo.compare_models(one, two, samples_per_prompt=2)
+    assert not sppo.compare_models(one, two, samples_per_prompt=2, data__reward=f"{function}:share").notes
     with pytest.raises(RewardError, match=r"The reward of prompt .* is -3, .*must lie in \[0, 1\]"):
-        sppo.compare_models(one, three, samples_per_prompt=2)
+        sppo.compare_models(one, two, samples_per_prompt=2, data__reward=f"{function}:points")
 
 
 # ---- the command line

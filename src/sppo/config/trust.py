@@ -8,6 +8,7 @@ many runs answers yes to all of them.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -16,13 +17,17 @@ from sppo.config.keys import find
 from sppo.config.options import Config, to_dict
 from sppo.errors import ConfigError
 
+_ELSEWHERE = "addresses", "folder"
+"""Of an engine's own options: machines that prompts are sent to, and where weights are written for them."""
 HANDED_OVER = "handed over by a Python program: "
 """Begins data.reward of a run whose reward function was only in a program's memory: no place to load it from."""
 
 
 def requests(config: Config) -> dict[str, Any]:
     """Returns {dotted key: value} of the options that make code run or take a guard away, as far as they are set."""
-    return {key: value for key, value in _leaves(to_dict(config), "") if _asks(key, value)}
+    asked = {key: value for key, value in _leaves(to_dict(config), "") if _asks(key, value)}
+    places = {name: config.engine.options.get(name) for name in _ELSEWHERE}
+    return asked | {f"engine.options.{name}": place for name, place in places.items() if place}
 
 
 def require_granted(config: Config, source: str, said: Collection[str]) -> None:
@@ -61,10 +66,13 @@ def require_repeated(before: Config, now: Config, folder: str) -> None:
 
 def flags(asked: Mapping[str, Any]) -> str:
     """What grants it, as on the command line."""
-    return " ".join(f"--{key} {'true' if value is True else shlex.quote(str(value))}" for key, value in asked.items())
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in asked.items()}
+    return " ".join(f"--{key} {shlex.quote(text)}" for key, text in texts.items())
 
 
 def _would(asked: Mapping[str, Any]) -> str:
+    if all(key.startswith("engine.") for key in asked):
+        return "sends prompts, or writes the weights, elsewhere"
     runs = any(not isinstance(value, bool) or key.endswith("trust_remote_code") for key, value in asked.items())
     return "makes code run" if runs else "takes the sandbox away"
 
