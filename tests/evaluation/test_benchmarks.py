@@ -293,7 +293,9 @@ def test_two_runs_are_judged_by_what_a_person_says_and_rewards_beyond_a_share_ar
         sppo.compare_models(one, two, samples_per_prompt=2)
     assert not sppo.compare_models(one, two, samples_per_prompt=2, data__reward=f"{function}:share").notes
     with pytest.raises(RewardError, match=r"The reward of prompt .* is -3, .*must lie in \[0, 1\]"):
-        sppo.compare_models(one, two, samples_per_prompt=2, data__reward=f"{function}:points")
+        sppo.compare_models(
+            one, two, samples_per_prompt=2, data__reward=f"{function}:points", output=tmp_path / "points"
+        )
 
 
 # ---- the command line
