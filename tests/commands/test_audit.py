@@ -147,6 +147,7 @@ def test_the_command_says_what_it_found_and_writes_what_is_clean(data, evaluatio
 
 def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
     for arguments, said in (
         (["nothing"], "is no file (looked from"),
         ([str(data), "--write", str(data)], "is the data itself"),
@@ -156,7 +157,7 @@ def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, monkeypatch):
         ([str(data), "--json", str(tmp_path)], "is a folder"),
         ([str(data), "--data.taks", "rows"], "Did you mean"),
         ([str(data), "--verification.time_limit", "0"], "verification.time_limit is 0, but must be greater than 0"),
-        ([str(tmp_path)], "is a folder, but must be a file"),
+        ([str(tmp_path / "none")], "is a folder that cannot be read"),
         (["missing.jsonl"], "does not exist"),
         ([str(data), "--against", "math500=missing.jsonl"], "--against math500=missing.jsonl does not exist"),
         ([str(data), "--against", "chain_arithmetic"], "is no data set"),

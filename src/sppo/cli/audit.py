@@ -23,7 +23,7 @@ USAGE = (
     "[--json FILE] [--key value ...]"
 )
 FLAGS = {
-    "DATA": "A file (.parquet, .jsonl, .jsonl.gz, .json, .csv), a hub name, a task's name, or a recipe.",
+    "DATA": "A file (.parquet, .jsonl, .json, .csv, .tsv), a folder, a hub name, a task's name, or a recipe.",
     "--task T": "How rows are read. Default: rows (columns prompt and answer), or the task that DATA names.",
     "--verifier V": "What holds the answers against each other. Default: the task's own.",
     "--against NAME[=FILE],...": "Evaluation sets that the data should hold no copy of, by task; default: the hub's.",
@@ -105,12 +105,11 @@ def data_config(given: Arguments) -> Config:
     if name.endswith((".yaml", ".yml")) or (name in list_recipes() and not is_file):
         return load_recipe(name, overrides)
     hub_tasks = {task.hub_name: task.name for task in TASKS.values() if task.hub_name}
-    if is_file:
+    is_folder = Path(name).expanduser().is_dir() and name not in TASKS
+    if is_file or is_folder:
         data = {"path": name}
     elif name in TASKS or name in hub_tasks:
         data = {"task": hub_tasks.get(name, name)}
-    elif Path(name).expanduser().is_dir():
-        raise ConfigError(f"{name} is a folder, but must be a file, as in {name.rstrip('/')}/train.parquet.")
     elif name.count("/") == 1 and not name.startswith((".", "~", "/")):
         data = {"path": name}
     else:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sppo.config.data import DataConfig
 from sppo.config.lora import LoraConfig
-from sppo.config.ranges import AtLeastOne, CodePlace, Count, NotNegative, Positive, Section, Share, Trust
+from sppo.config.ranges import AtLeastOne, Count, NotNegative, Positive, Section, Share, Trust
 from sppo.config.verification import VerificationConfig
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -99,41 +100,6 @@ class CriticConfig(Section):
     """Recompute the critic's activations in the backward pass: less memory, more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     prefit: PrefitConfig = field(default_factory=PrefitConfig)
-
-
-@dataclass(frozen=True)
-class DataConfig(Section):
-    """Where prompts and gold answers come from."""
-
-    task: str = "rows"
-    """Name in the table of tasks."""
-    path: str | None = None
-    """File (.parquet, .jsonl, .jsonl.gz, .json, .csv) or hub name; default: the task's own hub name."""
-    split: str = "train"
-    """Split of a hub data set, or of a built-in task (train, held_out)."""
-    prompt_column: str = "prompt"
-    """Task rows: column of the prompt, text or chat messages."""
-    answer_column: str = "answer"
-    """Task rows: column of the gold answer; dots reach into structs, as in reward_model.ground_truth."""
-    verifier: str | None = None
-    """Name of the verifier; default: the task's own."""
-    reward: CodePlace = None
-    """Your reward function instead of a verifier, as package.module:function or path/to/file.py:function; in TRL's
-    signature f(prompts, completions, **columns), or verl's compute_score(data_source, solution_str, ground_truth,
-    extra_info)."""
-    instruction: str | None = None
-    """Text added after each problem, such as a request to box the answer; default: the task's own."""
-    system_prompt: str | None = None
-    """System message put before each chat prompt."""
-    max_prompt_tokens: AtLeastOne = 1024
-    """Longest prompt, in tokens of the policy's tokenizer, chat template included."""
-    bad_rows: Literal["filter", "refuse"] = "filter"
-    """What to do with rows whose prompt is too long, or whose gold answer is missing or does not verify: leave them out
-    and count them, or stop with their numbers."""
-    limit: AtLeastOne | None = None
-    """Use only the first so many rows."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of a built-in task, such as the number of prompts and the range of difficulty."""
 
 
 @dataclass(frozen=True)

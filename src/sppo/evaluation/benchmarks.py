@@ -117,7 +117,7 @@ def load_benchmark(
         DataError: the file or data set can't be read, or holds no usable row.
     """
     benchmark = BENCHMARKS[name]
-    is_file = path is not None and (file_kind(path) is not None or Path(path).expanduser().exists())
+    is_file = path is not None and (file_kind(path) is not None or Path(path).expanduser().is_file())
     data = DataConfig(
         task=benchmark.task,
         path=path,

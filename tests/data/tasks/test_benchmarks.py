@@ -136,7 +136,7 @@ def test_a_missing_file_is_named_as_it_was_given(tmp_path):
 def test_gsm8k_of_the_hub_is_its_test_split(monkeypatch):
     asked = []
 
-    def no_network(name, config, split):
+    def no_network(name, config, split, revision):
         asked.append((name, config, split))
         raise OSError("no network")
 

@@ -12,13 +12,28 @@ from sppo.config import DataConfig
 from sppo.data.tasks import demonstrations, load_prompts
 from sppo.data.tasks.reading import rows_of
 from sppo.data.tasks.rows import TASK
-from sppo.errors import DataError
+from sppo.errors import ConfigError, DataError
 from tests.conftest import SHARED_DATA
 
 needs_data = pytest.mark.skipif(
     not SHARED_DATA.is_dir(), reason="the folder shared/data beside the repository is absent"
 )
 ROWS = [{"prompt": "1+1?", "answer": "2"}, {"prompt": "1+2, or 2+1?", "answer": "3"}]
+
+
+READ = [("1+1?", "2"), ("1+2, or 2+1?", "3")]
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    """Where the library `datasets` keeps what it made of files."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return datasets
+
+
+def read(path, **fields):
+    return [(prompt.text, prompt.gold) for prompt in load(path, **fields).prompts]
 
 
 def load(path, **fields):
@@ -40,10 +55,10 @@ def write(folder, name):
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif name.endswith(".csv"):
+        path.write_bytes(gzip.compress(write(folder, name.removesuffix(".gz")).read_bytes()))
+    elif name.endswith((".csv", ".tsv")):
         with path.open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, ["prompt", "answer"])
+            writer = csv.DictWriter(file, ["prompt", "answer"], delimiter="\t" if name.endswith(".tsv") else ",")
             writer.writeheader()
             writer.writerows(ROWS)
     else:
@@ -51,10 +66,67 @@ def write(folder, name):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "A.JSONL"])
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.jsonl.gz", "a.json.gz", "a.csv.gz", "A.JSONL"]
+)
 def test_every_kind_of_file_reads_the_same(tmp_path, name):
     path = write(tmp_path, name.lower()).rename(tmp_path / name)
-    assert [(p.text, p.gold) for p in load(path).prompts] == [("1+1?", "2"), ("1+2, or 2+1?", "3")]
+    assert read(path) == READ
+
+
+def test_lines_of_json_that_are_called_json_are_read_as_lines(tmp_path):
+    path = write(tmp_path, "a.jsonl").rename(tmp_path / "a.json")
+    assert read(path) == READ
+    path.write_text(path.read_text() + "\nnonsense")
+    fails(path, f"{path}, line 3, cannot be read")
+
+
+def test_a_cell_of_csv_may_be_long(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,answer\n{'x' * 200_000},5\n")
+    assert [len(text) for text, _ in read(path)] == [200_000]
+
+
+def test_shards_are_read_in_the_order_of_their_names(tmp_path):
+    for number in (1, 0):
+        (tmp_path / f"train-0000{number}.jsonl").write_text(json.dumps(ROWS[number]))
+    (tmp_path / "test-00000.jsonl").write_text(json.dumps({"prompt": "?", "answer": "9"}))
+    assert read(tmp_path / "train-*.jsonl") == READ
+    fails(tmp_path / "dev-*.jsonl", "matches no file", "dev-*.jsonl")
+
+
+def test_a_folder_of_files_is_read_by_split(tmp_path, cache):
+    for number in (0, 1):
+        (tmp_path / f"train-0000{number}-of-00002.jsonl").write_text(json.dumps(ROWS[number]))
+    (tmp_path / "test-00000-of-00001.jsonl").write_text(json.dumps({"prompt": "?", "answer": "9"}))
+    assert read(tmp_path) == READ
+    assert read(tmp_path, split="test") == [("?", "9")]
+    fails(tmp_path, "data.split is 'dev', but the data has the splits train, test", split="dev")
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path, cache):
+    rows = cache.Dataset.from_list(ROWS)
+    rows.save_to_disk(tmp_path / "one")
+    cache.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(tmp_path / "splits")
+    cache.DatasetDict({"validation": rows}).save_to_disk(tmp_path / "only")
+    assert read(tmp_path / "one") == read(tmp_path / "splits") == read(tmp_path / "only") == READ
+    assert read(tmp_path / "splits", split="test") == READ[1:]
+    assert load(tmp_path / "only").notes == ("rows: there is only the split 'validation', which is used",)
+    (note,) = load(tmp_path / "one", split="test").notes
+    assert "data.split 'test' does not apply" in note
+    fails(tmp_path / "only", "has the splits validation", split="test")
+
+
+def test_a_dict_of_splits_is_handed_over_as_rows(cache):
+    rows = cache.Dataset.from_list(ROWS)
+    splits = cache.DatasetDict({"train": rows, "test": rows.select([0])})
+    for split, count in (("train", 2), ("test", 1)):
+        assert len(load_prompts(DataConfig(split=split), seed=0, rows=splits).prompts) == count
+
+
+def test_a_revision_is_of_a_hub_data_set_alone(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.revision is 'main', but .* is no data set of the hub"):
+        load(write(tmp_path, "a.jsonl"), revision="main")
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):
@@ -73,9 +145,8 @@ def test_a_missing_file_names_the_near_ones(tmp_path):
     fails(tmp_path / "empty" / "a.csv", "There are no data files in")
 
 
-def test_a_folder_and_an_unknown_kind_are_refused(tmp_path):
-    write(tmp_path, "train.jsonl")
-    fails(tmp_path, "is a folder: give a file", "train.jsonl")
+def test_an_empty_folder_and_an_unknown_kind_are_refused(tmp_path, cache):
+    fails(tmp_path, "is a folder that cannot be read", f"'{tmp_path}/*.parquet'")
     (tmp_path / "a.xlsx").write_text("")
     fails(tmp_path / "a.xlsx", "of no kind that can be read", ".parquet, .jsonl")
 
@@ -117,7 +188,7 @@ def test_broken_json_csv_and_parquet_are_named(tmp_path):
     path = tmp_path / "a.json"
     for text, words in [
         ("[{]", "line 1 column 3"),
-        ('{"data": []}', "holds a dict, not a list of rows"),
+        ('{"data":\n []}', "holds a dict, not a list of rows"),
         ('[{"prompt": "A?"}, 5]', "row 2 is a int"),
     ]:
         path.write_text(text)
@@ -154,8 +225,8 @@ def test_hub_data_sets_are_read_by_name_configuration_and_split(monkeypatch):
     datasets = pytest.importorskip("datasets")
     calls = []
 
-    def load_dataset(name, config, split):
-        calls.append((name, config, split))
+    def load_dataset(name, config, split, revision):
+        calls.append((name, config, split, revision))
         return datasets.Dataset.from_list(
             [{"question": "A?", "answer": "So.\n#### 4", "problem": "A?", "level": 3, "prompt": "A?"}]
         )
@@ -166,18 +237,26 @@ def test_hub_data_sets_are_read_by_name_configuration_and_split(monkeypatch):
     loaded = load_prompts(DataConfig(task="math500"), seed=0, require_gold=False)
     assert loaded.prompts[0].difficulty == "Level 3"
     assert loaded.notes == ("math500: the hub has only the split 'test', which is used",)
-    load_prompts(DataConfig(path="someone/some-data"), seed=0, require_gold=False)
+    load_prompts(DataConfig(path="someone/some-data", subset="raw", revision="v2"), seed=0, require_gold=False)
     assert calls == [
-        ("openai/gsm8k", "main", "test"),
-        ("HuggingFaceH4/MATH-500", None, "test"),
-        ("someone/some-data", None, "train"),
+        ("openai/gsm8k", "main", "test", None),
+        ("HuggingFaceH4/MATH-500", None, "test", None),
+        ("someone/some-data", "raw", "train", "v2"),
     ]
+
+
+def test_the_commit_of_a_hub_data_set_is_noted(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.info.download_checksums = {f"hf://datasets/a/b@{'0f' * 20}/data/train.parquet": {"num_bytes": 1}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split, revision: rows)
+    assert load("a/b").notes == (f"rows: a/b at revision {'0f' * 20}",)
 
 
 def test_a_hub_that_fails_says_so_and_names_the_way_out(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, revision):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -50,6 +50,17 @@ def test_parquet_keeps_schema_metadata_and_compression(tmp_path, compression, mo
         assert file.read().to_pylist() == rows[::2]
 
 
+def test_shards_become_one_file_of_lines(tmp_path):
+    source, target = str(tmp_path / "data-*.parquet"), tmp_path / "clean.jsonl"
+    for name in ("0", "1"):
+        pq.write_table(pa.table({"n": [1]}), tmp_path / f"data-{name}.parquet")
+    with pytest.raises(ConfigError, match=r"name a file that ends in \.jsonl"):
+        require_target(source, tmp_path / "clean.parquet", overwrite=False)
+    require_target(source, target, overwrite=False)
+    assert write_rows([{"n": 1}, {"n": 2}], source, target, odd) == 1
+    assert target.read_text() == '{"n": 1}\n'
+
+
 def test_parquet_without_rows(tmp_path):
     source, target = tmp_path / "data.parquet", tmp_path / "clean.parquet"
     pq.write_table(pa.table({"n": pa.array([1, 2])}), source)

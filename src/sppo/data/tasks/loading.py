@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sppo.config import DataConfig
+from sppo.data.tasks.hub import split_of
 from sppo.data.tasks.problem import Problem, Row, RowError, Task, prompt_key
 from sppo.data.tasks.reading import rows_of
 from sppo.errors import ConfigError, DataError, did_you_mean
@@ -68,6 +69,8 @@ def load(
     notes: list[str] = []
     if rows is None:
         rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key)
+    elif isinstance(rows, Mapping):  # a DatasetDict
+        rows = split_of(rows, task, config, notes, key)
     reading = _read(task, config, rows)
     if needs_gold:
         _check_golds(reading, verifier, tools, trusted=task.built_in)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import csv
 import difflib
+import glob
 import gzip
+import io
+import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from sppo.config import DataConfig
+from sppo.config.data import SourceConfig
+from sppo.data.tasks.hub import folder_rows, hub_rows
 from sppo.data.tasks.problem import Row, Task
 from sppo.errors import ConfigError, DataError
 from sppo.runs.files import decode_json
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _BATCH_ROWS = 1000
+_LONGEST_CELL = 2**31 - 1
+"""Characters; the most that every platform takes."""
 
 
-def rows_of(task: Task, config: DataConfig, notes: list[str], key: str = "data") -> Iterator[Row]:
+def rows_of(task: Task, config: SourceConfig, notes: list[str], key: str = "data") -> Iterator[Row]:
     """Opens the source that the config names; appends to `notes` what a person should know of it.
 
     `key` is the section that the config came from, as errors name it.
@@ -33,14 +40,38 @@ def rows_of(task: Task, config: DataConfig, notes: list[str], key: str = "data")
     if path is None:
         raise ConfigError(
             f"{key}.path is not set, and task {task.name} has no data set of its own. Give --{key}.path a file "
-            "(.parquet, .jsonl, .json, .csv) or a hub name."
+            "(.parquet, .jsonl, .json, .csv), several with a star, a folder or a hub name."
         )
-    kind = file_kind(path)
-    if kind or Path(path).expanduser().exists() or not _HUB_NAME.fullmatch(path) or path.startswith("."):
-        if config.split != DataConfig.split:
-            notes.append(f"{task.name}: {key}.split {config.split!r} does not apply to a file; all of {path} is read")
-        return read_file(Path(path).expanduser(), key)
-    return _hub_rows(task, path, config.split, notes, key)
+    if not is_local(path):
+        return hub_rows(task, path, config, notes, key)
+    if config.revision is not None:
+        raise ConfigError(f"{key}.revision is {config.revision!r}, but {path} is no data set of the hub: leave it out.")
+    files = files_of(path)
+    if len(files) == 1 and files[0].is_dir():
+        return folder_rows(task, files[0], config, notes, key)
+    if config.split != SourceConfig.split:
+        notes.append(f"{task.name}: {key}.split {config.split!r} does not apply to a file; all of {path} is read")
+    if not files:
+        raise DataError(f"{key}.path {path} matches no file (looked from {Path.cwd()}).")
+    readers = [read_file(file, key) for file in files]
+    return itertools.chain.from_iterable(readers)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path names files or a folder rather than a data set of the hub."""
+    place = Path(path).expanduser()
+    return bool(file_kind(path)) or place.exists() or not _HUB_NAME.fullmatch(path) or path.startswith(".")
+
+
+def files_of(path: str) -> Sequence[Path]:
+    """Returns the file or folder of that name, there or not; or the files that a pattern with stars matches, by name.
+
+    Shards are read in the order of their names.
+    """
+    place = Path(path).expanduser()
+    if place.exists() or not glob.has_magic(path):
+        return [place]
+    return [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
 
 
 def file_kind(path: str) -> str | None:
@@ -55,8 +86,6 @@ def read_file(path: Path, key: str = "data") -> Iterator[Row]:
     Raises:
         DataError: names the path, and the line where there is one.
     """
-    if path.is_dir():
-        raise DataError(f"{key}.path {path} is a folder: give a file. {_data_files(path)}")
     if not path.exists():
         raise DataError(f"{key}.path {path} does not exist. {_near_files(path)}")
     kind = file_kind(path.name)
@@ -107,11 +136,15 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise _broken(path, error) from error
 
 
+def opened(path: Path) -> IO[bytes]:
+    """Opens a file to read its bytes, unpacked where its name ends in .gz."""
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
 def _read_json_lines(path: Path) -> Iterator[Row]:
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
     number = 0
     try:
-        with opened(path, "rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _json_row(path, decode_json(line), number)
@@ -128,60 +161,63 @@ def _json_row(path: Path, value: Any, line: int) -> Row:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
+    """A list of rows; or lines of JSON, as many published files called .json are."""
     try:
-        rows = decode_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        with opened(path) as file:
+            first = next((line for line in file if line.strip()), b"")
+            if _is_object(first):
+                return _read_json_lines(path)
+            file.seek(0)
+            rows = decode_json(file.read())
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _broken(path, error) from error
     if not isinstance(rows, list):
-        raise _broken(path, f"it holds a {type(rows).__name__}, not a list of rows (one row a line is .jsonl)")
+        raise _broken(path, f"it holds a {type(rows).__name__}, not a list of rows")
+    return _rows_of_list(path, rows)
+
+
+def _is_object(line: bytes) -> bool:
+    if not line.lstrip(b"\xef\xbb\xbf").startswith(b"{"):
+        return False
+    try:
+        return isinstance(decode_json(line), dict)
+    except ValueError:  # the first line of an object that goes on over more
+        return False
+
+
+def _rows_of_list(path: Path, rows: list[Any]) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise _broken(path, f"row {number} is a {type(row).__name__}, not an object of columns")
         yield row
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    # A cell may hold a whole solution, or the tests of a program; the module's own limit is 128 KiB.
+    csv.field_size_limit(_LONGEST_CELL)
     reader = None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
+        with opened(path) as file:
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
             for row in reader:
                 if None in row or None in row.values():
                     columns = len(reader.fieldnames or ())
                     raise _broken(path, f"it has not the {columns} fields that the header names", reader.line_num)
                 yield row
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise _broken(path, error, reader.reader.line_num if reader else None) from error
 
 
-_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
-    ".parquet": _read_parquet,
+_read_tsv = partial(_read_csv, delimiter="\t")
+_LINES_OR_TEXT: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_json_lines,
-    ".jsonl.gz": _read_json_lines,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
 }
-
-
-def _hub_rows(task: Task, name: str, split: str, notes: list[str], key: str) -> Iterator[Row]:
-    is_own = name == task.hub_name
-    if is_own and task.only_split and split == DataConfig.split != task.only_split:
-        notes.append(f"{task.name}: the hub has only the split {task.only_split!r}, which is used")
-        split = task.only_split
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(name, task.hub_config if is_own else None, split=split)
-    # The hub's client, its HTTP library and the data set's builder raise errors with no common base.
-    except Exception as error:
-        raise DataError(
-            f"{name} (split {split!r}) cannot be loaded from the hub: {error}. Mend {key}.split or the name, or give "
-            f"--{key}.path a local file (.parquet, .jsonl, .json, .csv)."
-        ) from error
-    return _arrow_rows(dataset)
-
-
-def _arrow_rows(dataset: Any) -> Iterator[Row]:
-    """Yields plain dicts; by Arrow batches, since one row at a time takes minutes for a million rows."""
-    for table in dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        yield from table.to_pylist()
+_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".parquet": _read_parquet,
+    **_LINES_OR_TEXT,
+    **{f"{kind}.gz": reader for kind, reader in _LINES_OR_TEXT.items()},
+}

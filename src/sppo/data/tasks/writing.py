@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sppo.data.tasks.problem import Row
-from sppo.data.tasks.reading import file_kind
+from sppo.data.tasks.reading import file_kind, files_of, opened
 from sppo.errors import ConfigError, DataError
 from sppo.runs.files import whole_file
 
@@ -28,7 +27,7 @@ def require_target(source: str | None, target: Path, *, overwrite: bool) -> None
     Raises:
         ConfigError: another format than the source's, no such folder, or a file that is there already.
     """
-    kind = file_kind(source or "")
+    kind = _kind(source)
     wanted = ".parquet" if kind == ".parquet" else ".jsonl"
     if target.suffix != wanted:
         raise ConfigError(
@@ -41,6 +40,12 @@ def require_target(source: str | None, target: Path, *, overwrite: bool) -> None
         same = source is not None and Path(source).expanduser().exists() and target.samefile(Path(source).expanduser())
         what = "is the data itself" if same else "exists already"
         raise ConfigError(f"--write {target} {what}. Choose another file, or add --overwrite to replace it.")
+
+
+def _kind(source: str | None) -> str | None:
+    """How the one file that a source is can be read; None of several, of a folder, of the hub."""
+    files = files_of(source) if source else []
+    return file_kind(files[0].name) if len(files) == 1 and not files[0].is_dir() else None
 
 
 def write_rows(rows: Iterable[Row], source: str | None, target: Path, keep: Keep) -> int:
@@ -58,7 +63,7 @@ def write_rows(rows: Iterable[Row], source: str | None, target: Path, keep: Keep
     Raises:
         DataError: the file cannot be written, or a row is no JSON.
     """
-    kind = file_kind(source or "")
+    kind = _kind(source)
     try:
         with whole_file(target) as path:
             if kind == ".parquet":
@@ -92,8 +97,7 @@ def _filter_parquet(source: Path, target: Path, keep: Keep) -> int:
 
 def _filter_lines(source: Path, target: Path, keep: Keep) -> int:
     written = number = 0
-    opened = gzip.open if source.name.lower().endswith(".gz") else open
-    with opened(source, "rb") as lines, target.open("wb") as out:
+    with opened(source) as lines, target.open("wb") as out:
         for line in lines:
             if not line.strip():
                 continue
