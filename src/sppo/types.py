@@ -37,6 +37,8 @@ class Prompt:
     """Plain text, or chat messages that go through the model's chat template."""
     gold: str | None = None
     """The answer that the verifier holds the response against; None where a reward function needs none."""
+    other_golds: tuple[str, ...] = ()
+    """Answers that are right as well, where the row has several."""
     verifier: str = "math"
     """Name in `sppo.verifiers.VERIFIERS`. Routing is this field, never a guess from the data set's name."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +47,11 @@ class Prompt:
     """Label that evaluations group by, such as "3 operations" or "Level 5"."""
     demonstration: str | None = None
     """A worked response for supervised fine-tuning, where the data has one."""
+
+    @property
+    def golds(self) -> tuple[str | None, ...]:
+        """All gold answers, of which any is right."""
+        return (self.gold, *self.other_golds)
 
     @property
     def plain(self) -> str | list[dict[str, str]]:
@@ -153,6 +160,8 @@ class Submission:
     """The prompt's chat turns; none where it is plain text."""
     prompt_id: str = ""
     """The prompt's id, for messages."""
+    other_golds: tuple[str, ...] = ()
+    """Answers that are right as well."""
     opening: str = ""
     """What the chat template wrote of the response before the first sampled token: "<think>", or nothing."""
 

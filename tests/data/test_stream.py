@@ -73,9 +73,10 @@ def test_resuming_continues_exactly(before):
         PromptStream(make(8, "task"), seed=0),
         PromptStream(make(8), seed=1),
         PromptStream([*make(7), Prompt(id="7", content="problem 7", gold="8")], seed=0),
+        PromptStream([*make(7), Prompt(id="7", content="problem 7", gold="7", other_golds=("8",))], seed=0),
         PromptStream([*make(7), Prompt(id="7", content=({"role": "user", "content": "problem 7"},), gold="7")], seed=0),
     ],
-    ids=["fewer", "other order", "other text", "other seed", "other gold", "chat"],
+    ids=["fewer", "other order", "other text", "other seed", "other gold", "more golds", "chat"],
 )
 def test_resuming_on_other_data_is_refused(other):
     with pytest.raises(RunFolderError, match="belongs to other prompts or another seed"):

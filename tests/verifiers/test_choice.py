@@ -6,7 +6,8 @@ import pytest
 
 from sppo.types import Submission
 from sppo.verifiers import VERIFIERS, check_golds
-from sppo.verifiers.choice import choices_of, judge
+from sppo.verifiers.choice import judge
+from sppo.verifiers.columns import choices_of
 from sppo.verifiers.tools import Tools
 
 

@@ -42,6 +42,12 @@ def test_each_prompt_goes_to_the_verifier_it_names():
     assert Grader().grade([]) == []
 
 
+def test_any_gold_answer_of_a_prompt_is_right():
+    texts = (r"\boxed{5}", r"\boxed{\frac12}", r"\boxed{.5}", r"\boxed{6}")
+    verdicts = Grader().grade([rollout(text, other_golds=("1/2",)) for text in texts])
+    assert [verdict.reward for verdict in verdicts] == [1.0, 1.0, 1.0, 0.0]
+
+
 def test_a_prompt_that_opens_thinking_needs_it_closed():
     rollouts = [rollout(r"hm \boxed{5}"), rollout(r"hm \boxed{4}</think> \boxed{5}"), rollout(r"<think>\boxed{5}")]
     assert [v.reward for v in Grader().grade(rollouts)] == [1.0, 1.0, 0.0]

@@ -300,7 +300,7 @@ def _held_out_pair(
         planned.append(
             (subject, config, Problems("held_out", tuple(prompts), path, True, {}, (*notes, *more)), reward_function)
         )
-    first, second = ([(p.id, p.text, p.gold) for p in problems.prompts] for _, _, problems, _ in planned)
+    first, second = ([(p.id, p.text, p.golds) for p in problems.prompts] for _, _, problems, _ in planned)
     if first != second:
         shared = len(set(first) & set(second))
         raise DataError(

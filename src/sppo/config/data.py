@@ -25,8 +25,16 @@ class SourceConfig(Section):
     """Split of a hub data set or a folder, or of a built-in task (train, held_out)."""
     prompt_column: str = "prompt"
     """Task rows: column of the prompt, text or chat messages."""
+    prompt_template: str | None = None
+    """Task rows: text of the prompt instead, with columns in braces, as in "{question} {options}"."""
+    options_column: str | None = None
+    """Task rows: column of a multiple choice's choices, for verifier choice; default: choices or options. They are
+    lettered, and put behind a prompt that doesn't name them."""
     answer_column: str = "answer"
     """Task rows: column of the gold answer; dots reach into structs, as in reward_model.ground_truth."""
+    answers: Literal["any", "all"] | None = None
+    """Where the gold answer is a list: any of them is right, or all together; default: any, and all for verifier
+    choice."""
     verifier: str | None = None
     """Name of the verifier; default: the task's own."""
     instruction: str | None = None

@@ -117,4 +117,5 @@ def prompt_keys(prompts: Sequence[Prompt]) -> Keys:
 
 def _asked(prompt: Prompt) -> str:
     content = prompt.content if isinstance(prompt.content, str) else json.dumps(prompt.plain, sort_keys=True)
-    return f"{content}\0{prompt.gold!r}\0{prompt.verifier}"
+    golds = "\0".join(map(repr, prompt.golds))
+    return f"{content}\0{golds}\0{prompt.verifier}"

@@ -190,7 +190,7 @@ def _read(
     """Returns the rows by number, and why others cannot be used."""
     found: dict[int, Submission] = {}
     faulty: dict[int, str] = {}
-    known: dict[tuple[str, str | None], Submission] = {}
+    known: dict[tuple[str, tuple[str | None, ...]], Submission] = {}
     for number, row in enumerate(rows, start=1):
         try:
             problem = task.load(row, config)
@@ -203,7 +203,8 @@ def _read(
         prompt = Prompt("", problem.content).text
         # Some published files hold each row a hundred times over; those share one object.
         found[number] = known.setdefault(
-            (prompt, problem.gold), Submission("", problem.gold, prompt=prompt, columns=problem.columns)
+            (prompt, problem.golds),
+            Submission("", problem.gold, prompt=prompt, columns=problem.columns, other_golds=problem.other_golds),
         )
     if not found and not faulty:
         raise DataError(f"{task.name}: {config.path or 'the data'} holds no rows.")

@@ -107,8 +107,8 @@ class PromptStream:
 
 
 def fingerprint(prompts: Sequence[Prompt], seed: int) -> str:
-    """Returns 16 hex digits that change with the seed, the order, or any prompt's id, content, gold, verifier."""
+    """Returns 16 hex digits that change with the seed, the order, or any prompt's id, content, golds, verifier."""
     digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
     for prompt in prompts:
-        digest.update(json.dumps([prompt.id, prompt.plain, prompt.gold, prompt.verifier], sort_keys=True).encode())
+        digest.update(json.dumps([prompt.id, prompt.plain, *prompt.golds, prompt.verifier], sort_keys=True).encode())
     return digest.hexdigest()

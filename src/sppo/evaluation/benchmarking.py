@@ -324,7 +324,7 @@ def _settings(
     for problems in benchmarks:
         encoded = encode_many(list(problems.prompts), tokenizer)
         _require_context(problems, [len(ids) for ids in encoded], sampling.max_response_tokens, context)
-        texts = [[prompt.id, prompt.text, prompt.gold] for prompt in problems.prompts]
+        texts = [[prompt.id, prompt.text, *prompt.golds] for prompt in problems.prompts]
         sections[problems.name] = {
             "source": problems.source,
             "count": len(problems.prompts),

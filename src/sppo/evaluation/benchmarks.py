@@ -142,9 +142,9 @@ def _message(text: str, name: str, path: str | None) -> str:
 def fold(name: str, loaded: LoadedPrompts, source: str) -> Problems:
     """Makes problems of prompts: one for each different pair of prompt and answer, named as its first row."""
     benchmark = BENCHMARKS[name]
-    first: dict[tuple[str, str | None], Prompt] = {}
+    first: dict[tuple[str, tuple[str | None, ...]], Prompt] = {}
     for prompt in loaded.prompts:
-        first.setdefault((prompt.text, prompt.gold), prompt)
+        first.setdefault((prompt.text, prompt.golds), prompt)
     prompts = tuple(first.values())
     if len(prompts) == len(loaded.prompts):
         notes = list(loaded.notes)

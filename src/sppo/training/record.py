@@ -176,6 +176,7 @@ def response_records(
             "prompt_id": prompt.id,
             "prompt": prompt.text,
             "gold": prompt.gold,
+            **({"other_golds": list(prompt.other_golds)} if prompt.other_golds else {}),
             "response": rollout.text,
             "prompt_token_ids": rollout.prompt_token_ids.tolist(),
             "response_token_ids": rollout.completion.token_ids.tolist(),

@@ -3,24 +3,23 @@ r"""The `choice` verifier: is the letter that a response settles on the gold let
 The answer stands where the verifier `math` looks for it (the last box behind the thinking, else the last "Answer: X"
 line), or in the last "the answer is B" or "option B" of the text, or is the whole last line. It is a letter, bare or as
 (B), B., **B**, Option B, "B) 12 km" or "B because ..."; where the row has a column `choices` or `options`, the text of
-exactly one choice will do too. "A or B", two boxes and a letter in running prose ("A train ...") score 0.
+exactly one choice will do too. Where the gold answer is several letters, such as AD, the answer names all of them and
+no other, as "AD", "A, D" or "(A) and (D)". "A or B", two boxes and a letter in running prose ("A train ...") score 0.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
-from typing import Any
 
 from sppo.types import Submission, Verdict
+from sppo.verifiers.columns import choices_of
 from sppo.verifiers.math.answers import Rules, compare
 from sppo.verifiers.math.boxes import find_answer, text_after_thinking
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.verifier import MAX_ANSWER, equal_without_sympy
 from sppo.verifiers.tools import Tools
 
-_COLUMNS = ("choices", "options")
 _READ = 2000
 _STATEMENT = re.compile(
     r"\b(?:answer|option|choice)\b(?:[ \t]+(?:is|would be|must be|should be))?"
@@ -46,6 +45,10 @@ _RULED_OUT = re.compile(
     re.IGNORECASE,
 )
 """What stands before an option that is named in order to turn it down."""
+_SEVERAL_GOLD = re.compile(r"(?=[A-Z]{2,26}\Z)A?B?C?D?E?F?G?H?I?J?K?L?M?N?O?P?Q?R?S?T?U?V?W?X?Y?Z?")
+"""Several letters in their order, each once."""
+_SEVERAL = re.compile(r"(?:(?i:options?|choices?|answers?):?)?[(\[]?[A-Z][)\]]?(?:(?:,|;|/|&|and)*[(\[]?[A-Z][)\]]?)*")
+"""Letters and what stands between them, without white space."""
 _SHOWN = 200
 
 
@@ -59,28 +62,17 @@ def reference(submission: Submission) -> str | None:
     return None if submission.gold is None else f"\\boxed{{{submission.gold}}}"
 
 
-def choices_of(columns: Mapping[str, Any]) -> dict[str, str]:
-    """Returns {letter: text} of the column `choices` or `options`: a list, a dict by letter, or of text and label."""
-    for name in _COLUMNS:
-        given = columns.get(name)
-        if isinstance(given, Mapping) and isinstance(given.get("text"), Sequence):
-            labels = given.get("label") or ascii_uppercase
-            return {str(label): str(text) for label, text in zip(labels, given["text"], strict=False)}
-        if isinstance(given, Mapping):
-            return {str(label): str(text) for label, text in given.items() if text is not None}
-        if isinstance(given, Sequence) and not isinstance(given, str):
-            return {label: str(text) for label, text in zip(ascii_uppercase, given, strict=False)}
-    return {}
-
-
 def judge(response: str, gold: str, choices: Mapping[str, str]) -> Verdict:
     """Holds the letter of a response against the gold letter."""
     wanted = _LETTER.fullmatch(normalise(gold[:_SHOWN]))
-    if wanted is None:
+    several = _SEVERAL_GOLD.fullmatch(gold.strip())
+    if wanted is None and several is None:
         return Verdict(0.0, None, f"the gold answer {gold[:_SHOWN]!r} is no letter")
     written, also, reason = _find(response)
     if written is None:
         return Verdict(0.0, None, reason)
+    if wanted is None:
+        return _judge_several(written if also is None else f"{written}, {also}", gold.strip())
     letter, why = read(written, choices)
     if letter is None:
         return Verdict(0.0, written[:_SHOWN], why)
@@ -88,6 +80,15 @@ def judge(response: str, gold: str, choices: Mapping[str, str]) -> Verdict:
         return Verdict(0.0, written[:_SHOWN], "two different final answers")
     equal = letter == wanted["letter"].upper()
     return Verdict(float(equal), letter, "equal" if equal else "not equal")
+
+
+def _judge_several(written: str, wanted: str) -> Verdict:
+    """Holds the letters of an answer, in any order, against several gold letters, all of which are asked for."""
+    text = re.sub(r"\\(?:text\w*|math\w*)\s*|[{}$*\s]", "", normalise(written[:_SHOWN])).rstrip(".!")
+    if not _SEVERAL.fullmatch(text):
+        return Verdict(0.0, written[:_SHOWN], "not letters alone")
+    letters = "".join(sorted(set(re.findall("[A-Z]", text))))
+    return Verdict(float(letters == wanted), letters, "equal" if letters == wanted else "not equal")
 
 
 def _find(response: str) -> tuple[str | None, str | None, str]:

@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import Any
 
 from sppo.config.trust import HANDED_OVER
 from sppo.errors import ConfigError, RewardError
-from sppo.types import Submission, Verdict
+from sppo.types import Prompt, Submission, Verdict
+from sppo.verifiers.columns import as_struct, ground_truth
 
 RewardFunction = Callable[..., Any]
 """In TRL's signature or verl's, see the module's header."""
@@ -103,6 +104,27 @@ def call_for_batch(
         raise RewardError(f"{name} raised {_what_was_raised(function, submissions, arguments, failure)}") from failure
 
 
+def require_ground_truth(function: RewardFunction, prompts: Iterable[Prompt]) -> None:
+    """Refuses prompts without what a function in verl's signature is given as ground_truth, before any is sampled.
+
+    Raises:
+        ConfigError: counts them, names the first, and says where the answer is looked for.
+    """
+    parameters = _parameters(function)
+    asked = parameters.get("ground_truth")
+    if "solution_str" not in parameters or asked is None or asked.default is not inspect.Parameter.empty:
+        return
+    prompts = list(prompts)
+    lacking = [prompt for prompt in prompts if prompt.gold is None and ground_truth(prompt.columns) is None]
+    if lacking:
+        raise ConfigError(
+            f"The reward function {function_name(function)} takes ground_truth, but {len(lacking)} of {len(prompts)} "
+            f"prompts have none, the first is {lacking[0].id!r} (its columns: {', '.join(lacking[0].columns)}). Name "
+            "the column in data.answer_column (without it reward_model.ground_truth is read), or give the parameter a "
+            "default, ground_truth=None, if the function does without."
+        )
+
+
 def _call_for_each(function: RewardFunction, submissions: Sequence[Submission]) -> list[Verdict]:
     """verl's signature."""
     name = f"The reward function {function_name(function)}"
@@ -136,13 +158,23 @@ def _scored(function: RewardFunction, index: int, given: Submission, score: Any)
 
 def sample_arguments(given: Submission) -> dict[str, Any]:
     """What verl's signature takes; extra_info is the column of that name, or else the row's other columns."""
-    extra = given.columns.get("extra_info")
+    extra = as_struct(given.columns.get("extra_info"))
     return {
         "data_source": given.columns.get("data_source", ""),
         "solution_str": given.sampled,
-        "ground_truth": given.gold,
+        "ground_truth": ground_truth_of(given),
         "extra_info": dict(extra) if isinstance(extra, Mapping) else dict(given.columns),
     }
+
+
+def ground_truth_of(given: Submission) -> Any:
+    """What verl's signature takes as ground_truth: the gold answer, or the list of all; or what verl's column holds.
+
+    That may be of any kind, as the numbers and the target of a countdown are, and then is no gold answer of ours.
+    """
+    if given.gold is None:
+        return ground_truth(given.columns)
+    return [given.gold, *given.other_golds] if given.other_golds else given.gold
 
 
 def batch_arguments(submissions: Sequence[Submission]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from sppo.errors import ConfigError, VerifierError
 from sppo.runs import ranks
 from sppo.types import Prompt, Rollout, Submission, Verdict
-from sppo.verifiers.functions import RewardFunction, call_reward_function, function_name
+from sppo.verifiers.functions import RewardFunction, call_reward_function, function_name, require_ground_truth
 from sppo.verifiers.table import get_verifier, verifiers_behind
 from sppo.verifiers.tools import Tools
 
@@ -50,7 +50,9 @@ class Grader:
         Raises:
             SppoError: one of them can't work.
         """
-        for name in {} if self.reward_function is not None else dict.fromkeys(prompt.verifier for prompt in prompts):
+        if self.reward_function is not None:
+            return require_ground_truth(self.reward_function, prompts)
+        for name in dict.fromkeys(prompt.verifier for prompt in prompts):
             verifier = get_verifier(name)
             verifier.check(self.tools.options)
             verifier.prepare(self.tools)
@@ -99,6 +101,7 @@ class Grader:
             columns=prompt.columns,
             messages=() if isinstance(prompt.content, str) else prompt.content,
             prompt_id=prompt.id,
+            other_golds=prompt.other_golds,
             opening=opening,
         )
 

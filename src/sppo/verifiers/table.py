@@ -8,6 +8,7 @@ from dataclasses import replace
 from sppo.errors import ConfigError, did_you_mean
 from sppo.types import Submission
 from sppo.verifiers import choice, composite, exact, format, length, reward_model
+from sppo.verifiers.alternatives import any_of_golds
 from sppo.verifiers.code import verifier as code
 from sppo.verifiers.math import minerva
 from sppo.verifiers.math import verifier as math
@@ -25,7 +26,7 @@ def _marked(gold: str) -> str:
 
 
 VERIFIERS: dict[str, Verifier] = {
-    verifier.name: verifier
+    verifier.name: any_of_golds(verifier) if verifier.needs_gold and verifier.name != code.NAME else verifier
     for verifier in (
         text_verifier(
             "math", "last boxed answer, equal as mathematics to the gold answer", "3", math.fast, math.slow, _boxed

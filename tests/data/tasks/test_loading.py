@@ -231,7 +231,7 @@ def test_no_gold_is_needed_for_a_reward_function_or_where_not_required():
         ({"role": "user"}, "prompt is of type dict"),
         (["A?"], "chat message without role and content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "content is not text"),
-        ([{"role": "user", "content": "A?"}, {"role": "assistant", "content": "4"}], "role 'assistant', not 'user'"),
+        ([{"role": "user", "content": "A?"}, {"role": "tool", "content": "4"}], "role 'tool', not 'user'"),
         ([{"role": "user", "content": " "}], "prompt is empty"),
     ],
 )
@@ -243,8 +243,8 @@ def test_prompts_that_cannot_be_used_are_left_out_with_the_reason(prompt, reason
 
 
 def test_a_gold_answer_of_another_type_is_a_bad_row():
-    loaded = load([{"prompt": "A?", "answer": ["4"]}, {"prompt": "B?", "answer": "4"}])
-    assert "row 1: the gold answer is of type list" in loaded.notes[0]
+    loaded = load([{"prompt": "A?", "answer": b"4"}, {"prompt": "B?", "answer": "4"}])
+    assert "row 1: the gold answer in column 'answer' is of type bytes, not text or a number: b'4'" in loaded.notes[0]
 
 
 # ---- mistakes

@@ -10,19 +10,9 @@ from __future__ import annotations
 import re
 
 from sppo.config import DataConfig
+from sppo.data.tasks.cells import answers_of, user_message
 from sppo.data.tasks.math_rows import load_math_row
-from sppo.data.tasks.problem import (
-    BOXED_INSTRUCTION,
-    Problem,
-    Row,
-    Task,
-    optional,
-    required,
-    row_id,
-    user_message,
-    why_no_gold,
-    without,
-)
+from sppo.data.tasks.problem import BOXED_INSTRUCTION, Problem, Row, Task, optional, required, row_id, without
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
@@ -38,7 +28,9 @@ def load(row: Row, config: DataConfig) -> Problem:
     return Problem(
         content=user_message(required(row, "question")),
         gold=gold or None,
-        why_no_gold=why_no_gold(row, "answer") if solution is None else "the gold answer is missing behind ####",
+        why_no_gold=answers_of(row, "answer", config).why_none
+        if solution is None
+        else "the gold answer is missing behind ####",
         id=row_id(row, config.task),
         demonstration=demonstration.lstrip() if gold else None,
         columns=without(row, "question"),

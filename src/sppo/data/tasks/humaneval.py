@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 
 from sppo.config import DataConfig
-from sppo.data.tasks.problem import Problem, Row, RowError, Task, optional, required, user_message, without
+from sppo.data.tasks.cells import user_message
+from sppo.data.tasks.problem import Problem, Row, RowError, Task, optional, required, without
 
 _REQUEST = "Complete the following Python function."
 

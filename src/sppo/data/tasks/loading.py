@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sppo.config import DataConfig
@@ -147,15 +147,24 @@ def _check_golds(reading: _Reading, verifier: str, tools: Tools | None, trusted:
     if trusted:
         assert not reading.bad, f"a built-in task made bad rows: {reading.bad}"
         return
-    numbers = list(reading.problems)
-    golds = [(verifier, _as_submission(reading.problems[number])) for number in numbers]
-    for index, reason in check_golds(golds, tools).items():
-        reading.bad[numbers[index]] = reason
-        del reading.problems[numbers[index]]
+    asked = [(number, gold) for number, problem in reading.problems.items() for gold in problem.golds]
+    given = [(verifier, _as_submission(reading.problems[number], gold)) for number, gold in asked]
+    failing: dict[int, dict[str | None, str]] = {}
+    for index, reason in check_golds(given, tools).items():
+        number, gold = asked[index]
+        failing.setdefault(number, {})[gold] = reason
+    for number, reasons in failing.items():
+        problem = reading.problems.pop(number)
+        usable = [gold for gold in problem.golds if gold is not None and gold not in reasons]
+        if usable:
+            reading.problems[number] = replace(problem, gold=usable[0], other_golds=tuple(usable[1:]))
+        else:
+            reading.bad[number] = next(iter(reasons.values()))
+    reading.problems = dict(sorted(reading.problems.items()))
 
 
-def _as_submission(problem: Problem) -> Submission:
-    return Submission("", problem.gold, prompt=_text(problem.content), columns=problem.columns)
+def _as_submission(problem: Problem, gold: str | None) -> Submission:
+    return Submission("", gold, prompt=_text(problem.content), columns=problem.columns)
 
 
 def _refuse_or_report(task: Task, config: DataConfig, reading: _Reading, notes: list[str], key: str) -> None:
@@ -239,6 +248,7 @@ def _prompts(
             id=identifier,
             content=_with_system(_with_instruction(problem, task, config), config, f"{task.name}: row {number}", key),
             gold=problem.gold,
+            other_golds=problem.other_golds,
             verifier=verifier,
             columns=problem.columns,
             difficulty=problem.difficulty,

@@ -8,19 +8,8 @@
 from __future__ import annotations
 
 from sppo.config import DataConfig
-from sppo.data.tasks.problem import (
-    Problem,
-    Row,
-    RowError,
-    answer_text,
-    difficulty_label,
-    optional,
-    prompt_content,
-    row_id,
-    user_message,
-    why_no_gold,
-    without,
-)
+from sppo.data.tasks.cells import answers_of, asked_of, user_message
+from sppo.data.tasks.problem import Problem, Row, RowError, difficulty_label, row_id, without
 
 
 def load_math_row(row: Row, config: DataConfig) -> Problem:
@@ -31,15 +20,14 @@ def load_math_row(row: Row, config: DataConfig) -> Problem:
     """
     prompt_column = next((name for name in ("problem", "question") if name in row), None)
     if "reward_model" in row and "prompt" in row:
-        content, answer, prompt_column = prompt_content(row["prompt"]), "reward_model.ground_truth", "prompt"
+        content, answer, prompt_column = asked_of(row["prompt"]).content, "reward_model.ground_truth", "prompt"
     elif prompt_column is not None:
         content, answer = user_message(row[prompt_column]), "answer"
     else:
         raise RowError("no column 'problem' or 'question', nor 'prompt' and 'reward_model'")
     return Problem(
         content=content,
-        gold=answer_text(optional(row, answer)),
-        why_no_gold=why_no_gold(row, answer),
+        **answers_of(row, answer, config).fields,
         id=row_id(row, config.task),
         has_instruction=prompt_column == "prompt",
         difficulty=difficulty_label(row),

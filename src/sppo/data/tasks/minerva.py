@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sppo.config import DataConfig
+from sppo.data.tasks.cells import Answers
 from sppo.data.tasks.math_rows import load_math_row
 from sppo.data.tasks.problem import BOXED_INSTRUCTION, Problem, Row, Task
 
@@ -17,9 +18,11 @@ from sppo.data.tasks.problem import BOXED_INSTRUCTION, Problem, Row, Task
 def load(row: Row, config: DataConfig) -> Problem:
     """Reads a row; an answer with unbalanced braces is none."""
     problem = load_math_row(row, config)
-    if problem.gold is None or _balanced(problem.gold):
+    if problem.gold is None:
         return problem
-    return replace(problem, gold=None, why_no_gold="the gold answer is cut off as published: its braces do not balance")
+    whole = tuple(filter(_balanced, (problem.gold, *problem.other_golds)))
+    why_none = "the gold answer is cut off as published: its braces do not balance"
+    return replace(problem, **Answers(whole, why_none).fields)
 
 
 def _balanced(text: str) -> bool:

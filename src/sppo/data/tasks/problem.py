@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,8 +30,10 @@ class Problem:
     """Plain text, or chat messages."""
     gold: str | None
     """The answer as text; None where the row has none."""
+    other_golds: tuple[str, ...] = ()
+    """Answers that are right as well."""
     why_no_gold: str = "the gold answer is missing"
-    """What is said of the row where gold is None and a verifier needs it; see `why_no_gold`."""
+    """What is said of the row where gold is None and a verifier needs it."""
     id: str | None = None
     """The data's own identifier, where it has one."""
     has_instruction: bool = False
@@ -43,6 +44,11 @@ class Problem:
     """A worked response."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The row without its prompt; the answer stays in, under its own name, for reward functions that ask for it."""
+
+    @property
+    def golds(self) -> tuple[str | None, ...]:
+        """All gold answers, of which any is right."""
+        return (self.gold, *self.other_golds)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Task:
 def required(row: Row, path: str) -> Any:
     """Returns the column `path` of a row; dots reach into structs, unless a column has the dotted name itself.
 
+    A struct may be stored as text, in JSON or as Python prints it.
+
     Raises:
         RowError: there is no such column.
     """
@@ -90,6 +98,10 @@ def required(row: Row, path: str) -> Any:
         return row[path]
     value: Any = row
     for part in path.split("."):
+        if isinstance(value, str):
+            from sppo.verifiers.columns import as_struct  # heavy
+
+            value = as_struct(value)
         if not isinstance(value, Mapping) or part not in value:
             raise RowError(f"no column {path!r}")
         value = value[part]
@@ -104,83 +116,10 @@ def optional(row: Row, path: str) -> Any:
         return None
 
 
-def why_no_gold(row: Row, path: str) -> str:
-    """Returns what to say of a row without a gold answer in the column `path`: no such column, or nothing in it."""
-    try:
-        required(row, path)
-    except RowError as error:
-        return f"{error}, so the gold answer is missing"
-    return "the gold answer is missing"
-
-
 def without(row: Row, path: str) -> dict[str, Any]:
     """Returns the row without the column that `path` begins with."""
     top = path if path in row else path.split(".")[0]
     return {name: value for name, value in row.items() if name != top}
-
-
-def answer_text(value: Any) -> str | None:
-    """Returns a gold answer as stripped text; None for a missing, empty or not-a-number one.
-
-    Raises:
-        RowError: the value is neither text nor a number.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, numbers.Integral):
-        return str(value)
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        if math.isnan(number):
-            return None
-        return str(int(number)) if number.is_integer() else repr(number)
-    raise RowError(f"the gold answer is of type {type(value).__name__}, not text or a number")
-
-
-def prompt_content(value: Any) -> str | tuple[Message, ...]:
-    """Returns a prompt cell as text or as chat messages of role and content.
-
-    Raises:
-        RowError: the cell is empty, or neither text nor chat messages that end with the user's turn.
-    """
-    if isinstance(value, str):
-        if not value.strip():
-            raise RowError("prompt is empty")
-        return value
-    if value is None:
-        raise RowError("prompt is missing")
-    if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
-        raise RowError(f"prompt is of type {type(value).__name__}, not text or a list of chat messages")
-    messages = tuple(_message(turn) for turn in value)
-    if not messages:
-        raise RowError("prompt is empty")
-    if messages[-1]["role"] != "user":
-        raise RowError(f"prompt ends with a message of role {messages[-1]['role']!r}, not 'user'")
-    if not messages[-1]["content"].strip():
-        raise RowError("prompt is empty")
-    return messages
-
-
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise RowError("prompt holds a chat message without role and content")
-    if not isinstance(turn.get("content"), str):
-        raise RowError("prompt holds a chat message whose content is not text")
-    return {"role": turn["role"], "content": turn["content"]}
-
-
-def user_message(value: Any) -> tuple[Message, ...]:
-    """Returns a problem's text as a chat of one user message.
-
-    Raises:
-        RowError: the value is not text, or empty.
-    """
-    if value is not None and not isinstance(value, str):
-        raise RowError(f"problem is of type {type(value).__name__}, not text")
-    content = prompt_content(value)
-    return ({"role": "user", "content": str(content)},)
 
 
 def row_id(row: Row, task_name: str) -> str | None:
