@@ -275,13 +275,13 @@ def test_a_batch_keeps_its_order_and_errors_stay_with_their_items():
 
 
 def test_a_sandbox_that_fails_is_an_error_and_no_wrong_answer(monkeypatch):
-    broken = replace(BACKENDS["none"], confine=lambda disk: Confinement(("/nonexistent",), {"user": None}))
+    broken = replace(BACKENDS["none"], confine=lambda *_: Confinement(("/nonexistent",), {"user": None}))
     monkeypatch.setattr(code, "open_sandbox", lambda unsafe_code: broken)
     verdict = judge(RIGHT, ADD)
     assert verdict.reward is None
     assert verdict.error.startswith("the sandbox failed: it could not be started")
     program_only = iter([BACKENDS["none"].confine, broken.confine])
-    half = replace(broken, confine=lambda disk: next(program_only)(disk))
+    half = replace(broken, confine=lambda *given: next(program_only)(*given))
     monkeypatch.setattr(code, "open_sandbox", lambda unsafe_code: half)
     assert judge(RIGHT, ADD).reward is None
 

@@ -309,11 +309,11 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_sandbox_that_cannot_start_is_an_error_of_its_own():
-    broken = replace(BACKENDS["none"], confine=lambda disk: Confinement(("/nonexistent",), {"user": None}))
+    broken = replace(BACKENDS["none"], confine=lambda *_: Confinement(("/nonexistent",), {"user": None}))
     with pytest.raises(SandboxError, match="could not be started"):
         run("print(1)", backend=broken)
     false = shutil.which("false") or "false"
-    failing = replace(BACKENDS["none"], confine=lambda disk: Confinement((false,), {"user": None}))
+    failing = replace(BACKENDS["none"], confine=lambda *_: Confinement((false,), {"user": None}))
     with pytest.raises(SandboxError, match="before the program began"):
         run("print(1)", backend=failing)
 

@@ -47,7 +47,7 @@ VERIFIERS: dict[str, Verifier] = {
         ),
         Verifier(
             code.NAME, "the last block of code passes the tests", "2", code.grade, code.reference,
-            prepare=code.prepare,
+            check=code.check, prepare=code.prepare,
         ),
         Verifier(
             reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,

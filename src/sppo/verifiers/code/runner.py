@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sppo.config.verification import CodeOptions
+from sppo.verifiers.code.published import SITE_PRELUDE
 from sppo.verifiers.code.suite import Suite, SuiteError
 from sppo.verifiers.code.wire import NotPlain, from_line
 from sppo.verifiers.sandbox import Backend, Job, Limits, Running, SandboxError, code_of
@@ -27,6 +29,7 @@ _DISK_MB = 16
 _OUTPUT_BYTES = 2**20
 _START_SECONDS = 20.0
 """Time to start both sandboxes on a busy machine; the clock of the tests begins when they stand."""
+_OF_THE_SITE = re.compile(r"^class Solution\b", re.MULTILINE)
 _HERE = "sppo.verifiers.code"
 
 
@@ -67,6 +70,7 @@ def run_suite(
     """
     wall = options.total_seconds + _START_SECONDS
     inputs = [given for given, _ in suite.tests] if suite.style == "input" else []  # type: ignore[str-unpack]
+    packages = os.path.realpath(os.path.expanduser(options.packages)) if options.packages else ""
     printed = _REPLY_BYTES_A_BYTE * (_OUTPUT_BYTES + 2**16) if suite.style == "input" else 0
     # Standard input is a file, and a character is up to 4 bytes of it.
     disk_mb = max(_DISK_MB, max(map(len, inputs), default=0) * 4 // 2**20 + 1)
@@ -77,7 +81,7 @@ def run_suite(
         common = {"time_limit": options.test_seconds, "style": suite.style, "function": suite.function}
         program_settings = common | {
             "requests": ask_read, "replies": reply_write, "input": scratch.fileno(), "source": program,
-            "prelude": suite.prelude, "output_bytes": _OUTPUT_BYTES,
+            "prelude": _prelude(program, suite), "output_bytes": _OUTPUT_BYTES,
         }  # fmt: skip
         tester_settings = common | {
             "requests": ask_write, "replies": reply_read, "result": result_write,
@@ -89,14 +93,23 @@ def run_suite(
         }  # fmt: skip
         program_channels = (ask_read, reply_write, scratch.fileno())
         with (
-            _start("program", program_settings, program_channels, limits, backend) as running,
-            _start("tester", tester_settings, (ask_write, reply_read, result_write), trusted, backend) as tester,
+            _start("program", program_settings, program_channels, limits, backend, packages) as running,
+            _start(
+                "tester", tester_settings, (ask_write, reply_read, result_write), trusted, backend, packages
+            ) as tester,
         ):
             pipes.close(ask_read, ask_write, reply_read, reply_write, result_write)
             line, ending = _result(result_read, running, tester)
             if running.lost() or tester.lost():
                 raise SandboxError("something outside killed it")
             return _report(line, ending, tester)
+
+
+def _prelude(program: str, suite: Suite) -> str:
+    """Code that runs before the program."""
+    if suite.style != "input" and _OF_THE_SITE.search(program):
+        return f"{SITE_PRELUDE}\n{suite.prelude}"
+    return suite.prelude
 
 
 class _Pipes:
@@ -122,12 +135,15 @@ class _Pipes:
         self.close(*self.opened)
 
 
-def _start(name: str, settings: dict[str, Any], channels: tuple[int, ...], limits: Limits, backend: Backend) -> Running:
+def _start(
+    name: str, settings: dict[str, Any], channels: tuple[int, ...], limits: Limits, backend: Backend, packages: str
+) -> Running:
     modules = ["wire", *(("comparison", "counting") if name == "tester" else ())]
     job = Job(
         code_of(f"{_HERE}.{name}"),
         modules={f"{_HERE}.{module}": code_of(f"{_HERE}.{module}") for module in modules},
         variables={"SETTINGS": settings},
+        packages=packages,
         channels=channels,
     )
     nothing = subprocess.DEVNULL

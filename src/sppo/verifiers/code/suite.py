@@ -4,9 +4,11 @@
     {"fn_name": "add", "inputs": [[3, 4]], "outputs": [7]}                  one function: arguments and value
     {"assertions": ["assert add(3, 4) == 7"], "setup": "import math"}       lines of test code (a bare list will do)
     {"test": "def check(candidate): ...", "entry_point": "add", "prompt": "def add(a, b): ..."}          HumanEval's
+    {"test": "from solution import add\ndef test_add(): ..."}                   functions test..., or unittest's classes
 
-Each may have `reference`, a solution that passes; `shown`, how many of the first tests the prompt shows; and
-`tolerance` for numbers (absolute, or relative where the expected number is larger than 1; none if absent).
+published.py brings other forms into these. Each may have `reference`, a solution that passes; `shown`, how many of the
+first tests the prompt shows; and `tolerance` for numbers (absolute, or relative where the expected number is larger
+than 1; none if absent).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Style = Literal["input", "call", "assertions", "check"]
+from sppo.verifiers.code.published import Unreadable, as_fields, names_of_tests
+
+Style = Literal["input", "call", "assertions", "check", "functions"]
 
 
 class SuiteError(Exception):
@@ -31,7 +35,8 @@ class Suite:
 
     style: Style
     tests: list[Any] | str
-    """Pairs of given and expected, lines of test code, or the code that defines `check`."""
+    """Pairs of given and expected, lines of test code, names of tests that the setup defines, or the code that defines
+    `check`."""
     function: str = ""
     """What is called, where it is one function."""
     setup: str = ""
@@ -65,13 +70,16 @@ def read_suite(gold: str | None) -> Suite:
         SuiteError: says what is missing or wrong.
     """
     try:
-        fields = json.loads(gold or "")
+        value = json.loads(gold or "")
     except (ValueError, RecursionError) as failure:
         raise SuiteError(f"the gold answer is no JSON ({failure})") from None
-    if isinstance(fields, list):
-        fields = {"assertions": fields}
-    if not isinstance(fields, dict):
-        raise SuiteError(f"the gold answer is a JSON {type(fields).__name__}, not an object with tests")
+    try:
+        return _suite(as_fields(value))
+    except Unreadable as failure:
+        raise SuiteError(str(failure)) from None
+
+
+def _suite(fields: Mapping[str, Any]) -> Suite:
     common = {
         "reference": _text(fields, "reference") or None,
         "shown": _number(fields, "shown", int),
@@ -85,12 +93,25 @@ def read_suite(gold: str | None) -> Suite:
             raise SuiteError("`assertions` must be a list of lines of code")
         return Suite("assertions", lines, setup=_text(fields, "setup"), **common)
     if "test" in fields:
-        if not _text(fields, "test") or not _text(fields, "entry_point"):
-            raise SuiteError("`test` must be code that defines check(candidate), and `entry_point` a function's name")
-        prompt = _text(fields, "prompt")
-        return Suite("check", fields["test"], fields["entry_point"], setup=prompt, prelude=prompt, **common)
-    known = "inputs and outputs, assertions, or test and entry_point"
+        return _code(fields, common)
+    known = "inputs and outputs, assertions, or test"
     raise SuiteError(f"the gold answer has no tests: it has {', '.join(fields) or 'nothing'}, but not {known}")
+
+
+def _code(fields: Mapping[str, Any], common: dict[str, Any]) -> Suite:
+    """Code of tests: a function `check` for the entry point, functions that are tests, or lines that are one test."""
+    test, prompt = _text(fields, "test"), _text(fields, "prompt")
+    if not test:
+        raise SuiteError("`test` must be code that defines check(candidate), functions test... or unittest's classes")
+    if _text(fields, "entry_point"):
+        # LeetCode's entry points are "Solution().name".
+        function = fields["entry_point"].removeprefix("Solution().")
+        return Suite("check", test, function, setup=prompt, prelude=prompt, **common)
+    setup = "\n".join(filter(None, (prompt, _text(fields, "setup"))))
+    names = names_of_tests(test)
+    if names:
+        return Suite("functions", names, setup=f"{setup}\n{test}", prelude=prompt, **common)
+    return Suite("assertions", [test], setup=setup, prelude=prompt, **common)
 
 
 def _pairs(fields: Mapping[str, Any], common: dict[str, Any]) -> Suite:

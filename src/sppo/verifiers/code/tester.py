@@ -10,6 +10,7 @@ import builtins
 import functools
 import os
 import select
+import sys
 import time
 from types import CodeType
 
@@ -18,7 +19,7 @@ from sppo.verifiers.code.wire import NotPlain, decode, encode, from_line, to_lin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
@@ -185,10 +186,33 @@ class Tests:
         codes = [compiled(source) for source in (SETTINGS["setup"], *SETTINGS["tests"])]
         pythons = set(dir(builtins)) - set(SETTINGS["defined"])
         names = {name for code in codes for name in names_of(code)} - pythons
-        space: dict[str, Any] = {name: self.stand_in(name) for name in names}
+        space = self.space(names)
         self.execute(codes[0], space)
         for code in codes[1:]:
             yield functools.partial(self.attempt, functools.partial(exec, code, space))
+
+    def space(self, names: Iterable[str]) -> dict[str, Any]:
+        """The names that test code finds: the program's, bare, as methods of Solution, and in a module solution."""
+        solution = type(sys)("solution")
+        # Python looks for what a module has not in a function of this name.
+        vars(solution)["__getattr__"] = self.of_module
+        sys.modules["solution"] = solution
+        own = {name: self.of_module(name) for name in names if not name.startswith("__")}
+        return {"__name__": "tests", **own}
+
+    def of_module(self, name: str) -> Any:
+        """What stands for a name of the program."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Solution(self.stand_in) if name == "Solution" else self.stand_in(name)
+
+    def functions(self) -> Iterator[Callable[[], None]]:
+        """Functions test..., and methods of classes, unittest's or plain ones."""
+        code = compiled(SETTINGS["setup"])
+        space = self.space(names_of(code) - (set(dir(builtins)) - set(SETTINGS["defined"])))
+        self.execute(code, space)
+        for name in SETTINGS["tests"]:
+            yield functools.partial(self.attempt, functools.partial(run_test, space, name))
 
     def check_function(self) -> Iterator[Callable[[], None]]:
         """A function `check` that is given the candidate."""
@@ -252,7 +276,41 @@ _STYLES: dict[str, Callable[[Tests], Iterator[Callable[[], None]]]] = {
     "call": Tests.pairs_of_values,
     "assertions": Tests.assertions,
     "check": Tests.check_function,
+    "functions": Tests.functions,
 }
+
+
+class Solution:
+    """Stands for the program's class Solution, and for an object of it."""
+
+    def __init__(self, stand_in: Callable[[str], Callable[..., Any]]):
+        self.__stand_in = stand_in
+
+    def __call__(self) -> Solution:
+        """An object of it."""
+        return self
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self.__stand_in(name)
+
+
+def run_test(space: dict[str, Any], name: str) -> None:
+    """Runs one test that test code has defined; unittest's so that what it raises comes through."""
+    kind, _, method = name.partition(".")
+    if not method:
+        space[kind]()
+        return
+    made = space[kind]
+    if not hasattr(made, "debug"):
+        getattr(made(), method)()
+        return
+    made.setUpClass()
+    try:
+        made(method).debug()
+    finally:
+        made.tearDownClass()
 
 
 def described(failure: Exception | None) -> str:

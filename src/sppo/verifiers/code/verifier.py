@@ -14,8 +14,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from sppo.config.verification import CodeOptions
+from sppo.config.verification import CodeOptions, VerificationConfig
+from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
 from sppo.verifiers.code.blocks import find_code
 from sppo.verifiers.code.runner import Report, run_suite
@@ -29,6 +31,20 @@ _LEAST = 0.1
 """Least reward of a program that is right but slow: more than a wrong one's."""
 _REPEATS = 3
 """Timed runs of program and reference, taking turns; their medians count."""
+
+
+def check(options: VerificationConfig) -> None:
+    """Refuses a folder of packages that is not there.
+
+    Raises:
+        ConfigError: names it.
+    """
+    packages = options.code.packages
+    if packages is not None and not Path(packages).expanduser().is_dir():
+        raise ConfigError(
+            f"verification.code.packages is {packages!r}, which is no folder (looked from {Path.cwd()}). Make it: pip "
+            f"install --target {packages or 'FOLDER'} numpy"
+        )
 
 
 def prepare(tools: Tools) -> None:

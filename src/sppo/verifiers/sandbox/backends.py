@@ -51,8 +51,8 @@ class Backend:
     name: str
     unavailable: Callable[[], str | None]
     """Why it cannot be had on this machine, as far as can be told without running it."""
-    confine: Callable[[int], Confinement]
-    """(bytes that may be written to disk in all) -> how to start one run."""
+    confine: Callable[[int, str], Confinement]
+    """(bytes that may be written to disk in all, folder of packages or "") -> how to start one run."""
     launcher: str
     """Function that the sandbox begins with, as module:function."""
     strike: Callable[[int], None]
@@ -113,7 +113,7 @@ def _bubblewrap_unavailable() -> str | None:
     return f"bubblewrap is too old: it has no {missing[0]} (0.8 has)" if missing else None
 
 
-def _bubblewrap(disk_bytes: int) -> Confinement:
+def _bubblewrap(disk_bytes: int, packages: str) -> Confinement:
     program = shutil.which("bwrap")
     assert program is not None, "bubblewrap was found to be available"
     arguments = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -127,14 +127,14 @@ def _bubblewrap(disk_bytes: int) -> Confinement:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--disable-userns"]
-    arguments += _mounts(disk_bytes)
+    arguments += _mounts(disk_bytes, packages)
     seccomp = filter_program()
     if seccomp is not None:
         arguments += ["--seccomp", "{filter}"]
     return Confinement((*arguments, "--"), {"user": user}, seccomp)
 
 
-def _mounts(disk_bytes: int) -> list[str]:
+def _mounts(disk_bytes: int, packages: str) -> list[str]:
     paths = list(dict.fromkeys([*_LIBRARIES, *python_folders()]))
     # By itself bubblewrap makes the folders on the way as closed as they are outside, as root's home is.
     folders = {str(folder) for path in paths for folder in Path(path).parents} - {"/"}
@@ -145,8 +145,13 @@ def _mounts(disk_bytes: int) -> list[str]:
         elif not any(path.startswith(other + "/") for other in paths):
             arguments += ["--ro-bind-try", path, path]
     arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    arguments += ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", "/tmp", "--remount-ro", "/"]
-    return [*arguments, "--chdir", "/tmp"]
+    arguments += ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", "/tmp"]
+    if packages and not any(packages.startswith(path + "/") for path in paths):
+        # Behind /tmp, in which it may lie.
+        for folder in reversed(Path(packages).parents[:-1]):
+            arguments += [] if str(folder) in folders | {"/tmp"} else ["--perms", "0755", "--dir", str(folder)]
+        arguments += ["--ro-bind", packages, packages]
+    return [*arguments, "--remount-ro", "/", "--chdir", "/tmp"]
 
 
 @functools.cache
@@ -162,17 +167,17 @@ def _landlock_unavailable() -> str | None:
     return None
 
 
-def _landlock(disk_bytes: int) -> Confinement:
+def _landlock(disk_bytes: int, packages: str) -> Confinement:
     specification = {
         "user": next_user(),
-        "readable": [*python_folders()[1:], *_LIBRARIES],
+        "readable": [*python_folders()[1:], *_LIBRARIES, *filter(None, [packages])],
         "devices": list(_DEVICES),
         "filter": filter_program(),
     }
     return Confinement(specification=specification)
 
 
-def _nothing(disk_bytes: int) -> Confinement:
+def _nothing(disk_bytes: int, packages: str) -> Confinement:
     return Confinement(specification={"user": None})
 
 

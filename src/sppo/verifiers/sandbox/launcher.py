@@ -90,6 +90,11 @@ def become(specification: dict[str, Any]) -> None:
     sys.modules["__main__"] = main
     sys.argv = ["program.py", *specification["arguments"]]
     sys.path.insert(0, os.getcwd())
+    if specification["packages"]:
+        # Last, so that nothing there stands in for Python's own.
+        sys.path.append(specification["packages"])
+        # numpy's library would start a thread for each core: more, and more memory, than a program may have.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # The module site, which would bring them, is not loaded.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     code = specification["main"]

@@ -86,6 +86,8 @@ class Job:
     """sys.argv behind the program's name."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Files in the folder that the program begins in, by name."""
+    packages: str = ""
+    """Folder of packages that may be imported; it is real, and can be read alone."""
     channels: Sequence[int] = ()
     """Open file descriptors that it keeps, under the same numbers."""
 
@@ -106,7 +108,7 @@ class Running:
             ours, theirs = [self._status], [status]
             lifeline, self._lifeline = os.pipe()
             ours, theirs = [*ours, self._lifeline], [*theirs, lifeline]
-            confinement = backend.confine(limits.disk_mb * _MIB)
+            confinement = backend.confine(limits.disk_mb * _MIB, job.packages)
             prefix = list(confinement.prefix)
             if confinement.filter is not None:
                 theirs.append(_filled_pipe(confinement.filter))
@@ -150,6 +152,7 @@ class Running:
             "files": files if self.backend.temporary_folder else {},
             "arguments": list(job.arguments),
             "modules": dict(job.modules),
+            "packages": job.packages,
             "variables": dict(job.variables),
             "main": job.main,
             "channels": list(job.channels),

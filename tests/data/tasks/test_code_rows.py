@@ -1,0 +1,174 @@
+"""Rows of programming problems as published: hand-made ones in each data set's columns."""
+
+import base64
+import json
+import pickle
+import zlib
+
+import pytest
+
+from sppo.config import DataConfig
+from sppo.data.tasks import load_prompts
+from sppo.errors import ConfigError, DataError
+from sppo.types import Submission
+from sppo.verifiers import Tools, get_verifier
+from sppo.verifiers.sandbox import open_sandbox
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sandbox() -> None:
+    try:
+        open_sandbox()
+    except ConfigError as refusal:
+        pytest.skip(str(refusal))
+
+
+def load(row, **fields):
+    return load_prompts(DataConfig(verifier="code", **fields), seed=0, rows=[row])
+
+
+def packed(cases):
+    return base64.b64encode(zlib.compress(pickle.dumps(json.dumps(cases)))).decode()
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+SOLUTION = "class Solution:\n    def add(self, a: int, b: int) -> Optional[int]:\n        return a + b\n"
+SUM = "print(sum(map(int, input().split())))\n"
+CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(a=0, b=5) == 5\n"
+CASES = [{"input": "1 2\n", "output": "3\n"}, {"input": "0 5\n", "output": "5\n"}]
+CALLS = [{"input": "1\n2", "output": "3", "testtype": "functional"}]
+MBPP = {
+    "task_id": 2,
+    "text": "Write a function to add.",
+    "code": ADD,
+    "test_list": ["assert math.isclose(add(1, 2), 3)", "assert add(0, 5) == 5"],
+    "test_setup_code": "import math",
+    "challenge_test_list": [],
+}
+
+PUBLISHED = {
+    "mbpp": (MBPP, {"prompt_column": "text"}, ADD),
+    "mbpp sanitized": (
+        {"prompt": "Add.", "code": ADD, "test_imports": ["import math"], "test_list": MBPP["test_list"]}, {}, ADD,
+    ),
+    "humaneval+": (
+        {"task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Adds."""\n', "entry_point": "add",
+         "canonical_solution": "    return a + b\n", "test": CHECK},
+        {}, ADD,
+    ),
+    "livecodebench, standard input": (
+        {"question_content": "Add.", "starter_code": "", "public_test_cases": json.dumps(CASES), "metadata": "{}"},
+        {"prompt_column": "question_content", "answer_column": "public_test_cases"}, SUM,
+    ),
+    "livecodebench, private": (
+        {"question_content": "Add.", "private_test_cases": packed(CASES), "metadata": "{}"},
+        {"prompt_column": "question_content", "answer_column": "private_test_cases"}, SUM,
+    ),
+    "livecodebench, functional": (
+        {"question_content": "Add.", "starter_code": "class Solution: ...", "metadata": '{"func_name": "add"}',
+         "private_test_cases": packed(CALLS)},
+        {"prompt_column": "question_content", "answer_column": "private_test_cases"}, SOLUTION,
+    ),
+    "apps, taco": (
+        {"question": "Add.", "solutions": '["..."]', "starter_code": "",
+         "input_output": '{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}'},
+        {"prompt_column": "question"}, SUM,
+    ),
+    "apps, taco with a function": (
+        {"question": "Add.", "input_output": '{"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}'},
+        {"prompt_column": "question"}, ADD,
+    ),
+    "codecontests": (
+        {"description": "Add.", "private_tests": {"input": ["1 2\n"], "output": ["3\n"]}},
+        {"prompt_column": "description", "answer_column": "private_tests"}, SUM,
+    ),
+    "codeforces": (
+        {"description": "Add.", "official_tests": CASES, "generated_checker": None},
+        {"prompt_column": "description", "answer_column": "official_tests"}, SUM,
+    ),
+    "leetcode": (
+        {"query": "Add.", "prompt": "import math\nfrom typing import *\n", "entry_point": "Solution().add",
+         "test": CHECK, "completion": SOLUTION},
+        {"prompt_column": "query", "answer_column": "test"}, SOLUTION,
+    ),
+    "verl, functional": (
+        {"prompt": [{"role": "user", "content": "Add."}],
+         "reward_model": {"ground_truth": json.dumps({"functional": CHECK + "\ncheck(Solution().add)"})}},
+        {}, SOLUTION,
+    ),
+    "verl, assertions": (
+        {"prompt": "Add.", "reward_model": {"ground_truth": json.dumps(["assert add(1, 2) == 3"])}}, {}, ADD,
+    ),
+    "verification_info": (
+        {"prompt": "Add.",
+         "verification_info": repr({"language": "python", "test_cases": [{**CASES[0], "type": "stdin_stdout"}]})},
+        {}, SUM,
+    ),
+    "tests as text": (
+        {"prompt": "Add.", "tests": json.dumps([{**CALLS[0], "metadata": {"func_name": "add"}}])}, {}, ADD,
+    ),
+    "from solution import": (
+        {"question": "Add.", "test": "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"},
+        {"prompt_column": "question"}, ADD,
+    ),
+    "unittest": (
+        {"instruct_prompt": "Add.", "entry_point": "add",
+         "test": "import unittest\nclass TestCases(unittest.TestCase):\n"
+         "    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n"},
+        {"prompt_column": "instruct_prompt"}, ADD,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "options", "program"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_rows_are_read_and_right_programs_pass(row, options, program):
+    loaded = load(row, **options)
+    assert loaded.notes == ()
+    (prompt,) = loaded.prompts
+    code = get_verifier("code")
+    right, wrong = (
+        Submission(f"```python\n{text}\n```", prompt.gold)
+        for text in (program, program.replace("a + b", "4").replace("sum(", "len("))
+    )
+    verdict, refused = code.grade([right, wrong], Tools())
+    assert (verdict.reward, verdict.error) == (1.0, None), verdict
+    assert refused.reward == 0.0, refused
+
+
+def test_a_reference_that_fails_leaves_its_row_out():
+    with pytest.raises(DataError, match="does not verify against itself: 1 of 2 tests passed; test 2"):
+        load({**MBPP, "code": "def add(a, b):\n    return 3\n"}, prompt_column="text")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "?", "tests": ""}, "the tests are missing"),
+        ({"prompt": "?", "answer": "x = ("}, "cannot be compiled"),
+        ({"prompt": "?"}, "no column 'answer', so the tests are missing"),
+        ({"prompt": "?", "tests": packed(CASES)[:40]}, "the tests in column 'tests' cannot be read: they look packed"),
+        ({"prompt": "?", "answer": [1]}, "`assertions` must be a list of lines of code"),
+        (
+            {"prompt": "?", "answer": CASES, "generated_checker": "import sys"},
+            "the problem has several right outputs, which only its generated_checker knows",
+        ),
+    ],
+)
+def test_tests_that_cannot_be_read_are_told(row, said):
+    with pytest.raises(DataError) as caught:
+        load(row)
+    assert said in str(caught.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('it ran')",))
+
+
+def test_packed_tests_run_no_code():
+    text = base64.b64encode(zlib.compress(pickle.dumps(Bomb()))).decode()
+    with pytest.raises(DataError, match=r"they are pickled with builtins.exec, which is no plain data"):
+        load({"prompt": "?", "tests": text})
+    text = base64.b64encode(zlib.compress(pickle.dumps(5))).decode()
+    with pytest.raises(DataError, match="unpacked, they are of type int, not text"):
+        load({"prompt": "?", "tests": text})
