@@ -47,6 +47,8 @@ class Prompt:
     """Label that evaluations group by, such as "3 operations" or "Level 5"."""
     demonstration: str | None = None
     """A worked response for supervised fine-tuning, where the data has one."""
+    source: str = ""
+    """Name of the data set that it is from, where a run has several."""
 
     @property
     def golds(self) -> tuple[str | None, ...]:

@@ -8,8 +8,23 @@ from pathlib import Path
 from sppo.config import Config, DataConfig
 from sppo.data.checks import Audit, check_data, rows_of_data
 from sppo.data.tasks.writing import write_rows
+from sppo.errors import ConfigError
 from sppo.runs.progress import Progress
 from sppo.verifiers.tools import Tools
+
+
+def _one_source(data: DataConfig) -> DataConfig:
+    """The data, which must be one data set: rows are named by their numbers.
+
+    Raises:
+        ConfigError: it has several.
+    """
+    if data.sources:
+        raise ConfigError(
+            f"data.sources has {len(data.sources)} data sets ({', '.join(data.each())}), but an audit is of one: name "
+            "its file or task, and the options with --data.KEY."
+        )
+    return data
 
 
 def audit(config: Config, against: Sequence[DataConfig] = (), progress: Progress | None = None) -> Audit:
@@ -24,7 +39,7 @@ def audit(config: Config, against: Sequence[DataConfig] = (), progress: Progress
         ConfigError: an unknown task or verifier.
         DataError: data that cannot be read, or has no rows.
     """
-    return check_data(config.data, config.seed, Tools(config.verification), against, progress)
+    return check_data(_one_source(config.data), config.seed, Tools(config.verification), against, progress)
 
 
 def write_clean(config: Config, found: Audit, target: Path) -> int:

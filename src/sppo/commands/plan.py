@@ -52,12 +52,13 @@ def plan(config: Config, *, resume: bool | str = False) -> list[tuple[str, str]]
     require_prompts(config.critic, training, resumed=bool(resume))
     sequences, size = config.sequences_per_step, config.optimizer.minibatch_size
     longest = longest_prompt + longest_response
+    sources = [source.label for source in config.data.sources] or [config.data.task]
     updates = sequences // size * config.optimizer.epochs
     rows = [
         ("algorithm", f"{algorithm.name}: {algorithm.summary}"),
         ("run folder", config.output),
         ("device", str(device)),
-        ("data", f"{config.data.task}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
+        ("data", f"{', '.join(sources)}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
         ("policy", f"{policy.parameters:,} parameters ({architecture.model_type}){_trained(policy, adapter)}"),
         ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
         (

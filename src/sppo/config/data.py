@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from sppo.config.ranges import AtLeastOne, CodePlace, Section
+from sppo.config.ranges import AtLeastOne, CodePlace, Positive, Section
+from sppo.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,29 @@ class SourceConfig(Section):
 
 
 @dataclass(frozen=True)
+class MixedSource(SourceConfig):
+    """One of several data sets of a run."""
+
+    name: str | None = None
+    """What its prompts' ids begin with, and its metrics are called; default: the file's name without ending, or the
+    task."""
+    weight: Positive | None = None
+    """Share of the prompts asked that are its own, relative to the other sources' weights; default for all of them: as
+    many as it has."""
+
+    @property
+    def label(self) -> str:
+        """Its name, given or made."""
+        return self.name or (Path(self.path).name.partition(".")[0] if self.path else self.task)
+
+
+@dataclass(frozen=True)
 class DataConfig(SourceConfig):
     """Where prompts and gold answers come from."""
+
+    sources: list[MixedSource] = field(default_factory=list)
+    """Several data sets instead of one, each with the keys above, a name and a weight, as in '[{task: gsm8k}, {path:
+    mine.jsonl, verifier: exact}]'."""
 
     reward: CodePlace = None
     """Your reward function instead of a verifier, as package.module:function or path/to/file.py:function; in TRL's
@@ -60,3 +83,36 @@ class DataConfig(SourceConfig):
     bad_rows: Literal["filter", "refuse"] = "filter"
     """What to do with rows whose prompt is too long, or whose gold answer is missing or does not verify: leave them out
     and count them, or stop with their numbers."""
+
+    def each(self, key: str = "data") -> dict[str, DataConfig]:
+        """Returns the sources by name, each as a section of its own; without sources this one, called "".
+
+        Raises:
+            ConfigError: two of one name, weights of some alone, or keys of this section that are the sources'.
+        """
+        if not self.sources:
+            return {"": self}
+        own = [name for name in _OF_A_SOURCE if getattr(self, name) != getattr(DataConfig(), name)]
+        if own:
+            raise ConfigError(f"{key}.{own[0]} is set, and {key}.sources too: give {own[0]} to the sources.")
+        labels = [source.label for source in self.sources]
+        twice = next((label for index, label in enumerate(labels) if label in labels[:index]), None)
+        if twice is not None:
+            raise ConfigError(f"{key}.sources has two called {twice!r}: give one of them another name.")
+        without = [source.label for source in self.sources if source.weight is None]
+        if without and len(without) < len(labels):
+            raise ConfigError(
+                f"{key}.sources: {without[0]!r} has no weight, but others have. Give all a weight, or none."
+            )
+        return {
+            source.label: replace(self, sources=[], **{name: getattr(source, name) for name in _OF_A_SOURCE})
+            for source in self.sources
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the sources that have one, by name."""
+        return {source.label: source.weight for source in self.sources if source.weight is not None}
+
+
+_OF_A_SOURCE = tuple(one.name for one in fields(SourceConfig))

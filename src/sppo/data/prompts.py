@@ -56,9 +56,19 @@ def copy_keys(prompts: Sequence[Prompt], config: DataConfig) -> list[frozenset[s
     part of the problem, nor is what all prompts of a published data set begin or end with.
 
     Args:
-        prompts: of one data set.
+        prompts: of one data set, or of its sources.
         config: where they came from.
     """
+    if not config.sources:
+        return _keys_of_one(prompts, config)
+    found: dict[int, frozenset[str]] = {}
+    for name, section in config.each().items():
+        places = [place for place, prompt in enumerate(prompts) if prompt.source == name]
+        found.update(zip(places, _keys_of_one([prompts[place] for place in places], section), strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def _keys_of_one(prompts: Sequence[Prompt], config: DataConfig) -> list[frozenset[str]]:
     task = get_task(config.task)
     instruction = task.instruction if config.instruction is None else config.instruction
     whole, bare = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +14,32 @@ from sppo.types import Prompt
 
 
 class PromptStream:
-    """Endless prompts: every epoch is a permutation of all of them that depends on the seed and the epoch alone."""
+    """Endless prompts: every epoch is a permutation of all of them that depends on the seed and the epoch alone.
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+    Where sources have weights, an epoch is as long, but holds as many prompts of each source as its weight asks for: it
+    goes through the source's own permutations, one after the other, from where the last epoch left off.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, weights: Mapping[str, float] | None = None) -> None:
         """Starts at the first prompt of epoch 0.
 
+        Args:
+            prompts: in their order.
+            seed: of the walk.
+            weights: source -> its weight; none: prompts of all sources alike.
+
         Raises:
-            DataError: no prompts.
+            DataError: no prompts, or none of a source that has a weight.
         """
         if not prompts:
             raise DataError("There are no prompts to train on.")
         self._prompts = tuple(prompts)
         self._seed = seed
+        self._places = {name: [i for i, one in enumerate(prompts) if one.source == name] for name in weights or ()}
+        gone = next((name for name, places in self._places.items() if not places), None)
+        if gone is not None:
+            raise DataError(f"The source {gone!r} has no prompts left to train on: take it out of data.sources.")
+        self._counts = _shares(len(prompts), weights) if weights else {}
         self._epoch = 0
         self._offset = 0
         self._order = self._permutation(0)
@@ -102,8 +117,34 @@ class PromptStream:
 
     def _permutation(self, epoch: int) -> list[int]:
         order = list(range(len(self._prompts)))
+        if self._counts:
+            order = [place for name, count in self._counts.items() for place in self._of_source(name, epoch, count)]
         random.Random(f"prompt order {self._seed} {epoch}").shuffle(order)
         return order
+
+    def _of_source(self, name: str, epoch: int, count: int) -> list[int]:
+        """The places of a source's prompts in an epoch: the next so many of its own walk."""
+        places = self._places[name]
+        found: list[int] = []
+        turn, offset = divmod(epoch * count, len(places))
+        while len(found) < count:
+            order = places[:]
+            random.Random(f"prompt order {self._seed} {name} {turn}").shuffle(order)
+            found += order[offset : offset + count - len(found)]
+            turn, offset = turn + 1, 0
+        return found
+
+
+def _shares(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Splits a number by weights, each part at least 1: rounded down, the rest to those that lost most by it."""
+    whole = sum(weights.values())
+    counts = {name: max(1, int(total * weight / whole)) for name, weight in weights.items()}
+    lost = sorted(weights, key=lambda name: counts[name] - total * weights[name] / whole)
+    for name in itertools.islice(itertools.cycle(lost), max(0, total - sum(counts.values()))):
+        counts[name] += 1
+    while sum(counts.values()) > total:
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    return counts
 
 
 def fingerprint(prompts: Sequence[Prompt], seed: int) -> str:

@@ -67,7 +67,16 @@ class Evaluation:
             "eval/error_share": self.error_share,
             "eval/clipped_share": _mean([float(not rollout.finished) for rollout in rollouts]),
             "eval/length_mean": _mean([rollout.completion.written for rollout in rollouts]),
+            **{f"eval/source/{name}": _mean(rates) for name, rates in self._by_source().items()},
         }
+
+    def _by_source(self) -> dict[str, list[float]]:
+        """Solve rates by data set, where there are several."""
+        groups: dict[str, list[float]] = {}
+        for record in self.records:
+            if record.prompt.source and record.solve_rate is not None:
+                groups.setdefault(record.prompt.source, []).append(record.solve_rate)
+        return groups
 
     def by_difficulty(self) -> dict[str, dict[str, float | None]]:
         """Accuracy, its standard error and the number of prompts for each difficulty label, in the labels' order."""

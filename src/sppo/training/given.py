@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sppo.config import DataConfig, ModelConfig
+from sppo.config import DataConfig, ModelConfig, to_dict
 from sppo.config.compatibility import read_config
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, ModelError
@@ -39,7 +39,7 @@ class Given:
 
 def section_of_rows(data: DataConfig) -> DataConfig:
     """The options of rows to measure on that a program hands over: read as those of training."""
-    return replace(data, task="rows", path=None, limit=None, options={})
+    return replace(data, task="rows", path=None, subset=None, revision=None, limit=None, options={}, sources=[])
 
 
 def require_again(folder: Path, given: Given) -> None:
@@ -69,7 +69,7 @@ def require_again(folder: Path, given: Given) -> None:
 
 
 def _were_rows(section: Mapping[str, Any]) -> bool:
-    return section.get("task") == "rows" and section.get("path") is None
+    return section.get("task") == "rows" and section.get("path") is None and not section.get("sources")
 
 
 def _require_same_function(folder: Path, noted: str | None, function: RewardFunction | None) -> None:
@@ -103,7 +103,7 @@ def require_data(folder: Path, data: DataConfig, held_out: DataConfig | None, *,
         ConfigError: says how to hand them over again.
     """
     read = {"data": data if training or held_out is None else None, "evaluation.data": held_out}
-    gone = [key for key, section in read.items() if section and section.task == "rows" and section.path is None]
+    gone = [key for key, section in read.items() if section and _were_rows(to_dict(section))]
     if gone:
         again = "" if training else f"; sppo.evaluate({str(folder)!r}, rows=rows) takes them again as they are"
         raise ConfigError(

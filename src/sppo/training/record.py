@@ -25,7 +25,7 @@ from sppo.runs.progress import Progress
 from sppo.runs.sinks import Sinks
 from sppo.runs.versions import versions
 from sppo.training.collect import Collected
-from sppo.types import Rollout
+from sppo.types import Rollout, Verdict
 from sppo.verifiers.grading import Grader, grading_metrics
 
 Metrics = dict[str, float]
@@ -87,6 +87,7 @@ class Recorder:
     def collected(self, collected: Collected, batch: Batch | None) -> None:
         """Notes the rollout phase, with choosing and grading as phases of their own, and counts what was generated."""
         self.note("rollout", response_metrics(collected.rollouts), grading_metrics(collected.verdicts))
+        self.add(source_metrics(collected.rollouts, collected.verdicts))
         for phase, seconds in [*collected.seconds.items(), ("rollout", -sum(collected.seconds.values()))]:
             self._add_seconds(phase, seconds)
             self._metrics[f"time/{phase}"] = self._metrics.get(f"time/{phase}", 0.0) + seconds
@@ -208,6 +209,15 @@ def _known(value: Tensor | float, digits: int | None = None) -> float | None:
     if not math.isfinite(number):
         return None
     return number if digits is None else round(number, digits)
+
+
+def source_metrics(rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Metrics:
+    """The mean reward of each data set's responses, of a run that has several."""
+    rewards: dict[str, list[float]] = {}
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        if rollout.prompt.source and verdict.reward is not None:
+            rewards.setdefault(rollout.prompt.source, []).append(verdict.reward)
+    return {f"reward/source/{name}": sum(known) / len(known) for name, known in rewards.items()}
 
 
 def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:

@@ -35,7 +35,8 @@ def check_rewards(
         if options.process.function is not None:
             load_function(options.process.function, "verification.process.function")
     judged = not (has_reward_function or sections[0].reward)
-    named = [data.verifier or get_task(data.task).verifier for data in sections if judged]
+    each = [source for section in sections for source in section.each().values()]
+    named = [source.verifier or get_task(source.task).verifier for source in each if judged]
     for name in named:
         get_verifier(name).check(options)
     behind = {judge for name in named for judge in verifiers_behind(name, tools)}

@@ -90,7 +90,14 @@ def load_prompts(
         DataError: a file that is missing or broken, missing columns, no rows, no usable row, or bad rows under
             data.bad_rows refuse.
     """
-    return loading.load(get_task(config.task, key), config, seed, rows, require_gold, tools, key)
+    sections = config.each(key)
+    if config.sources and rows is not None:
+        raise ConfigError(f"{key}.sources is set, but rows were given too: give one of the two.")
+    loaded = {}
+    for number, (name, section) in enumerate(sections.items()):
+        own = f"{key}.sources.{number}" if config.sources else key
+        loaded[name] = loading.load(get_task(section.task, own), section, seed, rows, require_gold, tools, own)
+    return loading.mixed(loaded) if config.sources else loaded[""]
 
 
 def demonstrations(
@@ -111,7 +118,10 @@ def demonstrations(
         ConfigError: unknown task or kind.
         DataError: the task, or its rows, have no demonstrations.
     """
-    task = get_task(config.task)
-    if task.built_in:
-        config = replace(config, options={**config.options, "demonstrations": kind})
-    return loading.load_demonstrations(task, config, kind, seed, rows)
+    found: list[Prompt] = []
+    for name, section in config.each().items():
+        task = get_task(section.task)
+        if task.built_in:
+            section = replace(section, options={**section.options, "demonstrations": kind})
+        found += loading.of_source(name, loading.load_demonstrations(task, section, kind, seed, rows))
+    return found

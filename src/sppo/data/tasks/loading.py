@@ -83,6 +83,20 @@ def load(
     return LoadedPrompts(prompts, tuple(notes), dict(sorted(reading.bad.items())))
 
 
+def mixed(loaded: Mapping[str, LoadedPrompts]) -> LoadedPrompts:
+    """The prompts of several sources, one source after the other, as one data set; rows left out go by their notes."""
+    prompts = [prompt for name, one in loaded.items() for prompt in of_source(name, one.prompts)]
+    notes = [f"{name}: {note}" for name, one in loaded.items() for note in one.notes]
+    return LoadedPrompts(tuple(prompts), tuple(notes))
+
+
+def of_source(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with the name of their source, in their ids too."""
+    if not name:
+        return list(prompts)
+    return [replace(prompt, id=f"{name}/{prompt.id}", source=name) for prompt in prompts]
+
+
 def check_data_config(task: Task, config: DataConfig, rows: Iterable[Row] | None, key: str) -> None:
     """Refuses options that the task does not take.
 

@@ -46,6 +46,7 @@ def check(config: Config, given: Given, *, planned: bool = False) -> Config:
             + ("has none." if algorithm.critic is None else "samples what its V starts from by itself.")
             + " Leave it out."
         )
+    config.data.each()
     sections = [config.data] if config.evaluation.data is None else [config.data, config.evaluation.data]
     check_rewards(config.verification, sections, algorithm, has_reward_function=given.reward_function is not None)
     require_sinks(config.logging.sinks)

@@ -298,12 +298,13 @@ def _collector(
 
 
 def _selection(config: Config, name: str, prompts: Prompts) -> Selection:
-    stream = PromptStream(prompts.training, derive_seed(config.seed, "data"))
+    weights = config.data.weights
+    stream = PromptStream(prompts.training, derive_seed(config.seed, "data"), weights)
     if name == "uniform":
         return UniformSelection(stream)
     return BeliefSelection(
         stream,
-        PromptStream(prompts.training, derive_seed(config.seed, "control")),
+        PromptStream(prompts.training, derive_seed(config.seed, "control"), weights),
         rule=None if name == "auto" else name,
         steps=config.steps,
         seed=partial(derive_seed, config.seed, "selection"),
