@@ -22,7 +22,7 @@ class SourceConfig(Section):
     subset: str | None = None
     """Subset (configuration) of a hub data set; default: the task's own, or the data set's only one."""
     revision: str | None = None
-    """Branch, tag or commit of a hub data set; default: its newest. The run's notes say which commit was read."""
+    """Branch, tag or commit of a hub data set; default: its newest. revisions.json in the run folder has the commit."""
     split: str = "train"
     """Split of a hub data set or a folder, or of a built-in task (train, held_out)."""
     prompt_column: str = "prompt"

@@ -25,6 +25,8 @@ class ModelConfig(Section):
 
     path: str | None = None
     """Folder or hub name of the causal language model to train."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; default: its newest. revisions.json in the run folder has the commit."""
     config: dict[str, Any] | None = None
     """Sizes of a new, randomly initialised model, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None
@@ -72,6 +74,8 @@ class CriticConfig(Section):
     """Samples that a known solve rate is worth at the start; it goes stale as outcomes do."""
     path: str | None = None
     """Folder or hub name of the critic's trunk; default: a copy of the policy's starting weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub trunk, as of the model."""
     config: dict[str, Any] | None = None
     """Sizes of a new, randomly initialised trunk, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None

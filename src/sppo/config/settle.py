@@ -5,6 +5,7 @@ What needs the table of algorithms, and with it torch, is settled by `sppo.algor
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sppo.algorithms.options import ALGORITHM_OPTIONS, JointOptions, SpoOptions, SppoOptions
@@ -28,6 +29,10 @@ def check(config: Config, *, training: bool = True) -> None:
     check_ranges(config)
     own_options(config.algorithm)
     _check_adapters(config)
+    for key, named in (("model", config.model), ("critic", config.critic)):
+        if named.revision is not None and (named.path is None or Path(named.path).exists()):
+            found = "names none" if named.path is None else f"is the folder {named.path}"
+            raise ConfigError(f"{key}.revision is of a model on the hub, but {key}.path {found}. Leave it out.")
     if training:
         _check_start(config)
         _check_batches(config)

@@ -329,7 +329,8 @@ def make_value_model(
         )
     if kind is PromptCritic and (options.tokenizer or options.path):
         key = "critic.tokenizer" if options.tokenizer else "critic.path"
-        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key, trust_remote_code)
+        revision = "main" if options.tokenizer else options.revision or "main"
+        tokenizer = read_tokenizer(options.tokenizer or str(options.path), key, trust_remote_code, revision)
     try:
         if options.path is not None:
             if is_adapter(options.path):
@@ -338,7 +339,8 @@ def make_value_model(
                     f"sppo merge {options.path} --output FOLDER, then --critic.path FOLDER."
                 )
             quantized = quantized_loading(options.lora, "critic.lora", policy.device)
-            trunk = load_pretrained(AutoModel, options.path, trust_remote_code, **quantized)
+            revision = options.revision or "main"
+            trunk = load_pretrained(AutoModel, options.path, trust_remote_code, revision=revision, **quantized)
         elif options.config is not None:
             settings = {"vocab_size": len(tokenizer), **options.config}
             architecture = build_config(settings, "critic.config")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -127,9 +128,17 @@ def load_model_config(config: ModelConfig, key: str = "model.path") -> Pretraine
         return build_config(config.config, "model.config")
     base = find_base(config.path)
     try:
-        return load_architecture(base, config.trust_remote_code)
+        return load_architecture(base, config.trust_remote_code, _revision(config))
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load(key, base, error)) from error
+
+
+def commit_of(config: ModelConfig) -> str | None:
+    """The commit of a hub model that has been read, as the hub's client keeps it; None of a folder."""
+    if config.path is None or Path(config.path).exists():
+        return None
+    kept = try_to_load_from_cache(config.path, "config.json", revision=_revision(config))
+    return Path(kept).parent.name if isinstance(kept, str) else None
 
 
 def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
@@ -153,19 +162,26 @@ def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
     key = "model.tokenizer" if config.tokenizer else "model.path"
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
         name = find_base(name)
-    tokenizer = read_tokenizer(name, key, config.trust_remote_code)
+    tokenizer = read_tokenizer(name, key, config.trust_remote_code, "main" if config.tokenizer else _revision(config))
     require_end_token(tokenizer, name)
     return tokenizer
 
 
-def read_tokenizer(name: str, key: str, trust_remote_code: bool = False) -> Tokenizer:
+def _revision(config: ModelConfig) -> str:
+    """Which of a hub model's versions is read; folders have one, and transformers doesn't look."""
+    return config.revision or "main"
+
+
+def read_tokenizer(name: str, key: str, trust_remote_code: bool = False, revision: str = "main") -> Tokenizer:
     """Loads a tokenizer from a folder or the hub.
 
     Raises:
         ModelError: it can't be loaded.
     """
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, revision=revision
+        )
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load(key, name, error)) from error
     return tokenizer
@@ -202,7 +218,7 @@ def load_policy(config: ModelConfig, tokenizer: Tokenizer, device: torch.device)
                 architecture, dtype=torch.float32, trust_remote_code=False, **kwargs
             )
         else:
-            kwargs |= quantized_loading(config.lora, "model.lora", device)
+            kwargs |= {"revision": _revision(config), **quantized_loading(config.lora, "model.lora", device)}
             model = load_pretrained(AutoModelForCausalLM, config.path, config.trust_remote_code, **kwargs)
     except LOAD_FAILURES as error:
         name = config.path or "a new model"
@@ -226,7 +242,7 @@ def load_pretrained(kind: Any, path: str | Path, trust_remote_code: bool, **kwar
         Exception: one of LOAD_FAILURES.
     """
     base = find_base(path)
-    load_architecture(base, trust_remote_code)
+    load_architecture(base, trust_remote_code, kwargs.get("revision", "main"))
     model: PreTrainedModel = kind.from_pretrained(
         base, dtype=torch.float32, trust_remote_code=trust_remote_code, **kwargs
     )

@@ -13,14 +13,16 @@ from transformers import AutoConfig, PretrainedConfig
 from sppo.errors import ModelError
 
 
-def load_architecture(path: str | Path, trust_remote_code: bool) -> PretrainedConfig:
+def load_architecture(path: str | Path, trust_remote_code: bool, revision: str = "main") -> PretrainedConfig:
     """Reads what a folder or hub name says of a model.
 
     Raises:
         ModelError: its attention is code of the hub, and that isn't trusted.
         Exception: one of `loading.LOAD_FAILURES`.
     """
-    architecture: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    architecture: PretrainedConfig = AutoConfig.from_pretrained(
+        path, trust_remote_code=trust_remote_code, revision=revision
+    )
     if not trust_remote_code:
         require_no_kernel(architecture, str(path))
     return architecture

@@ -3,6 +3,7 @@
     config.yaml       the resolved options
     metrics.jsonl     one line a step
     rollouts/         one file a step: prompt, token ids, V, A, R and verdict of every response
+    revisions.json    the commits of models and data sets of the hub, where there are any
     summary.json      accuracy before and after, seconds by phase, calibration, versions
     checkpoints/      step_N folders; `last` and `best` point at two of them
     adapter_base/     the weights that adapters stand on, where no other folder has them
@@ -133,6 +134,12 @@ class RunFolder:
                 self._tell(f"{self.checkpoints / name} is of a later step; it is kept under this name, and not used.")
         except OSError as error:
             raise _cannot_be_made(self.path, error) from error
+
+    def note_revisions(self, found: Mapping[str, str]) -> None:
+        """Adds to revisions.json which commit of a hub model or data set was read; a model once, when it was new."""
+        if found and ranks.is_main():
+            path = self.path / "revisions.json"
+            write_json(path, {**(read_json(path) or {}), **found})
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds one line to metrics.jsonl."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ class Parts:
     """Reads a frozen policy from a folder; None where the algorithm needs no reference."""
     notes: tuple[str, ...]
     """What the loaders left out, for people."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Hub name of model or data set -> the commit that was read."""
     expected_memory: Callable[[int], str] | None = None
     """Says of the bytes that the first step has held at most on a GPU how many were planned; None on a CPU."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import DataConfig, EvaluationConfig, SftPhase
 from sppo.data.prompts import copy_keys, hold_out, leave_out_copies
-from sppo.data.tasks import demonstrations, load_prompts
+from sppo.data.tasks import LoadedPrompts, demonstrations, load_prompts
 from sppo.errors import DataError
 from sppo.models.packing import TokenRow
 from sppo.rollouts.encode import encode_demonstrations, filter_overlong
@@ -33,6 +33,8 @@ class Prompts:
     """Keys of all prompts to measure on, also of those that were not drawn: nothing is trained on their copies."""
     notes: tuple[str, ...]
     """What was left out, for people."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Hub data set -> the commit that was read."""
 
 
 def load_data(
@@ -68,8 +70,11 @@ def load_data(
     notes = (*loaded.notes, *overlong)
     if held_out_rows is None and evaluation.data is None:
         training, held_out = hold_out(kept, evaluation.prompts, derive_seed(seed, "held out"))
-        return Prompts(tuple(training), tuple(held_out), frozenset().union(*copy_keys(held_out, data)), notes)
-    own, given, more = _load_given(data, evaluation, seed, tools, require_gold, held_out_rows)
+        return Prompts(
+            tuple(training), tuple(held_out), frozenset().union(*copy_keys(held_out, data)), notes, loaded.revisions
+        )
+    own, measured = _load_given(data, evaluation, seed, tools, require_gold, held_out_rows)
+    given = measured.prompts
     unseen = frozenset().union(*copy_keys(given, own))
     remaining, copies = leave_out_copies(kept, data, unseen)
     whose = "evaluation.data" if held_out_rows is None else "held_out_rows"
@@ -81,7 +86,8 @@ def load_data(
     if copies:
         notes += (f"{copies} of {len(kept)} prompts to train on left out: copies of prompts of {whose}",)
     prompts, overlong = _draw(given, own, evaluation.prompts, tokenizer)
-    return Prompts(remaining, prompts, unseen, (*notes, *more, *overlong))
+    revisions = {**loaded.revisions, **measured.revisions}
+    return Prompts(remaining, prompts, unseen, (*notes, *measured.notes, *overlong), revisions)
 
 
 def load_held_out(
@@ -99,15 +105,15 @@ def load_held_out(
     Raises:
         DataError: see the loaders.
     """
-    own, given, notes = _load_given(data, evaluation, seed, tools, require_gold, rows)
-    kept, overlong = _draw(given, own, evaluation.prompts, tokenizer)
-    return kept, (*notes, *overlong)
+    own, measured = _load_given(data, evaluation, seed, tools, require_gold, rows)
+    kept, overlong = _draw(measured.prompts, own, evaluation.prompts, tokenizer)
+    return kept, (*measured.notes, *overlong)
 
 
 def _load_given(
     data: DataConfig, evaluation: EvaluationConfig, seed: int, tools: Tools, require_gold: bool, rows: Rows | None
-) -> tuple[DataConfig, tuple[Prompt, ...], tuple[str, ...]]:
-    """Where the prompts to measure on come from, all of them, and notes."""
+) -> tuple[DataConfig, LoadedPrompts]:
+    """Where the prompts to measure on come from, and all of them."""
     if rows is not None:
         rows = list(rows)
         if not rows:
@@ -116,7 +122,7 @@ def _load_given(
     if own is None or rows is not None:
         own = section_of_rows(data)
     loaded = load_prompts(own, seed=seed, rows=rows, require_gold=require_gold, tools=tools, key="evaluation.data")
-    return own, loaded.prompts, loaded.notes
+    return own, loaded
 
 
 def _draw(

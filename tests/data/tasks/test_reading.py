@@ -250,7 +250,7 @@ def test_the_commit_of_a_hub_data_set_is_noted(monkeypatch):
     rows = datasets.Dataset.from_list(ROWS)
     rows.info.download_checksums = {f"hf://datasets/a/b@{'0f' * 20}/data/train.parquet": {"num_bytes": 1}}
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split, revision: rows)
-    assert load("a/b").notes == (f"rows: a/b at revision {'0f' * 20}",)
+    assert load("a/b").revisions == {"a/b": "0f" * 20}
 
 
 def test_a_hub_that_fails_says_so_and_names_the_way_out(monkeypatch):

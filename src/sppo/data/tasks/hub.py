@@ -17,8 +17,10 @@ _SAVED = ("state.json", "dataset_dict.json")
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
-def hub_rows(task: Task, name: str, config: SourceConfig, notes: list[str], key: str) -> Iterator[Row]:
-    """Opens a data set of the hub, and notes which revision it is.
+def hub_rows(
+    task: Task, name: str, config: SourceConfig, notes: list[str], key: str, revisions: dict[str, str]
+) -> Iterator[Row]:
+    """Opens a data set of the hub, and puts into `revisions` which commit it is.
 
     Raises:
         DataError: it cannot be loaded.
@@ -41,7 +43,7 @@ def hub_rows(task: Task, name: str, config: SourceConfig, notes: list[str], key:
         ) from error
     commit = commit_of(dataset)
     if commit is not None:
-        notes.append(f"{task.name}: {name} at revision {commit}")
+        revisions[name] = commit
     return arrow_rows(dataset)
 
 

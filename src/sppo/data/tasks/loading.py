@@ -32,6 +32,8 @@ class LoadedPrompts:
     """Lines for people: what was left out, and what is odd about the data."""
     left_out: Mapping[int, str] = field(default_factory=dict)
     """Row number, from 1 -> why the row could not be used."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Hub data set -> the commit that was read."""
 
 
 @dataclass
@@ -67,8 +69,9 @@ def load(
         if verifier not in VERIFIERS:
             raise ConfigError(f"{key}.verifier is {verifier!r}.{did_you_mean(verifier, VERIFIERS)}")
     notes: list[str] = []
+    revisions: dict[str, str] = {}
     if rows is None:
-        rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key)
+        rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key, revisions)
     elif isinstance(rows, Mapping):  # a DatasetDict
         rows = split_of(rows, task, config, notes, key)
     reading = _read(task, config, rows)
@@ -80,14 +83,15 @@ def load(
     if not task.built_in:
         notes.extend(_repeat_notes(task.name, reading.problems))
     prompts = tuple(_prompts(task, config, reading.problems, verifier, key))
-    return LoadedPrompts(prompts, tuple(notes), dict(sorted(reading.bad.items())))
+    return LoadedPrompts(prompts, tuple(notes), dict(sorted(reading.bad.items())), revisions)
 
 
 def mixed(loaded: Mapping[str, LoadedPrompts]) -> LoadedPrompts:
     """The prompts of several sources, one source after the other, as one data set; rows left out go by their notes."""
     prompts = [prompt for name, one in loaded.items() for prompt in of_source(name, one.prompts)]
     notes = [f"{name}: {note}" for name, one in loaded.items() for note in one.notes]
-    return LoadedPrompts(tuple(prompts), tuple(notes))
+    revisions = {data: commit for one in loaded.values() for data, commit in one.revisions.items()}
+    return LoadedPrompts(tuple(prompts), tuple(notes), revisions=revisions)
 
 
 def of_source(name: str, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -27,10 +27,17 @@ _LONGEST_CELL = 2**31 - 1
 """Characters; the most that every platform takes."""
 
 
-def rows_of(task: Task, config: SourceConfig, notes: list[str], key: str = "data") -> Iterator[Row]:
-    """Opens the source that the config names; appends to `notes` what a person should know of it.
+def rows_of(
+    task: Task, config: SourceConfig, notes: list[str], key: str = "data", revisions: dict[str, str] | None = None
+) -> Iterator[Row]:
+    """Opens the source that the config names.
 
-    `key` is the section that the config came from, as errors name it.
+    Args:
+        task: whose rows they are.
+        config: names the source.
+        notes: what a person should know of it is appended.
+        key: the section that the config came from, as errors name it.
+        revisions: of a hub data set, the commit that is read is put in.
 
     Raises:
         ConfigError: no path for a task that needs one.
@@ -43,7 +50,7 @@ def rows_of(task: Task, config: SourceConfig, notes: list[str], key: str = "data
             "(.parquet, .jsonl, .json, .csv), several with a star, a folder or a hub name."
         )
     if not is_local(path):
-        return hub_rows(task, path, config, notes, key)
+        return hub_rows(task, path, config, notes, key, {} if revisions is None else revisions)
     if config.revision is not None:
         raise ConfigError(f"{key}.revision is {config.revision!r}, but {path} is no data set of the hub: leave it out.")
     files = files_of(path)

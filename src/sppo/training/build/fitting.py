@@ -235,9 +235,10 @@ def _critic(config: Config, policy: PretrainedConfig, vocabulary: int) -> Sized:
     options = config.critic
     if options.tokenizer or options.path:
         key = "critic.tokenizer" if options.tokenizer else "critic.path"
-        vocabulary = len(read_tokenizer(options.tokenizer or str(options.path), key))
+        revision = "main" if options.tokenizer else options.revision or "main"
+        vocabulary = len(read_tokenizer(options.tokenizer or str(options.path), key, revision=revision))
     if options.path is not None:
-        architecture = load_model_config(ModelConfig(path=options.path), "critic.path")
+        architecture = load_model_config(ModelConfig(path=options.path, revision=options.revision), "critic.path")
     elif options.config is not None:
         architecture = _sized(build_config(options.config, "critic.config"), options.config, vocabulary)
     else:

@@ -90,6 +90,7 @@ def open_run(
             folder.require_space(parts.checkpoint_bytes * missing + (0 if checkpoint else _base_bytes(folder, parts)))
             after = -1 if checkpoint is None else state.step
             folder.begin(after)
+            folder.note_revisions(parts.revisions)
             sinks = config.logging.sinks if ranks.is_main() else []
             recorder.sinks = Sinks.open(folder.path, sinks, config.logging.project, options, after)
             notes = [*parts.notes]

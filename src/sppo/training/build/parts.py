@@ -23,6 +23,7 @@ from sppo.evaluation.held_out import HeldOut
 from sppo.models.adapter_files import note_on
 from sppo.models.checks import causal_outputs, require_packing, require_recomputation
 from sppo.models.loading import (
+    commit_of,
     context_length,
     freeze,
     load_model_config,
@@ -127,8 +128,17 @@ def build(
         warm_start=warm_start,
         load_reference=_reference_loader(config, tokenizer) if algorithm.needs_reference else None,
         notes=tuple(filter(None, (*prompts.notes, note_on(config.model.path if checkpoint is None else None)))),
+        revisions={**prompts.revisions, **_revisions(config, given)},
         expected_memory=None if planned is None else partial(measured, planned),
     )
+
+
+def _revisions(config: Config, given: Given) -> dict[str, str]:
+    """Hub name of the policy, and of the critic's own trunk -> the commit that was read."""
+    critic = ModelConfig(path=config.critic.path, revision=config.critic.revision)
+    read = [critic] if given.model is not None else [config.model, critic]
+    commits = {str(model.path): commit_of(model) for model in read}
+    return {name: commit for name, commit in commits.items() if commit is not None}
 
 
 def _policy(
