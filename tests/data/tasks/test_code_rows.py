@@ -1,4 +1,4 @@
-"""Rows of programming problems as published: hand-made ones in each data set's columns."""
+"""Rows of programming problems: the forms in which tests stand in a column, and what is read beside them."""
 
 import base64
 import json
@@ -32,96 +32,47 @@ def packed(cases):
 
 
 ADD = "def add(a, b):\n    return a + b\n"
-SOLUTION = "class Solution:\n    def add(self, a: int, b: int) -> Optional[int]:\n        return a + b\n"
 SUM = "print(sum(map(int, input().split())))\n"
 CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(a=0, b=5) == 5\n"
 CASES = [{"input": "1 2\n", "output": "3\n"}, {"input": "0 5\n", "output": "5\n"}]
 CALLS = [{"input": "1\n2", "output": "3", "testtype": "functional"}]
 MBPP = {
-    "task_id": 2,
     "text": "Write a function to add.",
     "code": ADD,
     "test_list": ["assert math.isclose(add(1, 2), 3)", "assert add(0, 5) == 5"],
     "test_setup_code": "import math",
-    "challenge_test_list": [],
 }
 
-PUBLISHED = {
-    "mbpp": (MBPP, {"prompt_column": "text"}, ADD),
-    "mbpp sanitized": (
+FORMS = {
+    "mbpp's setup": (MBPP, {"prompt_column": "text"}, ADD),
+    "mbpp's imports": (
         {"prompt": "Add.", "code": ADD, "test_imports": ["import math"], "test_list": MBPP["test_list"]}, {}, ADD,
     ),
-    "humaneval+": (
-        {"task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Adds."""\n', "entry_point": "add",
-         "canonical_solution": "    return a + b\n", "test": CHECK},
-        {}, ADD,
-    ),
-    "livecodebench, standard input": (
+    "public tests, standard input": (
         {"question_content": "Add.", "starter_code": "", "public_test_cases": json.dumps(CASES), "metadata": "{}"},
         {"prompt_column": "question_content", "answer_column": "public_test_cases"}, SUM,
     ),
-    "livecodebench, private": (
+    "packed tests, standard input": (
         {"question_content": "Add.", "private_test_cases": packed(CASES), "metadata": "{}"},
         {"prompt_column": "question_content", "answer_column": "private_test_cases"}, SUM,
     ),
-    "livecodebench, functional": (
-        {"question_content": "Add.", "starter_code": "class Solution: ...", "metadata": '{"func_name": "add"}',
-         "private_test_cases": packed(CALLS)},
-        {"prompt_column": "question_content", "answer_column": "private_test_cases"}, SOLUTION,
-    ),
-    "apps, taco": (
-        {"question": "Add.", "solutions": '["..."]', "starter_code": "",
-         "input_output": '{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}'},
-        {"prompt_column": "question"}, SUM,
-    ),
-    "apps, taco with a function": (
-        {"question": "Add.", "input_output": '{"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}'},
-        {"prompt_column": "question"}, ADD,
-    ),
-    "codecontests": (
-        {"description": "Add.", "private_tests": {"input": ["1 2\n"], "output": ["3\n"]}},
-        {"prompt_column": "description", "answer_column": "private_tests"}, SUM,
-    ),
-    "codeforces": (
-        {"description": "Add.", "official_tests": CASES, "generated_checker": None},
-        {"prompt_column": "description", "answer_column": "official_tests"}, SUM,
-    ),
-    "leetcode": (
-        {"query": "Add.", "prompt": "import math\nfrom typing import *\n", "entry_point": "Solution().add",
-         "test": CHECK, "completion": SOLUTION},
-        {"prompt_column": "query", "answer_column": "test"}, SOLUTION,
-    ),
-    "verl, functional": (
-        {"prompt": [{"role": "user", "content": "Add."}],
-         "reward_model": {"ground_truth": json.dumps({"functional": CHECK + "\ncheck(Solution().add)"})}},
-        {}, SOLUTION,
-    ),
-    "verl, assertions": (
+    "assertions in verl's form": (
         {"prompt": "Add.", "reward_model": {"ground_truth": json.dumps(["assert add(1, 2) == 3"])}}, {}, ADD,
     ),
-    "verification_info": (
+    "a struct as Python prints it": (
         {"prompt": "Add.",
          "verification_info": repr({"language": "python", "test_cases": [{**CASES[0], "type": "stdin_stdout"}]})},
         {}, SUM,
     ),
-    "tests as text": (
+    "a column of tests": (
         {"prompt": "Add.", "tests": json.dumps([{**CALLS[0], "metadata": {"func_name": "add"}}])}, {}, ADD,
     ),
-    "from solution import": (
-        {"question": "Add.", "test": "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"},
-        {"prompt_column": "question"}, ADD,
-    ),
-    "unittest": (
-        {"instruct_prompt": "Add.", "entry_point": "add",
-         "test": "import unittest\nclass TestCases(unittest.TestCase):\n"
-         "    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n"},
-        {"prompt_column": "instruct_prompt"}, ADD,
-    ),
+    "a check function": ({"question": "Add.", "entry_point": "add", "test": CHECK}, {"prompt_column": "question"}, ADD),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "options", "program"), PUBLISHED.values(), ids=PUBLISHED)
-def test_published_rows_are_read_and_right_programs_pass(row, options, program):
+@pytest.mark.parametrize(("row", "options", "program"), FORMS.values(), ids=FORMS)
+def test_rows_are_read_and_right_programs_pass(row, options, program):
     loaded = load(row, **options)
     assert loaded.notes == ()
     (prompt,) = loaded.prompts

@@ -212,6 +212,7 @@ def test_a_template_makes_the_prompt_of_several_columns():
         ("{q} \\boxed{answer} {{q}}", "Q? \\boxed{answer} {q}"),
         ("{q}\n{tests}", "Q?\nassert f(1)\nassert f(2)"),
         ("{Question Text}", "spaced"),
+        ("{empty}\n\n{q}\n{empty}", "Q?"),
     ],
 )
 def test_what_a_template_puts_in(template, text):
@@ -223,7 +224,8 @@ def test_what_a_template_puts_in(template, text):
     ("template", "said"),
     [
         ("{questio}", "row 1: no column 'questio'"),
-        ("{empty}", "row 1: column 'empty' of the prompt's template is empty"),
+        ("{empty}\n", "row 1: prompt is empty: the columns of the prompt's template hold nothing"),
+        ("Words alone", "row 1: prompt is empty"),
         ("{info}", "row 1: column 'info' of the prompt's template is a dict with the keys a"),
     ],
 )

@@ -22,33 +22,36 @@ def filled(template: str, row: Row, config: SourceConfig) -> str:
     The choices of a multiple choice become lettered lines, other lists lines. What stands in braces right behind a
     command of LaTeX, as in \boxed{answer}, is no column; {{ and }} are braces.
 
+    What a row leaves empty, such as a passage, is empty; white space at both ends is dropped.
+
     Raises:
-        RowError: no such column, nothing in it, or something that is no text.
+        RowError: no such column, something that is no text, or nothing in any of them.
     """
+    put_in = []
 
     def put(found: re.Match[str]) -> str:
         if found["latex"] or found["brace"]:
             return found[0] if found["latex"] else found[0][0]
         name = found["column"]
-        if name in (config.options_column, "choices", "options"):
+        choices = {}
+        if name in (config.options_column, "choices", "options") and required(row, name) is not None:
             choices = choices_in(row, replace(config, options_column=name))
-            if choices:
-                return lettered(choices)
-        return _text(required(row, name), name)
+        put_in.append(lettered(choices) if choices else _text(required(row, name), name))
+        return put_in[-1]
 
-    return _FIELD.sub(put, template)
+    text = _FIELD.sub(put, template).strip()
+    if not any(part.strip() for part in put_in):
+        raise RowError("prompt is empty: the columns of the prompt's template hold nothing")
+    return text
 
 
 def _text(value: Any, name: str) -> str:
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str):
         return value
     try:
-        texts = answer_texts(value)
+        return "\n".join(answer_texts(value))
     except RowError as error:
         raise RowError(f"column {name!r} of the prompt's template is {error}") from error
-    if not texts:
-        raise RowError(f"column {name!r} of the prompt's template is empty")
-    return "\n".join(texts)
 
 
 def choices_in(row: Row, config: SourceConfig) -> dict[str, str]:
