@@ -143,7 +143,7 @@ def test_overrides_of_lists_sections_and_nulls() -> None:
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate is nan, but must be greater than 0."),
         ("critic.prior=.inf", "critic.prior is inf, but must be a finite number or null."),
         ("model.trust_remote_code=1", "model.trust_remote_code is 1, but must be true or false."),
-        ("model=x", "model is 'x', but must be a section of keys, such as path, config"),
+        ("model=x", "model is 'x', but must be a section of keys, such as path, revision"),
         ("optimizer.minibatch_size=100", "does not divide a step's 128 sequences"),
     ],
 )
@@ -320,3 +320,10 @@ def test_aliases_are_read_and_what_they_stand_for_is_overridden_in_one_place(tmp
     (tmp_path / "mine.yaml").write_text(text)
     config = load_recipe(tmp_path / "mine.yaml", {"data.path": "b.jsonl"})
     assert (config.data.path, config.evaluation.data.path) == ("b.jsonl", "a.jsonl")
+
+
+def test_every_key_of_data_has_its_help_whichever_class_it_stands_in():
+    for key, option in options(Config).items():
+        if key.startswith("data.") or key.startswith("evaluation.data."):
+            assert option.help, key
+    assert options(Config)["data.sources.N.path"].help == options(Config)["data.path"].help

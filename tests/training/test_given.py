@@ -274,3 +274,27 @@ def test_a_model_without_weights_to_train_is_refused(tmp_path):
 def test_an_empty_list_of_rows_to_measure_on_is_named(tmp_path):
     with pytest.raises(DataError, match="no rows to measure on"):
         train_on_rows(tmp_path / "run", held_out_rows=[])
+
+
+def test_verls_rows_give_verls_function_its_ground_truth(tmp_path):
+    seen = []
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info):
+        seen.append((data_source, ground_truth, extra_info["index"]))
+        return float(solution_str == ground_truth)
+
+    rows = [
+        {"data_source": "sums", "prompt": row["prompt"], "reward_model": {"ground_truth": row["answer"]},
+         "extra_info": {"index": index}}
+        for index, row in enumerate(test_loop.ROWS)
+    ]  # fmt: skip
+    train(tiny_config(tmp_path / "run", steps=1, data={"task": "rows", "options": {}}, evaluation__data=None),
+          Given(rows=rows, reward_function=compute_score))  # fmt: skip
+    assert seen
+    assert {(source, truth) for source, truth, _ in seen} <= {("sums", row["answer"]) for row in test_loop.ROWS}
+    assert all(truth == test_loop.ROWS[index]["answer"] for _, truth, index in seen)
+    del rows[7]["reward_model"]
+    with pytest.raises(ConfigError, match=r"takes ground_truth, but 1 of \d+ prompts have none"):
+        train(tiny_config(tmp_path / "again", data={"task": "rows", "options": {}}, evaluation__data=None),
+              Given(rows=rows, reward_function=compute_score))  # fmt: skip
+    assert not (tmp_path / "again").exists()

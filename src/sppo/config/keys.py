@@ -89,12 +89,7 @@ def _adapter(section: type) -> TypeAdapter[Any]:
 @cache
 def _options(section: type) -> dict[str, Option]:
     schema = adapter(section).json_schema()
-    inherited = [options(base) for base in section.__mro__[1:] if "__dataclass_fields__" in vars(base)]
-    found = {option.key: option for option in _walk(schema, schema.get("$defs", {}), "", True)}
-    for base in inherited:
-        # The text under a field of a base class is not in the schema of the class itself.
-        found.update({key: option for key, option in base.items() if not found[key].help})
-    return found
+    return {option.key: option for option in _walk(schema, schema.get("$defs", {}), "", True)}
 
 
 def find(section: type, key: str) -> Option | None:

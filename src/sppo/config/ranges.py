@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema
 
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -45,5 +45,11 @@ class Section:
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         described = handler(schema)
         # Not every pydantic says what a standard dataclass is for.
-        handler.resolve_ref_schema(described)["description"] = inspect.getdoc(cls) or ""
+        resolved = handler.resolve_ref_schema(described)
+        resolved["description"] = inspect.getdoc(cls) or ""
+        # Nor does any know the text under a field that a base class has.
+        for base in cls.__mro__[1:]:
+            if "__dataclass_fields__" in vars(base):
+                for name, own in TypeAdapter(base).json_schema().get("properties", {}).items():
+                    resolved["properties"][name].setdefault("description", own.get("description", ""))
         return described
