@@ -157,7 +157,7 @@ def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, monkeypatch):
         ([str(data), "--json", str(tmp_path)], "is a folder"),
         ([str(data), "--data.taks", "rows"], "Did you mean"),
         ([str(data), "--verification.time_limit", "0"], "verification.time_limit is 0, but must be greater than 0"),
-        ([str(tmp_path / "none")], "is a folder that cannot be read"),
+        ([str(tmp_path / "none")], "is a folder in which no data is found"),
         (["missing.jsonl"], "does not exist"),
         ([str(data), "--against", "math500=missing.jsonl"], "--against math500=missing.jsonl does not exist"),
         ([str(data), "--against", "chain_arithmetic"], "is no data set"),

@@ -16,7 +16,7 @@ from typing import Any
 from sppo.config import DataConfig
 from sppo.data.tasks import TASKS, get_task, prompt_key
 from sppo.data.tasks.contamination import Corpus, Likeness, find_alike, find_alike_within
-from sppo.data.tasks.loading import check_data_config
+from sppo.data.tasks.loading import check_data_config, for_reading
 from sppo.data.tasks.problem import Row, RowError, Task
 from sppo.data.tasks.reading import rows_of
 from sppo.errors import DataError
@@ -135,7 +135,8 @@ def check_data(
     notes: list[str] = []
     evaluation_sets = [(other.task, _evaluation_set(other, seed)) for other in against]
     progress.phase("reading", None)
-    rows, faulty = _read(task, data, rows_of_data(data, seed, notes), needs_gold=verifier.needs_gold)
+    as_read = for_reading(data, verifier.name, tools)
+    rows, faulty = _read(task, as_read, rows_of_data(data, seed, notes), needs_gold=verifier.needs_gold)
     if not rows:
         raise _unusable(task, data, seed, faulty)
     total = len(rows) + len(faulty)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from sppo.types import Submission, Verdict
 from sppo.verifiers.tools import Tools
 from sppo.verifiers.verifier import Verifier
+
+_others = attrgetter("other_golds")
 
 
 def any_of_golds(verifier: Verifier) -> Verifier:
@@ -15,8 +18,8 @@ def any_of_golds(verifier: Verifier) -> Verifier:
 
     def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
         verdicts = verifier.grade(submissions, tools)
-        most = max((len(given.other_golds) for given in submissions), default=0)
-        for place in range(most):
+        others = list(map(_others, submissions))
+        for place in range(max(map(len, filter(None, others)), default=0)):
             open_still = [
                 index
                 for index, given in enumerate(submissions)

@@ -44,8 +44,7 @@ def choices_of(columns: Mapping[str, Any], column: str | None = None) -> dict[st
         column: the one that holds them; default: choices or options.
     """
     labels, texts = _choices(columns, column)
-    letters = [letter for letter, _ in zip(ascii_uppercase, texts, strict=False)]
-    return dict(zip(labels if _are_letters(labels) else letters, texts, strict=False))
+    return dict(zip(labels if _are_letters(labels) else ascii_uppercase, texts, strict=False))
 
 
 def letters_of_labels(columns: Mapping[str, Any], column: str | None = None) -> dict[str, str]:
@@ -60,7 +59,10 @@ def _choices(columns: Mapping[str, Any], column: str | None) -> tuple[list[str],
     """Labels, none where the data has none, and texts, of the first column that holds choices."""
     for name in _CHOICES if column is None else (column,):
         given: Any = columns.get(name)
-        given = as_struct(given.tolist() if hasattr(given, "tolist") else given)
+        if not isinstance(given, (list, dict)):
+            given = as_struct(given.tolist() if hasattr(given, "tolist") else given)
+        if isinstance(given, list):  # first, as it is by far the most common, and asked for each response
+            return [], _without_letters(list(map(str, given)))
         if isinstance(given, Mapping) and _is_list(given.get("text")):
             return list(map(str, given.get("label") or ())), list(map(str, given["text"]))
         if isinstance(given, Mapping):
@@ -81,6 +83,10 @@ def _is_list(value: Any) -> bool:
 
 def _without_letters(texts: list[str]) -> list[str]:
     """The texts without the letters that they bring, if all do, in order."""
-    found = [_LETTERED.fullmatch(text) for text in texts]
-    lettered = all(match and match[1] == letter for match, letter in zip(found, ascii_uppercase, strict=False))
-    return [match[2] for match in found if match] if lettered else texts
+    bare = []
+    for text, letter in zip(texts, ascii_uppercase, strict=False):
+        found = _LETTERED.fullmatch(text)
+        if found is None or found[1] != letter:
+            return texts
+        bare.append(found[2])
+    return bare

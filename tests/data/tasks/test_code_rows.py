@@ -8,6 +8,7 @@ import zlib
 import pytest
 
 from sppo.config import DataConfig
+from sppo.config.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.data.tasks import load_prompts
 from sppo.errors import ConfigError, DataError
 from sppo.types import Submission
@@ -123,3 +124,12 @@ def test_packed_tests_run_no_code():
     text = base64.b64encode(zlib.compress(pickle.dumps(5))).decode()
     with pytest.raises(DataError, match="unpacked, they are of type int, not text"):
         load({"prompt": "?", "tests": text})
+
+
+def test_a_part_of_a_composite_reads_rows_as_it_does_alone():
+    parts = [CompositePart(verifier="format", gate=True), CompositePart(verifier="code")]
+    tools = Tools(VerificationConfig(composite=CompositeOptions(parts=parts)))
+    config = DataConfig(verifier="composite", prompt_column="text")
+    (prompt,) = load_prompts(config, seed=0, rows=[MBPP], tools=tools).prompts
+    assert (prompt.verifier, prompt.other_golds) == ("composite", ())
+    assert json.loads(prompt.gold)["assertions"] == MBPP["test_list"]

@@ -101,6 +101,8 @@ def test_a_folder_of_files_is_read_by_split(tmp_path, cache):
     (tmp_path / "test-00000-of-00001.jsonl").write_text(json.dumps({"prompt": "?", "answer": "9"}))
     assert read(tmp_path) == READ
     assert read(tmp_path, split="test") == [("?", "9")]
+    (tmp_path / "test-00000-of-00001.jsonl").write_text(json.dumps({"prompt": "?", "answer": "2024-01-01"}))
+    assert read(tmp_path, split="test", verifier="exact") == [("?", "2024-01-01")]
     fails(tmp_path, "data.split is 'dev', but the data has the splits train, test", split="dev")
 
 
@@ -146,7 +148,7 @@ def test_a_missing_file_names_the_near_ones(tmp_path):
 
 
 def test_an_empty_folder_and_an_unknown_kind_are_refused(tmp_path, cache):
-    fails(tmp_path, "is a folder that cannot be read", f"'{tmp_path}/*.parquet'")
+    fails(tmp_path, "is a folder in which no data is found", f"'{tmp_path}/*.parquet'")
     (tmp_path / "a.xlsx").write_text("")
     fails(tmp_path / "a.xlsx", "of no kind that can be read", ".parquet, .jsonl")
 

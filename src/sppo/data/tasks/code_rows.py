@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import io
@@ -89,7 +90,7 @@ def _beside(row: Row, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_code(text: str) -> bool:
     try:
-        compile(text, "text", "exec", dont_inherit=True)
+        ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

@@ -53,30 +53,50 @@ def commit_of(dataset: Any) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def folder_rows(task: Task, folder: Path, config: SourceConfig, notes: list[str], key: str) -> Iterator[Row]:
-    """Opens a folder: one that save_to_disk wrote, or data files, which `datasets` sorts into splits by their names.
+def is_saved(folder: Path) -> bool:
+    """Whether save_to_disk wrote this folder."""
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def saved_rows(task: Task, folder: Path, config: SourceConfig, notes: list[str], key: str) -> Iterator[Row]:
+    """Opens a folder that save_to_disk wrote.
 
     Raises:
-        DataError: it holds no data, or not that split.
+        DataError: it cannot be read, or holds not that split.
     """
-    from datasets import load_dataset, load_from_disk
+    from datasets import load_from_disk
 
     try:
-        if any((folder / name).is_file() for name in _SAVED):
-            dataset = load_from_disk(str(folder))
-        else:
-            dataset = load_dataset(str(folder), config.subset)
-    # The builders of the library raise errors with no common base.
+        dataset = load_from_disk(str(folder))
+    # What the library raises for files that are missing or broken has no common base.
     except Exception as error:
-        raise DataError(
-            f"{key}.path {folder} is a folder that cannot be read: {error}. Give a file in it, or several with a star, "
-            f"as in '{folder}/*.parquet'."
-        ) from error
+        raise DataError(f"{key}.path {folder} is a data set that cannot be read: {error}.") from error
     if isinstance(dataset, Mapping):
         dataset = split_of(dataset, task, config, notes, key)
     elif config.split != SourceConfig.split:
         notes.append(f"{task.name}: {key}.split {config.split!r} does not apply: {folder} holds one data set")
     return arrow_rows(dataset)
+
+
+def files_of_split(task: Task, folder: Path, config: SourceConfig, notes: list[str], key: str) -> list[Path]:
+    """Returns a folder's data files of one split, which `datasets` tells by their names or by the folder's README.
+
+    Raises:
+        DataError: it finds none, or not that split.
+    """
+    from datasets import load_dataset_builder
+
+    try:
+        found = load_dataset_builder(str(folder), config.subset).config.data_files
+    # The builders of the library raise errors with no common base.
+    except Exception as error:
+        raise DataError(
+            f"{key}.path {folder} is a folder in which no data is found: {error}. Give a file in it, or several with a "
+            f"star, as in '{folder}/*.parquet'."
+        ) from error
+    splits = {str(split): [Path(str(file)) for file in files] for split, files in (found or {}).items()}
+    files: list[Path] = split_of(splits, task, config, notes, key)
+    return files
 
 
 def split_of(splits: Mapping[str, Any], task: Task, config: SourceConfig, notes: list[str], key: str) -> Any:

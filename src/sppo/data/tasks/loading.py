@@ -74,7 +74,7 @@ def load(
         rows = task.make_rows(config, seed, key) if task.make_rows else rows_of(task, config, notes, key, revisions)
     elif isinstance(rows, Mapping):  # a DatasetDict
         rows = split_of(rows, task, config, notes, key)
-    reading = _read(task, config, rows)
+    reading = _read(task, for_reading(config, verifier, tools), rows)
     if needs_gold:
         _check_golds(reading, verifier, tools, trusted=task.built_in)
     _refuse_or_report(task, config, reading, notes, key)
@@ -84,6 +84,15 @@ def load(
         notes.extend(_repeat_notes(task.name, reading.problems))
     prompts = tuple(_prompts(task, config, reading.problems, verifier, key))
     return LoadedPrompts(prompts, tuple(notes), dict(sorted(reading.bad.items())), revisions)
+
+
+def for_reading(config: DataConfig, verifier: str, tools: Tools | None) -> DataConfig:
+    """The config as rows are read by it: of a composite, as its part for letters or tests needs them."""
+    from sppo.verifiers import VERIFIERS, Tools, verifiers_behind
+
+    behind = verifiers_behind(verifier, tools or Tools()) if verifier in VERIFIERS else []
+    special = [name for name in behind if name in ("choice", "code")]
+    return replace(config, verifier=special[0]) if special and not config.reward else config
 
 
 def mixed(loaded: Mapping[str, LoadedPrompts]) -> LoadedPrompts:

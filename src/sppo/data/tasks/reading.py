@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sppo.config.data import SourceConfig
-from sppo.data.tasks.hub import folder_rows, hub_rows
+from sppo.data.tasks.hub import files_of_split, hub_rows, is_saved, saved_rows
 from sppo.data.tasks.problem import Row, Task
 from sppo.errors import ConfigError, DataError
 from sppo.runs.files import decode_json
@@ -55,13 +55,16 @@ def rows_of(
         raise ConfigError(f"{key}.revision is {config.revision!r}, but {path} is no data set of the hub: leave it out.")
     files = files_of(path)
     if len(files) == 1 and files[0].is_dir():
-        return folder_rows(task, files[0], config, notes, key)
-    if config.split != SourceConfig.split:
+        if is_saved(files[0]):
+            return saved_rows(task, files[0], config, notes, key)
+        files = files_of_split(task, files[0], config, notes, key)
+    elif config.split != SourceConfig.split:
         notes.append(f"{task.name}: {key}.split {config.split!r} does not apply to a file; all of {path} is read")
     if not files:
         raise DataError(f"{key}.path {path} matches no file (looked from {Path.cwd()}).")
-    readers = [read_file(file, key) for file in files]
-    return itertools.chain.from_iterable(readers)
+    if len(files) == 1:
+        return read_file(files[0], key)
+    return itertools.chain.from_iterable(read_file(file, key) for file in files)
 
 
 def is_local(path: str) -> bool:
