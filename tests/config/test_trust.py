@@ -28,6 +28,7 @@ GUARDED = {
     "verification.reward_model.trust_remote_code": True,
     "verification.process.trust_remote_code": True,
     "verification.code.unsafe_code": True,
+    "verification.code.packages": "theirs",
     "verification.process.function": "theirs.py:f",
     "data.reward": "theirs.py:f",
     "evaluation.data.reward": "theirs.py:f",
@@ -99,7 +100,7 @@ def test_nor_does_a_run_folders(key, value, theirs):
     if of_training or key.endswith("reward"):  # nor benchmarks, which have their own verifiers
         assert not requests(benchmark_config("run")[0])
     else:
-        with pytest.raises(ConfigError, match=rf"repeat --{re.escape(key)} true\.$"):
+        with pytest.raises(ConfigError, match=rf"repeat --{re.escape(key)} (true|theirs)\.$"):
             benchmark_config("run")
         assert requests(benchmark_config("run", {key: value})[0]) == {key: value}
     with pytest.raises(ConfigError, match=rf"^run/config\.yaml sets {re.escape(key)}"):

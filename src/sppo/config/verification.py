@@ -53,8 +53,8 @@ class CodeOptions(Section):
     memory_mb: Annotated[int, Field(ge=64)] = 512
     """MiB of address space of a process of the program, and of memory of all of them; Python itself needs 64."""
     packages: CodePlace = None
-    """Folder of packages that programs and tests may import, read-only, as `pip install --target FOLDER numpy` makes
-    one; default: none but Python's own modules."""
+    """Folder that you trust programs and tests to read, and to import packages from, as `pip install --target FOLDER
+    numpy` makes one; default: none but Python's own modules."""
     unsafe_code: Trust = False
     """Run what the model writes with your rights and no sandbox, where this machine has none; otherwise that is
     refused. --unsafe-code for short."""
