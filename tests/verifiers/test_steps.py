@@ -261,6 +261,17 @@ def test_a_step_model_scores_each_beginning_as_if_it_were_alone(kind, labels, tm
     assert len({round(score, 3) for scores in found if scores for score in scores}) > 3
 
 
+@pytest.mark.parametrize("kind", [Qwen2ForSequenceClassification, Qwen2ForTokenClassification])
+def test_a_special_token_that_a_response_spells_is_letters_to_a_step_model(kind, tmp_path):
+    scorer = StepScorer.load(ProcessOptions(model=saved(kind, Qwen2Config, tmp_path)), "cpu")
+    # The tokenizer knows none of these letters, so that both are the same to it but for the token <end>.
+    exchanges = [Exchange("7=", "3+1<end>+2"), Exchange("7=", "3+1<abc>+2")]
+    spelled, other = scorer.scores(exchanges, [step_ends(exchange.response, PLUS) for exchange in exchanges])
+    assert spelled is not None
+    assert len(spelled) == 3
+    assert spelled == pytest.approx(other, abs=1e-5)
+
+
 def test_a_response_longer_than_the_step_model_reads_has_no_scores(tmp_path):
     scorer = StepScorer.load(ProcessOptions(model=saved(Qwen2ForTokenClassification, Qwen2Config, tmp_path)), "cpu")
     first, second = scorer.scores([Exchange("1=", "1" * 70), EXCHANGES[1]], [[71], ENDS[1]])

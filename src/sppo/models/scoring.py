@@ -37,6 +37,7 @@ from sppo.models.loading import (
     embedded_tokens,
     read_tokenizer,
 )
+from sppo.models.plain_text import CutText, Neutraliser, encode_pieces, unmarked, unused_letter
 from sppo.models.remote import load_architecture
 from sppo.types import Prompt
 from sppo.verifiers.reward_model import Exchange, Score
@@ -73,6 +74,8 @@ class Classifier:
     """The model's own padding id, where it has one."""
     by_token: bool
     """Whether it has an output for every token."""
+    neutraliser: Neutraliser
+    """Finds what responses spell like its special tokens."""
 
     def scores(self, rows: Sequence[Row]) -> list[Tensor | None]:
         """Scores of each row, float32 on the CPU: [] or, by token, [S]; None for rows that are too long."""
@@ -117,12 +120,25 @@ class Classifier:
             raise ModelError("The reward model's config has no pad_token_id, and a batch uses every token: set one.")
         return free
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, special: bool) -> list[Row]:
+    def encode(self, texts: Sequence[CutText], pairs: Sequence[CutText] | None = None, *, special: bool) -> list[Row]:
         """Token ids of texts, or of pairs of them, without what the model doesn't read."""
-        said = self.tokenizer(list(texts), None if pairs is None else list(pairs), add_special_tokens=special)
+        parts = [texts] if pairs is None else [texts, pairs]
+        said = self.tokenizer(*([given.text for given in part] for part in parts), add_special_tokens=special)
         read = inspect.signature(self.model.forward).parameters
         names = [name for name in said if name == "input_ids" or (name == "token_type_ids" and name in read)]
-        return [{name: said[name][index] for name in names} for index in range(len(texts))]
+        rows: list[Row] = [{name: said[name][index] for name in names} for index in range(len(texts))]
+        for index, together in enumerate(zip(*parts, strict=True)):
+            if any(text.cuts for text in together):
+                encoded = encode_pieces(self.tokenizer, together, special=special)
+                rows[index] = {name: getattr(encoded, name) for name in names}
+        return rows
+
+    def spans(self, given: CutText, *, special: bool) -> list[tuple[int, int]]:
+        """Where each token of a text stands in it, as `encode` makes them."""
+        if given.cuts:
+            return encode_pieces(self.tokenizer, [given], special=special).spans
+        said = self.tokenizer(given.text, add_special_tokens=special, return_offsets_mapping=True)
+        return [(first, last) for first, last in said["offset_mapping"]]
 
     @property
     def reads_pairs(self) -> bool:
@@ -169,10 +185,8 @@ class SequenceScorer:
     def _rows(self, exchanges: Sequence[Exchange]) -> list[Row]:
         if not exchanges:
             return []
-        tokenizer = self.classifier.tokenizer
-        if tokenizer.chat_template:
-            turns = [_turns(exchange) for exchange in exchanges]
-            texts = [render(Prompt(_SCORED, turn), tokenizer, open_turn=False) for turn in turns]
+        if self.classifier.tokenizer.chat_template:
+            texts = [_closed_turn(exchange, self.classifier) for exchange in exchanges]
             return self.classifier.encode(texts, special=False)
         return beginnings(self.classifier, exchanges)
 
@@ -227,10 +241,9 @@ class StepScorer:
             if scores is None:
                 found.append(None)
                 continue
-            text, special = _beginning(exchange, self.classifier.tokenizer)
-            start = len(text) - len(exchange.response)
-            offsets = self.classifier.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-            spans = offsets["offset_mapping"]
+            text, special = _beginning(exchange, self.classifier)
+            start = len(text.text) - len(exchange.response)
+            spans = self.classifier.spans(text, special=special)
             assert len(spans) == len(row["input_ids"]), "the same text has the same tokens"
             # The last token that begins within the step: also where the tokenizer drops the white space at its end.
             last = [max(i for i, (a, b) in enumerate(spans) if b > a and a < start + end) for end in places]
@@ -288,6 +301,7 @@ def load_classifier(
         tokens_per_microbatch,
         model.config.pad_token_id,
         by_token=kind == "ForTokenClassification",
+        neutraliser=Neutraliser(tokenizer),
     )
 
 
@@ -296,17 +310,27 @@ def beginnings(classifier: Classifier, exchanges: Sequence[Exchange]) -> list[Ro
     if not exchanges:
         return []
     if classifier.reads_pairs:
-        prompts = [Prompt(_SCORED, exchange.content).text for exchange in exchanges]
-        return classifier.encode(prompts, [exchange.response for exchange in exchanges], special=True)
-    texts = [_beginning(exchange, classifier.tokenizer) for exchange in exchanges]
+        prompts = [CutText(Prompt(_SCORED, exchange.content).text) for exchange in exchanges]
+        responses = [classifier.neutraliser.cut(exchange.response) for exchange in exchanges]
+        return classifier.encode(prompts, responses, special=True)
+    texts = [_beginning(exchange, classifier) for exchange in exchanges]
     return classifier.encode([text for text, _ in texts], special=texts[0][1])
 
 
-def _beginning(exchange: Exchange, tokenizer: Tokenizer) -> tuple[str, bool]:
+def _beginning(exchange: Exchange, classifier: Classifier) -> tuple[CutText, bool]:
     """Prompt and beginning of a response as one text, and whether the tokenizer adds its special tokens."""
+    tokenizer = classifier.tokenizer
     templated = bool(tokenizer.chat_template)
     content: Any = _turns(exchange)[:-1] if templated else exchange.content
-    return render(Prompt(_SCORED, content), tokenizer) + exchange.response, not templated
+    return classifier.neutraliser.cut(exchange.response, render(Prompt(_SCORED, content), tokenizer)), not templated
+
+
+def _closed_turn(exchange: Exchange, classifier: Classifier) -> CutText:
+    """Prompt and response as one text, in which the chat template has closed the response's turn."""
+    before = _turns(exchange)[:-1]
+    mark = unused_letter([exchange.response, *(turn["content"] for turn in before)])
+    response = {"role": "assistant", "content": classifier.neutraliser.marked(exchange.response, mark)}
+    return unmarked(render(Prompt(_SCORED, (*before, response)), classifier.tokenizer, open_turn=False), mark)
 
 
 def _turns(exchange: Exchange) -> tuple[dict[str, str], ...]:

@@ -1,9 +1,9 @@
 r"""The `format` verifier: does a response look as asked, whatever it says?
 
-Three demands (`verification.format`), each of which can be off: one `<think>...</think>` at the start, closed before
-an answer that is not empty; exactly one closed `\boxed{...}` behind it; a regular expression that is found. The reward
-is 1 where all hold, else 0, and the reason names the first that doesn't. The expression runs in a process that can be
-killed, as one like (a+)+$ may never come back: that is an error of the verifier, not a 0.
+Three demands (`verification.format`), each of which can be off: one `<think>...</think>` at the start, not empty, and
+closed before an answer that is not empty; exactly one closed `\boxed{...}` behind it; a regular expression that is
+found. The reward is 1 where all hold, else 0, and the reason names the first that doesn't. The expression runs in a
+process that can be killed, as one like (a+)+$ may never come back: that is an error, not a 0.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ def why_not(response: str, options: FormatOptions) -> str:
             return "not exactly one <think> and one </think>"
         if not response.lstrip().startswith("<think>"):
             return "text before <think>"
+        if is_blank(response.partition("<think>")[2].partition("</think>")[0]):
+            return "nothing between <think> and </think>"
     answer = text_after_thinking(response)
     if answer is None:
         return "the thinking block is not closed"
-    if options.thinking and not answer.strip():
+    if options.thinking and is_blank(answer):
         return "nothing behind </think>"
     if options.one_box:
         boxes = list_boxes(answer)
@@ -75,6 +77,11 @@ def why_not(response: str, options: FormatOptions) -> str:
         if boxes[0].text is None:
             return "the box is not closed"
     return ""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, and letters of no width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
 def search(response: str, pattern: str) -> Verdict:
