@@ -169,8 +169,9 @@ def evaluate(
             system_prompt (benchmarks only).
 
     Returns:
-        accuracy, accuracy_stderr, accuracy_by_difficulty, prompts, samples_per_prompt, clipped_share, error_share, and
-        calibration of the critic where the run has one. On benchmarks an `EvaluationResult`: avg@n, pass@k and maj@k
+        accuracy, accuracy_stderr, accuracy_by_difficulty, prompts, samples_per_prompt, clipped_share, error_share (the
+        verifier's, left out), response_error_share (the responses', counted as wrong), and calibration of the critic
+        where the run has one. On benchmarks an `EvaluationResult`: avg@n, pass@k and maj@k
         of each with intervals.
 
     Raises:

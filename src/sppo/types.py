@@ -194,11 +194,14 @@ class Verdict:
     reason: str = ""
     """Why, in a few words: "integers equal", "no boxed answer", "timed out after 3 s"."""
     error: str | None = None
-    """Set where the verifier itself failed; then `reward` is None."""
+    """Set where the verification failed; then `reward` is None, or 0 in an evaluation where the response caused it."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Where a reward is made of several: each one by name; None for one that was not asked for."""
     step_scores: StepScores | None = None
     """What the process reward says of the steps, where there is one; it is no part of `reward`."""
+    caused_by: Literal["", "response", "verifier"] = ""
+    """Whose doing the error is: the response's, if it failed again in the same way, alone in a fresh process; else the
+    verifier's. Empty without an error, and for one that was not tried again."""
 
 
 @dataclass(frozen=True)

@@ -218,14 +218,18 @@ def test_a_verifier_that_fails_is_counted_and_left_out(place, tmp_path, monkeypa
 
     grade = Grader.grade
 
-    def failing(self, rollouts):
-        return [Verdict(None, error="timed out after 3 s"), *grade(self, rollouts)[1:]]
+    def failing(self, rollouts, *, evaluation):
+        assert evaluation
+        lost = Verdict(None, error="no sandbox", caused_by="verifier")
+        bomb = Verdict(0.0, error="timed out after 3 s", caused_by="response")
+        return [lost, bomb, *grade(self, rollouts, evaluation=True)[2:]]
 
     monkeypatch.setattr(Grader, "grade", failing)
     scores = evaluate(place, tmp_path / "e").benchmarks["math500"]
-    assert scores.errors == {"timed out after 3 s": 1}
+    assert scores.errors == {"no sandbox": 1}
+    assert scores.response_errors == {"timed out after 3 s": 1}
     assert scores.pass_at[4].problems == 5
-    assert records(tmp_path / "e")[0]["error"] == "timed out after 3 s"
+    assert [record["caused_by"] for record in records(tmp_path / "e")[:3]] == ["verifier", "response", ""]
 
 
 # ---- two models

@@ -45,6 +45,25 @@ def test_scores_by_hand():
     assert scores.pass_at[4].sampling_stderr == pytest.approx(math.sqrt(sum(variances)) / 2)
 
 
+def test_a_response_that_made_its_verification_fail_is_wrong_and_one_whose_verifier_failed_is_left_out():
+    graded = {
+        str(number): [Response(str(number), 0, 1.0, "7") if number < 91 else _failed(str(number), "response")]
+        for number in range(100)
+    }
+    scores = score("math500", graded, samples=1)
+    assert scores.accuracy.value == 0.91
+    assert (scores.errors, scores.response_errors) == ({}, {"timed out after 3 s": 9})
+    graded |= {str(number): [_failed(str(number), "verifier")] for number in range(91, 100)}
+    scores = score("math500", graded, samples=1)
+    assert scores.accuracy.value == 1.0
+    assert (scores.errors, scores.response_errors) == ({"timed out after 3 s": 9}, {})
+
+
+def _failed(problem: str, caused_by: str) -> Response:
+    reward = 0.0 if caused_by == "response" else None
+    return Response(problem, 0, reward, error="timed out after 3 s", caused_by=caused_by)
+
+
 def test_right_answers_vote_together_however_they_are_written():
     written = [Response("a", n, float(n < 2), text) for n, text in enumerate(["1/2", "0.5", "2", "2", "2"])]
     # Of the five subsets of four, the three that leave a wrong one out are ties.
@@ -177,6 +196,7 @@ def result(*scores, **fields):
 def test_the_table_of_scores():
     first = score("aime24", responses(a=["7", "7"], b=["8", "!"], c=["7", "8"]), samples=2)
     second = score("humaneval", responses(a=["7", "8"], b=["8", "8"]), samples=2, votes=False)
+    second = dataclasses.replace(second, response_errors={"out of memory": 2})
     text = as_text(lambda console: print_scores(console, result(first, second, left_out={"aime24": {3: "cut"}})))
     lines = text.splitlines()
     assert lines[1] == "2 responses a problem, temperature 0.6, top_p 1, at most 8,192 tokens"
@@ -186,6 +206,7 @@ def test_the_table_of_scores():
     assert two.split()[-3:] == ["–", "0.0%", "0"]
     assert mean.split()[:3] == ["average", "5", "37.5"]
     assert "aime24: the verifier failed on 1 of 6 responses, left out: timed out after 3 s (1)" in text
+    assert "made to fail by 2 of 4 responses, counted as wrong: out of memory (2)" in " ".join(text.split())
     assert "aime24: 1 rows can't be used as published and are left out, named in settings.json" in text
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from sppo.commands.train import train
-from sppo.config.verification import VerificationConfig
+from sppo.config.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.errors import ConfigError, RewardError, VerifierError
 from sppo.runs.folder import read_metrics
 from sppo.types import Completion, Prompt, Rollout, Verdict
@@ -182,13 +182,14 @@ def test_metrics_by_hand():
     verdicts = [
         Verdict(1.0, parts={"format": 1.0, "math": 1.0}),
         Verdict(0.0, parts={"format": 0.0, "math": None}),
-        Verdict(None, error="timed out after 3 s"),
-        Verdict(None, error="out of memory"),
+        Verdict(None, error="timed out after 3 s", caused_by="response"),
+        Verdict(None, error="out of memory", caused_by="verifier"),
         Verdict(None, reason="left out"),
     ]
     assert grading_metrics(verdicts) == {
         "reward/mean": 0.5,
-        "reward/error_share": 0.4,
+        "reward/error_share": 0.2,
+        "reward/response_error_share": 0.2,
         "reward/timeout_share": 0.2,
         "reward/left_out_share": 0.2,
         "reward/part/format": 0.5,
@@ -280,7 +281,74 @@ def test_functions_see_the_response_as_sampled_and_verifiers_with_what_the_templ
     assert grader.submission(rollout("<think>hm")).response == "<think>hm"
 
 
-# Errors: counted apart, and the end of a run where they are too many
+# Errors: tried again, counted apart, and the end of a run where they are too many
+
+
+def scripted(monkeypatch, *calls: list[Verdict]) -> list[int]:
+    """Lets the verifier final_answer say this, call by call; returns the sizes of the batches, as they come."""
+    sizes, script = [], iter(calls)
+
+    def grade(submissions, tools):
+        sizes.append(len(submissions))
+        assert (tools.own_pool is not None) == (len(sizes) > 1), "alone in a fresh process, but not at first"
+        return next(script)
+
+    monkeypatch.setitem(VERIFIERS, "final_answer", replace(VERIFIERS["final_answer"], grade=grade))
+    return sizes
+
+
+def test_what_fails_is_tried_once_more_alone(monkeypatch):
+    right, wrong = Verdict(1.0), Verdict(0.0)
+    sizes = scripted(
+        monkeypatch,
+        [right, error(), error(), error(), wrong, Verdict(None, error="no sandbox", caused_by="verifier")],
+        [error()], [wrong], [error("out of memory at 1024 MiB")],
+    )  # fmt: skip
+    verdicts = Grader().grade([rollout("5", verifier="final_answer")] * 6)
+    assert sizes == [6, 1, 1, 1]
+    assert [verdict.reward for verdict in verdicts] == [1.0, None, 0.0, None, 0.0, None]
+    assert [verdict.caused_by for verdict in verdicts] == ["", "response", "", "verifier", "", "verifier"]
+
+
+def test_an_evaluation_counts_what_the_response_caused_as_wrong(monkeypatch):
+    scripted(monkeypatch, [Verdict(1.0), error(), error()], [error()], [error("out of memory")])
+    verdicts = Grader().grade([rollout("5", verifier="final_answer")] * 3, evaluation=True)
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, None]
+    assert [verdict.error for verdict in verdicts] == [None, "timed out after 3 s", "out of memory"]
+
+
+def test_where_a_good_part_of_a_batch_fails_the_verifier_is_broken(monkeypatch):
+    sizes = scripted(monkeypatch, [error()] * 17 + [Verdict(1.0)] * 13)
+    verdicts = Grader().grade([rollout("5", verifier="final_answer")] * 30, evaluation=True)
+    assert sizes == [30]
+    assert [verdict.reward for verdict in verdicts] == [None] * 17 + [1.0] * 13
+    assert {verdict.caused_by for verdict in verdicts[:17]} == {"verifier"}
+
+
+def test_a_part_of_a_composite_is_tried_again_and_no_function_is_asked_twice(monkeypatch):
+    scripted(monkeypatch, [error(), error()], [error()], [Verdict(1.0)])
+    asked = []
+
+    def counting(completions):
+        asked.append(len(completions))
+        return [1.0] * len(completions)
+
+    monkeypatch.setattr("sppo.verifiers.composite.load_function", lambda target, key: counting)
+    parts = [CompositePart(reward="rewards.py:counting"), CompositePart("final_answer")]
+    tools = Tools(VerificationConfig(composite=CompositeOptions(parts)))
+    verdicts = Grader(tools=tools).grade([rollout("5", verifier="composite")] * 2)
+    assert asked == [2]
+    assert [(verdict.reward, verdict.caused_by) for verdict in verdicts] == [(None, "response"), (1.0, "")]
+
+
+def test_bombs_do_not_raise_an_evaluations_accuracy():
+    rollouts = [rollout(r"\boxed{5}"), rollout(r"\boxed{9^{9^{9^9}}}"), rollout(r"\boxed{4}")]
+    tools = Tools(VerificationConfig(time_limit=2.0))
+    verdicts = Grader(tools=tools).grade(rollouts, evaluation=True)
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 0.0]
+    assert verdicts[1].caused_by == "response"
+    verdict = Grader(tools=tools).grade(rollouts[1:2])[0]
+    assert (verdict.reward, verdict.caused_by) == (None, "response")
 
 
 def error(message: str = "timed out after 3 s") -> Verdict:
@@ -368,7 +436,8 @@ def test_a_few_errors_are_left_out_and_counted(tmp_path, monkeypatch):
     monkeypatch.setitem(VERIFIERS, "final_answer", Verifier("final_answer", "", "1", grade, lambda given: None))
     summary = train(tiny_config(tmp_path / "run", steps=2))
     line = read_metrics(tmp_path / "run")[1]
-    assert line["reward/error_share"] == line["reward/timeout_share"] == 1 / 16
+    assert line["reward/response_error_share"] == line["reward/timeout_share"] == 1 / 16
+    assert line["reward/error_share"] == 0.0
     assert summary["responses_left_out"] == 2
 
 

@@ -236,9 +236,10 @@ class LiveProgress(_Phases):
             judged = metrics.get("selection/candidates", 1.0)
             said = f"[dim]as is believed{taught}" + (f"; 1 of {judged:.1f} taken[/]" if judged > 1 else "[/]")
             rows.add_row("dead prompts", f"{metrics['selection/dead_share']:.0%}", said)
-        if metrics.get("reward/error_share"):
-            timeouts = f"[dim]of the responses; timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
-            rows.add_row("verifier errors", f"{metrics['reward/error_share']:.1%}", timeouts)
+        if failed := _failed_share(metrics):
+            caused = f"caused by the response {metrics.get('reward/response_error_share', 0.0):.1%}"
+            timeouts = f"[dim]of the responses; {caused}, timeouts {metrics.get('reward/timeout_share', 0.0):.1%}[/]"
+            rows.add_row("verifier errors", f"{failed:.1%}", timeouts)
         if "throughput/tokens_per_second" in metrics:
             rows.add_row("tokens a second", f"{metrics['throughput/tokens_per_second']:,.0f}", "")
         return rows
@@ -291,9 +292,14 @@ def _facts(metrics: Mapping[str, float]) -> list[str]:
     known = [text.format(metrics[key]) for key, text in shown.items() if metrics.get(key) is not None]
     if "selection/chosen_reward" in metrics and "selection/control_reward" in metrics:
         known.insert(1, f"of chosen, {metrics['selection/control_reward']:.3f} at large")
-    if metrics.get("reward/error_share"):
-        known.append(f"verifier errors {metrics['reward/error_share']:.1%}")
+    if failed := _failed_share(metrics):
+        known.append(f"verifier errors {failed:.1%}")
     return known or [f"{_short_name(key)} {_number(key, value)}" for key, value in list(metrics.items())[:3]]
+
+
+def _failed_share(metrics: Mapping[str, float]) -> float:
+    """Share of responses whose verification failed, whoever caused it: they are left out."""
+    return sum(metrics.get(name, 0.0) for name in ("reward/error_share", "reward/response_error_share"))
 
 
 def _reward(metrics: Mapping[str, float]) -> float:

@@ -110,10 +110,12 @@ def _warnings(result: EvaluationResult) -> list[str]:
     lines = []
     for name, benchmark in result.benchmarks.items():
         total = benchmark.problems * benchmark.samples
-        if benchmark.errors:
-            counted = sum(benchmark.errors.values())
-            what = "; ".join(f"{error} ({count})" for error, count in list(benchmark.errors.items())[:3])
-            lines.append(f"{name}: the verifier failed on {counted:,} of {total:,} responses, left out: {what}")
+        for errors, consequence in ((benchmark.errors, "left out"), (benchmark.response_errors, "counted as wrong")):
+            if errors:
+                whose = "the verifier failed on" if errors is benchmark.errors else "verification was made to fail by"
+                counted, found = sum(errors.values()), list(errors.items())[:3]
+                what = "; ".join(f"{error} ({count})" for error, count in found)
+                lines.append(f"{name}: {whose} {counted:,} of {total:,} responses, {consequence}: {what}")
         if benchmark.left_out:
             lines.append(f"{name}: {benchmark.left_out:,} of {total:,} responses without a reward, left out")
         silent = benchmark.no_answer_share - benchmark.clipped_share

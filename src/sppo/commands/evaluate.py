@@ -64,8 +64,9 @@ def evaluate_run(
         progress: told what it does.
 
     Returns:
-        accuracy, accuracy_stderr, prompts, samples_per_prompt, accuracy_by_difficulty, clipped_share, error_share, and
-        the critic's calibration where the run has one; measure says whether accuracy is one, or a mean reward.
+        accuracy, accuracy_stderr, prompts, samples_per_prompt, accuracy_by_difficulty, clipped_share, error_share,
+        response_error_share, and the critic's calibration where the run has one; measure says whether accuracy is one,
+        or a mean reward.
 
     Raises:
         SppoError: no such checkpoint, or a model or data that can't be loaded.
@@ -103,6 +104,7 @@ def evaluate_run(
         "accuracy_by_difficulty": measured.by_difficulty(),
         "clipped_share": measured.metrics()["eval/clipped_share"],
         "error_share": measured.error_share,
+        "response_error_share": measured.response_error_share,
         **measured.calibration(),
     }
 

@@ -269,7 +269,7 @@ class _Session:
         rollouts = sample(
             engine, prompts, self.tokenizer, parameters, samples_per_prompt=1, seeds=seeds, version=engine.version
         )
-        verdicts = self.graders[benchmark].grade(rollouts)
+        verdicts = self.graders[benchmark].grade(rollouts, evaluation=True)
         _require_shares(rollouts, verdicts)
         records = [
             _record(benchmark, item, rollout, verdict, self.graders[benchmark])

@@ -247,6 +247,7 @@ def light(record: Mapping[str, Any]) -> Response:
         finished=record["finish_reason"] == "stop",
         tokens=record["tokens"],
         error=record["error"],
+        caused_by=record.get("caused_by", ""),
     )
 
 

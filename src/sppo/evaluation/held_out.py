@@ -54,8 +54,16 @@ class Evaluation:
     @property
     def error_share(self) -> float:
         """Share of responses whose verifier failed; they are left out of the accuracy."""
+        return self._share_of_errors("verifier", "")
+
+    @property
+    def response_error_share(self) -> float:
+        """Share of responses that made their verification fail; they count as wrong."""
+        return self._share_of_errors("response")
+
+    def _share_of_errors(self, *causes: str) -> float:
         verdicts = [verdict for record in self.records for verdict in record.verdicts]
-        return _mean([float(verdict.error is not None) for verdict in verdicts])
+        return _mean([float(verdict.error is not None and verdict.caused_by in causes) for verdict in verdicts])
 
     def metrics(self) -> dict[str, float]:
         """The numbers of one evaluation, by metric name."""
@@ -65,6 +73,7 @@ class Evaluation:
             "eval/accuracy": self.accuracy,
             **({} if stderr is None else {"eval/accuracy_stderr": stderr}),
             "eval/error_share": self.error_share,
+            "eval/response_error_share": self.response_error_share,
             "eval/clipped_share": _mean([float(not rollout.finished) for rollout in rollouts]),
             "eval/length_mean": _mean([rollout.completion.written for rollout in rollouts]),
             **{f"eval/source/{name}": _mean(rates) for name, rates in self._by_source().items()},
@@ -151,7 +160,7 @@ class HeldOut:
                 seeds=row_seeds(self.seed, "evaluation", range(len(self.prompts) * samples_per_prompt)),
                 version=version,
             )
-        verdicts = self.grader.grade(rollouts)
+        verdicts = self.grader.grade(rollouts, evaluation=True)
         if all(verdict.reward is None for verdict in verdicts):
             why = verdicts[0].error or verdicts[0].reason
             raise TrainingError(f"None of the {len(verdicts)} held-out responses has a reward. The first: {why}.")

@@ -2,7 +2,7 @@
 
 avg@n is the mean over problems of each problem's mean reward; pass@k and maj@k are in statistics.py. A sample whose
 verifier failed is neither right nor wrong: it is left out of its problem, and counted. Where that leaves a problem with
-fewer than k samples, pass@k and maj@k leave the problem out.
+fewer than k samples, pass@k and maj@k leave the problem out. One that itself made the verification fail is wrong.
 
 P problems, n samples a problem.
 """
@@ -43,7 +43,9 @@ class Response:
     finished: bool = True
     tokens: int = 0
     error: str | None = None
-    """What the verifier failed with."""
+    """What the verification failed with."""
+    caused_by: str = ""
+    """Whose doing that is: the response's, which counts as wrong, or the verifier's."""
 
     @property
     def right(self) -> bool:
@@ -97,6 +99,8 @@ class BenchmarkScores:
     """Share of responses in which the verifier found no answer."""
     errors: Mapping[str, int] = field(default_factory=dict)
     """What the verifier failed with -> how often; these responses are left out of the scores."""
+    response_errors: Mapping[str, int] = field(default_factory=dict)
+    """What responses made verification fail with -> how often; these count as wrong."""
     left_out: int = 0
     """Responses that a reward function gave no reward."""
     by_difficulty: Mapping[str, Estimate] = field(default_factory=dict)
@@ -136,7 +140,10 @@ def score(
         problem: [response for response in group if response.reward is not None] for problem, group in responses.items()
     }
     graded = {problem: group for problem, group in graded.items() if group}
-    errors = Counter(response.error for response in every if response.error is not None)
+    errors, response_errors = (
+        Counter(r.error for r in every if r.error is not None and (r.caused_by == "response") == caused)
+        for caused in (False, True)
+    )
     if not graded:
         why = f" The first error: {next(iter(errors))}." if errors else ""
         raise TrainingError(f"{benchmark}: none of the {len(every)} responses has a reward.{why}")
@@ -159,6 +166,7 @@ def score(
         length_mean=sum(response.tokens for response in every) / len(every),
         no_answer_share=_share(response.extracted is None and response.error is None for response in every),
         errors=dict(errors.most_common()),
+        response_errors=dict(response_errors.most_common()),
         left_out=sum(response.reward is None and response.error is None for response in every),
         by_difficulty={label: _accuracy(group)[0] for label, group in groups.items()},
         spread=spread,

@@ -156,7 +156,7 @@ def _whole(parts: Sequence[Part], said: dict[str, Verdict]) -> Verdict:
     if last.reward is None:
         reason = f"{label}: {last.reason}" if last.reason else ""
         error = None if last.error is None else f"{label}: {last.error}"
-        return Verdict(None, answer, reason, error, rewards)
+        return Verdict(None, answer, reason, error, rewards, caused_by=last.caused_by)
     if any(part.gate and said[part.label].reward != 1 for part in parts if part.label in said):
         return Verdict(0.0, answer, f"{label} does not hold: {last.reason}", parts=rewards)
     weighed = [(part.weight, said[part.label].reward or 0.0) for part in parts if not part.gate]
@@ -172,7 +172,7 @@ def _label(part: CompositePart) -> str:
 
 def _part(part: CompositePart, key: str, find: Find) -> Part:
     if part.verifier is not None:
-        return Part(part.verifier, part.weight, part.gate, find(part.verifier).grade)
+        return Part(part.verifier, part.weight, part.gate, find(part.verifier).judge)
     assert part.reward is not None, "_check_parts() asks for a verifier or a reward function"
     function = load_function(part.reward, f"{key}.reward")
     return Part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sppo.errors import ConfigError, VerifierError
 from sppo.runs import ranks
@@ -57,8 +58,13 @@ class Grader:
             verifier.check(self.tools.options)
             verifier.prepare(self.tools)
 
-    def grade(self, rollouts: Sequence[Rollout]) -> list[Verdict]:
+    def grade(self, rollouts: Sequence[Rollout], *, evaluation: bool = False) -> list[Verdict]:
         """Returns one verdict a rollout, in order; each rank grades its share of them, and every rank gets all.
+
+        Args:
+            rollouts: the responses.
+            evaluation: a verification that the response made fail counts as wrong, reward 0; in training it is left
+                out, as nobody knows what the response was worth.
 
         Raises:
             RewardError: if the reward function raised or returned something that is no list of rewards.
@@ -73,6 +79,8 @@ class Grader:
         for name, given in zip(names, submissions, strict=True):
             self._require_gold(name, given)
         verdicts = ranks.gather(self._judge(ranks.share(names), ranks.share(submissions)))
+        if evaluation:
+            verdicts = [replace(v, reward=0.0) if v.caused_by == "response" else v for v in verdicts]
         self.watch.note(names, verdicts)
         return verdicts
 
@@ -83,7 +91,7 @@ class Grader:
             by_verifier.setdefault(name, []).append(index)
         verdicts: dict[int, Verdict] = {}
         for name, indices in by_verifier.items():
-            judged = get_verifier(name).grade([submissions[index] for index in indices], self.tools)
+            judged = get_verifier(name).judge([submissions[index] for index in indices], self.tools)
             verdicts.update(zip(indices, judged, strict=True))
         return [verdicts[index] for index in range(len(submissions))]
 
@@ -119,7 +127,7 @@ _ENOUGH = 100
 
 
 class ErrorWatch:
-    """Stops a run whose verifiers fail too often.
+    """Stops a run whose verifiers fail too often, whoever causes it.
 
     An error leaves its sample out. A few do no harm; many would train on a biased rest, or on nothing, without a sign.
     The share is that of the latest call, together with those before it as long as they are fewer than 100 responses.
@@ -164,16 +172,19 @@ class ErrorWatch:
 def grading_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Returns reward/mean over the samples that have a reward, and the shares that failed or were left out, of all.
 
-    reward/timeout_share is the part of reward/error_share that ran out of time. reward/part/NAME is the mean of one
-    part of a composite reward, over the responses for which it was asked. A mean of nothing is missing.
+    reward/error_share is the verifier's doing, reward/response_error_share the responses'; reward/timeout_share is the
+    part of both that ran out of time. reward/part/NAME is the mean of one part of a composite reward, over the
+    responses for which it was asked. A mean of nothing is missing.
     """
     if not verdicts:
         return {}
     rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
-    errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+    errors = [verdict for verdict in verdicts if verdict.error is not None]
+    caused = sum(verdict.caused_by == "response" for verdict in errors)
     metrics = {
-        "reward/error_share": len(errors) / len(verdicts),
-        "reward/timeout_share": sum("timed out" in error for error in errors) / len(verdicts),
+        "reward/error_share": (len(errors) - caused) / len(verdicts),
+        "reward/response_error_share": caused / len(verdicts),
+        "reward/timeout_share": sum("timed out" in str(verdict.error) for verdict in errors) / len(verdicts),
         "reward/left_out_share": (len(verdicts) - len(rewards) - len(errors)) / len(verdicts),
     }
     if rewards:

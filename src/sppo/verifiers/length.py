@@ -44,7 +44,7 @@ def judge(tokens: int | None, options: LengthOptions) -> Verdict:
     """Returns the reward of a length in tokens."""
     assert options.limit is not None, "checked before"
     if tokens is None:
-        return Verdict(None, error="the response's length in tokens is not known")
+        return Verdict(None, error="the response's length in tokens is not known", caused_by="verifier")
     over = tokens - options.limit
     reward = 1.0 if over <= 0 else max(0.0, 1 - over / options.soft) if options.soft else 0.0
     return Verdict(reward, str(tokens), "within the limit" if over <= 0 else f"{over} tokens over the limit")

@@ -102,9 +102,8 @@ class VerifierPool:
                 self._discard(pool)
             if self._closed:
                 break
-        lost = Verdict(
-            None, error="the pool was closed" if self._closed else "the verifier's processes were lost again and again"
-        )
+        why = "the pool was closed" if self._closed else "the verifier's processes were lost again and again"
+        lost = Verdict(None, error=why, caused_by="verifier")
         return [verdicts.get(i, lost) for i in range(len(items))]
 
     def process_ids(self) -> list[int]:

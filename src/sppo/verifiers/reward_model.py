@@ -100,7 +100,7 @@ def _verdict(score: Score, limit: int | None, options: RewardModelOptions) -> Ve
     if score.value is None:
         return Verdict(None, error=f"{score.tokens} tokens, but the reward model reads at most {limit}")
     if not math.isfinite(score.value):
-        return Verdict(None, error=f"the reward model's score is {score.value}")
+        return Verdict(None, error=f"the reward model's score is {score.value}", caused_by="verifier")
     reward = squashed(score.value, options) if options.squash == "sigmoid" else score.value
     return Verdict(reward, reason=f"score {score.value:.4g}")
 

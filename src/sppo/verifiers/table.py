@@ -38,7 +38,7 @@ VERIFIERS: dict[str, Verifier] = {
             "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
         ),
         Verifier(
-            format.NAME, "the response has the form that was asked for", "1", format.grade, needs_gold=False,
+            format.NAME, "the response has the form that was asked for", "2", format.grade, needs_gold=False,
             check=format.check,
         ),
         Verifier(
@@ -46,11 +46,11 @@ VERIFIERS: dict[str, Verifier] = {
             check=length.check,
         ),
         Verifier(
-            code.NAME, "the last block of code passes the tests", "2", code.grade, code.reference,
+            code.NAME, "the last block of code passes the tests", "3", code.grade, code.reference,
             check=code.check, prepare=code.prepare,
         ),
         Verifier(
-            reward_model.NAME, "the score of a reward model", "1", reward_model.grade, needs_gold=False,
+            reward_model.NAME, "the score of a reward model", "2", reward_model.grade, needs_gold=False,
             check=reward_model.check, prepare=reward_model.prepare,
         ),
         composite.verifier(lambda name: get_verifier(name)),
@@ -125,7 +125,7 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
                 asked.setdefault(verifier.name, {}).setdefault((response, given.gold), []).append(index)
     for name, groups in asked.items():
         first = [replace(submissions[rows[0]][1], response=key[0]) for key, rows in groups.items()]
-        verdicts = get_verifier(name).grade(first, tools)
+        verdicts = get_verifier(name).judge(first, tools)
         for (_, gold), rows, verdict in zip(groups, groups.values(), verdicts, strict=True):
             if verdict.reward != 1.0:
                 why = verdict.error or verdict.reason

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -30,7 +31,16 @@ class Tools:
     """Loads a model that scores texts: (RewardModelOptions, device) -> `sppo.verifiers.reward_model.Scorer`; handed in,
     as models are in a room below."""
 
+    own_pool: VerifierPool | None = None
+    """Killable processes that nobody else uses; default: those of this process."""
+
     @property
     def pool(self) -> VerifierPool:
         """Killable processes, shared by everything in this process that asks for the same limits."""
-        return shared_pool(self.options.workers, self.options.time_limit)
+        return self.own_pool or shared_pool(self.options.workers, self.options.time_limit)
+
+    @contextmanager
+    def alone(self) -> Iterator[Tools]:
+        """The same with one fresh process, for one response."""
+        with VerifierPool(1, self.options.time_limit) as pool:
+            yield replace(self, own_pool=pool)

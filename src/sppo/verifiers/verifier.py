@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
 from sppo.verifiers.tools import Tools
+
+_MANY, _SHARE = 16, 0.25
+"""Failures of a batch above which, and above which share of it, the verifier is broken."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,24 @@ class Verifier:
     """Refuses options that it can't work with, before any data, model or process; raises a ConfigError."""
     prepare: Callable[[Tools], None] = lambda tools: None
     """Loads what it needs before the first response; raises an SppoError where it can't work."""
+
+    def judge(self, submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
+        """`grade`, and what failed once more, alone in a fresh process.
+
+        Where it fails again in the same way, the response caused it; where it fails otherwise, the verifier. So it is
+        where a good part of a batch fails: that is not tried again, one by one.
+        """
+        verdicts = self.grade(submissions, tools)
+        failed = [index for index, v in enumerate(verdicts) if v.error is not None and not v.caused_by]
+        broken = len(failed) > max(_MANY, _SHARE * len(verdicts))
+        for index in failed:
+            again = verdicts[index] if broken else self._again(submissions[index], str(verdicts[index].error), tools)
+            verdicts[index] = replace(again, caused_by="verifier") if broken else again
+        return verdicts
+
+    def _again(self, given: Submission, error: str, tools: Tools) -> Verdict:
+        with tools.alone() as fresh:
+            (verdict,) = self.grade([given], fresh)
+        if verdict.error is None:
+            return verdict
+        return replace(verdict, caused_by="response" if verdict.error == error else "verifier")

@@ -37,7 +37,7 @@ def verify(
         options: as under `verification` in a recipe.
 
     Returns:
-        The verdict; its `reward` is None, and `error` says why, where the verifier itself failed.
+        The verdict; its `reward` is None, and `error` says why, where the verification failed, twice.
 
     Raises:
         ConfigError: for an unknown verifier, options that it can't work with, or what is no text.
@@ -56,4 +56,4 @@ def verify(
     submission = Submission(response, gold, finished, columns=columns or {})
     judge = get_verifier(verifier)
     judge.check(options)
-    return judge.grade([submission], Tools(options))[0]
+    return judge.judge([submission], Tools(options))[0]
