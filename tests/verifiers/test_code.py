@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import threading
 from dataclasses import replace
 
@@ -13,12 +16,14 @@ from sppo.config.recipes import load_recipe
 from sppo.config.verification import CodeOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
+from sppo.verifiers.code import runner
 from sppo.verifiers.code import verifier as code
-from sppo.verifiers.code.runner import Report
+from sppo.verifiers.code.runner import Report, run_suite
 from sppo.verifiers.code.suite import SuiteError, read_suite
 from sppo.verifiers.code.verifier import fenced, shown_tests
-from sppo.verifiers.sandbox import BACKENDS, open_sandbox
+from sppo.verifiers.sandbox import BACKENDS, Backend, open_sandbox
 from sppo.verifiers.sandbox.backends import Confinement
+from sppo.verifiers.sandbox.tree import children_of
 from sppo.verifiers.tools import Tools
 from sppo.verifiers.verify import verify
 
@@ -172,12 +177,81 @@ def test_the_share_of_tests_that_pass():
     assert judge(HALF_RIGHT, ADD, reward="fraction").reward == 0.75
     assert judge(HALF_RIGHT, ADD).reward == 0.0
     assert judge(HALF_RIGHT, ADD, reward="fraction").reason == "3 of 4 tests passed; test 3: the value is another"
-    check = "def check(f):\n    for a in range(4):\n        assert f(a, 5 * a) == 6 * a\n    assert f(6, 0) == 6"
-    assert judge(HALF_RIGHT, {"test": check, "entry_point": "add"}, reward="fraction").reward == 0.8
+    check = "def check(f):\n    for a in range(4, 8):\n        assert f(a, 5 * a) == 6 * a\n    assert f(3, 0) == 3"
+    # Of the loop's four assertions one holds, and it weighs as much as the other.
+    assert judge(HALF_RIGHT, {"test": check, "entry_point": "add"}, reward="fraction").reward == (1 / 4 + 1) / 2
     broken_off = "def check(f):\n    assert f(0, 0) == 0\n    x = f(1, '')\n    assert f(1, 1) == 2"
     assert judge(HALF_RIGHT, {"test": broken_off, "entry_point": "add"}, reward="fraction").reward == 0.0
     lines = ["assert add(1, 1) == 2", "assert add(6, 1) == 7", "assert add(2, 2) == 4"]
     assert judge(HALF_RIGHT, lines, reward="fraction").reward == pytest.approx(2 / 3)
+
+
+CATCH_ALL = "try:\n    f(1)\nexcept:\n    pass"
+SWALLOWING = {
+    "lines": [CATCH_ALL],
+    "lines that clean up": ["def g():\n    try:\n        f(1)\n    finally:\n        return\ng()"],
+    "the lines' setup": {"assertions": ["assert True"], "setup": CATCH_ALL},
+    "a check function": {
+        "test": "def check(f):\n    try:\n        f(1)\n    except:\n        pass\n    assert True",
+        "entry_point": "f",
+    },
+    "every line of a loop": [
+        "for n in range(9):\n    try:\n        assert f(n) == n\n    except BaseException:\n        pass"
+    ],
+}
+
+
+@pytest.mark.parametrize("gold", SWALLOWING.values(), ids=SWALLOWING)
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import os\ndef f(x): os._exit(0)", "the program ended by itself"),
+        ("def f(x):\n    while True: pass", "timed out after 0.8 s"),
+        ("def f(x): return [0] * 2_000_000", "too much data"),
+        ("import os\ndef f(x):\n  for n in range(3, 99):\n    try: os.write(n, b'x\\n')\n    except: 0", "no message"),
+    ],
+    ids=["exit", "loop", "flood", "nonsense"],
+)  # fmt: skip
+def test_no_test_can_catch_that_the_program_is_gone(gold, program, reason):
+    for reward in ("all", "fraction") if isinstance(gold, dict) else ("all",):
+        verdict = judge(fenced(program), gold, reward=reward, test_seconds=0.8 if "timed out" in reason else 60.0)
+        assert (verdict.reward, verdict.error) == (0.0, None), verdict
+        assert reason in verdict.reason
+
+
+def test_what_the_program_raises_may_be_caught_by_a_test():
+    program = "def f(x): raise SystemExit(0)"
+    for gold in (SWALLOWING["lines"], SWALLOWING["a check function"], SWALLOWING["every line of a loop"]):
+        assert judge(fenced(program), gold).reward == 1.0
+
+
+def test_no_test_can_catch_that_it_is_faulty_itself():
+    verdict = judge(fenced("def f(x): return x"), ["try:\n    f(object())\nexcept:\n    pass"])
+    assert verdict.reward is None
+    assert "the tests cannot be run" in verdict.error
+
+
+@pytest.mark.parametrize(
+    ("body", "share"),
+    [
+        # However long the list is that the program returns, it is one answer.
+        ("for x in f(3):\n    assert x > 0\nassert f(4) == 4\nassert f(5) == 5", 1 / 3),
+        ("r = f(3)\nfor x in r:\n    assert x > 0\n    assert x < 0\nassert f(4) == 4", 1 / 3),
+        ("for i in range(len(f(3))):\n    assert f(3)[i] == 1\nassert f(4) == 4", 1 / 2),
+        # Even one that fails at its end has not passed two hundred times before.
+        ("for x in f(-3):\n    assert x > 0\nassert f(4) == 4", 0),
+        # What it makes the tests ask is worth no more than one assertion that stands alone.
+        ("for i, _ in enumerate(f(3)):\n    assert f(i)\nassert f(4) == 4", 1 / 2),
+        # The tests' own cases count one by one.
+        ("for n in range(4):\n    assert f(n) == ([1] * 199 if n < 3 else 3)", 3 / 4),
+    ],
+)  # fmt: skip
+def test_a_program_cannot_make_its_share_larger_by_what_it_returns(body, share):
+    program = (
+        "def f(n):\n    return [1] * 199 + [-1] * (n < 0)" if "enumerate" not in body else "def f(n): return [1] * 99"
+    )
+    test = "def check(f):\n" + "\n".join(f"    {line}" for line in body.splitlines())
+    assert judge(fenced(program), {"test": test, "entry_point": "f"}, reward="fraction").reward == share
 
 
 def test_after_a_time_out_of_one_input_the_other_inputs_still_count():
@@ -239,6 +313,85 @@ def test_the_speed_up_is_that_of_the_medians_of_runs_that_take_turns(monkeypatch
     assert "0.50 times as fast as the reference" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [(ADD, "def add(a, b):\n    return a + b"), ({"inputs": ["1"], "outputs": ["1"]}, "print(input())")],
+)
+def test_what_happens_while_a_program_is_loaded_is_timed_too(gold, answer):
+    suite = read_suite(json.dumps(gold))
+    options = CodeOptions(test_seconds=60.0, total_seconds=120.0)
+    report = run_suite(f"import time\ntime.sleep(1.5)\n{answer}", suite, suite.tests, options, open_sandbox())
+    assert all(report.passed)
+    assert report.seconds >= 1.5
+
+
+# Processes that something kills
+
+
+VICTIMS = [(role, depth) for role in ("program", "tester") for depth in range(3)]
+
+
+def killing(monkeypatch, backend: Backend, role: str, depth: int, times: int) -> list[int]:
+    """Kills a process of a sandbox when its tests begin, in so many runs; returns whom, as it goes on."""
+    monkeypatch.setattr(code, "open_sandbox", lambda unsafe_code: backend)
+    killed: list[int] = []
+    real = runner._TimeKeeper.begin_test
+
+    def begin_test(keeper, number: int) -> None:
+        if not keeper.test and len(killed) < times:
+            process = keeper.processes[role == "tester"]
+            for _ in range(depth):
+                (process, *_) = children_of(process) or [0]
+            if process:
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+        real(keeper, number)
+
+    starts = runner._start
+
+    def start(name, *arguments):
+        running = starts(name, *arguments)
+        if name == "program":
+            runner._TimeKeeper.processes = []
+        runner._TimeKeeper.processes.append(running.process.pid)
+        return running
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(runner._TimeKeeper, "processes", [], raising=False)
+    monkeypatch.setattr(runner._TimeKeeper, "begin_test", begin_test)
+    return killed
+
+
+# Long enough for what is killed to be gone before it has passed.
+SLOW_TO_LOAD = fenced("import time\ntime.sleep(1)\ndef add(a, b):\n    return a + b")
+
+
+@pytest.mark.parametrize(("role", "depth"), VICTIMS)
+def test_who_kills_a_sandbox_from_outside_makes_no_program_wrong(monkeypatch, backend, role, depth):
+    if depth == 2 and backend.name == "landlock":
+        pytest.skip("it has two processes")
+    killed = killing(monkeypatch, backend, role, depth, times=1)
+    assert judge(SLOW_TO_LOAD, ADD).reward == 1.0
+    assert len(killed) == 1
+
+
+def test_tests_that_are_killed_again_are_an_error_of_the_verifier(monkeypatch, backend):
+    depth = {"bubblewrap": 2, "landlock": 1}[backend.name]
+    killed = killing(monkeypatch, backend, "tester", depth, times=2)
+    verdict = judge(SLOW_TO_LOAD, ADD)
+    assert (verdict.reward, verdict.caused_by) == (None, "verifier")
+    assert verdict.error == "the sandbox failed: something killed the tests"
+    assert len(killed) == 2
+
+
+def test_a_program_that_is_killed_again_did_it_itself(monkeypatch, backend):
+    depth = {"bubblewrap": 2, "landlock": 1}[backend.name]
+    killing(monkeypatch, backend, "program", depth, times=2)
+    assert judge(SLOW_TO_LOAD, ADD).reward == 0.0
+    itself = "import os\nprint(1)\nos.kill(os.getpid(), 9)"
+    assert judge(fenced(itself), {"inputs": ["1"], "outputs": ["1"]}).reward == 0.0
+
+
 def test_standard_input_is_real_and_so_is_the_end_of_the_program():
     fast_io = (
         "import atexit, io, os, sys, threading\n"
@@ -280,7 +433,8 @@ def test_a_sandbox_that_fails_is_an_error_and_no_wrong_answer(monkeypatch):
     verdict = judge(RIGHT, ADD)
     assert verdict.reward is None
     assert verdict.error.startswith("the sandbox failed: it could not be started")
-    program_only = iter([BACKENDS["none"].confine, broken.confine])
+    assert verdict.caused_by == "verifier"
+    program_only = itertools.cycle([BACKENDS["none"].confine, broken.confine])
     half = replace(broken, confine=lambda *given: next(program_only)(*given))
     monkeypatch.setattr(code, "open_sandbox", lambda unsafe_code: half)
     assert judge(RIGHT, ADD).reward is None

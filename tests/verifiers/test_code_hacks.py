@@ -188,6 +188,15 @@ def f(n): return None""",
 import os
 def f(n): os.kill(os.getppid(), 9)
 f(0)""",
+    "kills itself": """
+import os
+def f(n): os.kill(os.getpid(), 9)
+f(0)""",
+    "lives as a session of its own": """
+import os
+try: os.setsid()
+except OSError: os._exit(1)
+def f(n): return None""",
     "never ends": """
 def f(n):
     while True:
@@ -202,7 +211,8 @@ def judge(program: str, style: str, backend: Backend | None = None) -> Verdict:
     given = Submission(fenced(program), json.dumps(GOLDS[style]))
     options = CodeOptions(test_seconds=60.0 if program == HONEST else 0.8, memory_mb=300)
     if backend is not None:
-        return judge_one(given, options, backend)
+        # As if it were the second time, so that a program that is killed has killed itself.
+        return judge_one(given, options, backend, again=True)
     return code.grade([given], Tools(VerificationConfig(code=options)))[0]
 
 

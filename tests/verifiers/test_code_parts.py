@@ -75,6 +75,8 @@ def test_printed_lines_are_compared_word_by_word(printed, expected, tolerance, s
     [
         ((1, (2, 3)), [1, [2, 3]], 0, True),
         ({1: "a"}, {"1": "a"}, 0, True),
+        ({1: 0, "1": 2}, {"1": 2}, 0, False),
+        ([{"1": 2, 1: 0}], [{"1": 0}], 0, False),
         ({1, 2}, [1, 2], 0, False),
         (1.0, 1, 0, True),
         (0.1 + 0.2, 0.3, 0, False),

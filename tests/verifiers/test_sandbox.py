@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sppo.errors import ConfigError
-from sppo.verifiers.sandbox import BACKENDS, Backend, Limits, Outcome, SandboxError, backends, open_sandbox, run
+from sppo.verifiers.sandbox import (
+    BACKENDS,
+    Backend,
+    Limits,
+    Outcome,
+    SandboxError,
+    backends,
+    open_sandbox,
+    process,
+    run,
+)
 from sppo.verifiers.sandbox.backends import Confinement, choose
+from sppo.verifiers.sandbox.process import TICK, Clock
 from sppo.verifiers.sandbox.run import probe
-from sppo.verifiers.sandbox.tree import children_of
+from sppo.verifiers.sandbox.supervisor import kill_user
+from sppo.verifiers.sandbox.tree import Usage, children_of
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=10, memory_mb=256)
 """For programs that run into a limit."""
@@ -144,12 +160,17 @@ def test_system_calls_that_would_widen_the_kernel_are_denied(trial):
         "    return result == -1 and ctypes.get_errno() in (errno.EPERM, errno.EACCES, errno.ENOSYS)\n"
         "x86 = os.uname().machine == 'x86_64'\n"
         "numbers = {'unshare': (272, 97), 'ptrace': (101, 117), 'mount': (165, 40), 'bpf': (321, 280),\n"
-        "           'keyctl': (250, 219), 'memfd_create': (319, 279), 'io_uring_setup': (425, 425)}\n"
+        "           'keyctl': (250, 219), 'memfd_create': (319, 279), 'io_uring_setup': (425, 425),\n"
+        "           'setsid': (112, 157), 'sendmsg': (46, 211), 'setsockopt': (54, 208), 'semop': (65, 193),\n"
+        "           'inotify_add_watch': (254, 27)}\n"
         "print([name for name, pair in numbers.items() if not refused(pair[0 if x86 else 1], 0x10000000, 0, 0, 0)])\n"
         "print(refused(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0))\n"
-        "print(refused(435, 0, 0))"
+        "print(refused(435, 0, 0))\n"
+        "import resource\n"
+        "print(refused(302 if x86 else 261, os.getppid(), resource.RLIMIT_CPU, 0, 0))\n"
+        "print(resource.getrlimit(resource.RLIMIT_CPU)[0] > 0)"
     )
-    assert trial(program).stdout.split() == [b"[]", b"True", b"True"]
+    assert trial(program).stdout.split() == [b"[]", b"True", b"True", b"True", b"True"]
 
 
 def test_no_more_processes_than_allowed_and_none_outlives_the_run(trial):
@@ -159,7 +180,7 @@ def test_no_more_processes_than_allowed_and_none_outlives_the_run(trial):
         "try:\n"
         "    for _ in range(300):\n"
         "        if os.fork() == 0:\n"
-        "            os.setsid()\n"
+        "            os.setpgid(0, 0)\n"
         "            time.sleep(1000)\n"
         "        count += 1\n"
         "except OSError:\n"
@@ -197,7 +218,7 @@ def test_cpu_time_ends_a_program_that_ignores_the_signal():
 SLEEPERS = (
     "import os, time\n"
     "os.write(1, b'%d' % os.getuid())\n"
-    "if os.fork() == 0: os.setsid()\n"
+    "if os.fork() == 0: os.setpgid(0, 0)\n"
     "os.close(1)\nos.close(2)\n"
     "time.sleep(1000)"
 )
@@ -245,6 +266,129 @@ def test_memory_and_file_size_are_errors_inside_the_program(trial, backend):
         assert b"OSError" in trial(written).stderr
         many = "n = 0\nwhile True:\n    open(f'/tmp/{n}', 'wb').write(bytes(2**20)); n += 1"
         assert b"No space left" in trial(many).stderr
+
+
+HOARDERS = {
+    "files that are empty": """
+import os
+for number in range(10**9): os.close(os.open(f'/tmp/{number}', os.O_CREAT | os.O_WRONLY))
+""",
+    "sockets": """
+import os, socket, time
+held = []
+for _ in range(15):
+    if os.fork() == 0: break
+while True:
+    try:
+        pair = socket.socketpair()
+        held.append(pair)
+        pair[0].setblocking(False)
+        while True: pair[0].send(bytes(2**16))
+    except BlockingIOError: pass
+    except OSError: time.sleep(1000)
+""",
+    "pipes": """
+import os, time
+for _ in range(15):
+    if os.fork() == 0: break
+while True:
+    try:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        while True: os.write(writing, bytes(2**16))
+    except BlockingIOError: pass
+    except OSError: time.sleep(1000)
+""",
+}
+
+
+@pytest.mark.parametrize("name", HOARDERS)
+def test_memory_that_the_kernel_holds_for_a_program_counts(trial, backend, name):
+    if not backend.temporary_folder and "files" in name:
+        pytest.skip("it can make no files")
+    assert trial(HOARDERS[name], Limits(60, 20, memory_mb=96)).ending == "too much memory"
+
+
+def test_memory_that_would_outlive_its_mapping_cannot_be_had(trial):
+    program = (
+        "import mmap\n"
+        "try:\n    mmap.mmap(-1, 4096); print('shared')\n"
+        "except PermissionError:\n    pass\n"
+        "try:\n    mmap.mmap(open('/dev/zero', 'r+b').fileno(), 4096); print('shared')\n"
+        "except OSError:\n    pass\n"
+        "import fcntl, os\n"
+        "try:\n    fcntl.fcntl(os.pipe()[0], 1031, 2**20); print('enlarged')\n"
+        "except PermissionError:\n    pass\n"
+        "mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); print('private')"
+    )
+    assert trial(program).stdout == b"private\n"
+
+
+def test_nothing_that_others_may_write_to_can_be_marked(trial):
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+        os.chmod(file.name, 0o666)
+        os.utime(file.name, (1000, 1000))
+        places = [file.name, "/dev/null", "/dev/urandom"]
+        before = [_marks_of(place) for place in places]
+        program = (
+            "import os\n"
+            f"for place in {places}:\n"
+            "    for mark in (lambda: os.utime(place), lambda: os.setxattr(place, 'user.answer', b'42')):\n"
+            "        try:\n            mark()\n"
+            "        except OSError:\n            pass\n"
+            "print('done')"
+        )
+        assert trial(program).stdout == b"done\n"
+        assert [_marks_of(place) for place in places] == before
+
+
+def _marks_of(place: str) -> tuple[object, ...]:
+    found = os.stat(place)
+    return found.st_mtime_ns, found.st_ctime_ns, os.listxattr(place)
+
+
+def test_a_file_of_ones_own_can_be_copied_with_its_times(backend):
+    program = "import shutil\nopen('a', 'w').write('x')\nprint(open(shutil.copy2('a', 'b')).read())"
+    if backend.temporary_folder:
+        assert run(program, backend=backend, limits=ENOUGH).stdout == b"x\n"
+
+
+def _usage(busy: bool, waited_for: float = 0.0, **seconds: float) -> Usage:
+    return Usage(0, busy, {ord(name): used for name, used in seconds.items()}, waited_for)
+
+
+def test_cpu_time_between_two_looks():
+    before = _usage(True, 1.0, a=2.0, b=0.5)
+    assert _usage(True, 1.0, a=2.25, b=0.5).since(before) == 0.25
+    assert _usage(True, 1.0, a=2.0, b=0.5, c=0.125).since(before) == 0.125, "a new process"
+    # b ended and was waited for; of its 0.75 s, 0.5 were seen before.
+    assert _usage(True, 1.75, a=2.0).since(before) == 0.25
+    assert _usage(True, 1.0, a=2.0).since(before) == 0.0, "b ended, and nobody waited for it"
+
+
+def test_the_clock_stands_while_a_program_waits_for_a_processor(monkeypatch):
+    """Hand-made looks: what a neighbour takes from a program is not charged to it."""
+    looks = iter([
+        _usage(True, a=1.0),
+        _usage(True, a=1.25),  # it had an eighth of a processor
+        _usage(True, a=1.25),  # none at all
+        _usage(True, a=1.25, b=3.5),  # two processors
+        _usage(False, a=1.25, b=3.5),  # all sleep
+        None,  # a system that doesn't say
+    ])  # fmt: skip
+    run_of = SimpleNamespace(usage=lambda: next(looks))
+    times = iter([0.0, 1.0, 2.0, 4.0, 6.0, 6.0625, 8.0])
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    clock = Clock(run_of)
+    assert [clock.look() for _ in range(6)] == [0.0, 0.25, 0.0, 3.5, 0.0625, 1.9375]
+
+
+def test_a_late_look_does_not_take_all_the_time_before_it_for_sleep(monkeypatch):
+    run_of = SimpleNamespace(usage=lambda: _usage(False, a=1.0))
+    times = iter([0.0, 1.0, 60.0])
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    clock = Clock(run_of)
+    assert [clock.look(), clock.look()] == [0.0, 2 * TICK]
 
 
 def test_many_at_once_from_threads(backend):
@@ -339,7 +483,41 @@ def test_the_best_sandbox_is_chosen_and_kept():
 
 def test_no_two_runs_of_a_process_share_a_user(monkeypatch):
     monkeypatch.setattr(backends, "spare_users", lambda: range(60_001, 60_101))
-    assert sorted(backends.next_user() for _ in range(100)) == list(range(60_001, 60_101))
+    # Every second one is that of whoever kills the processes of the one before.
+    assert sorted(backends.next_user() for _ in range(50)) == list(range(60_001, 60_101, 2))
+
+
+@pytest.mark.skipif(not backends.spare_users(), reason="only root can become another user")
+def test_no_program_is_quick_enough_to_kill_its_killer_first(monkeypatch):
+    """As on kernels where landlock keeps no signal in: nothing but its user confines this program."""
+    user = backends.next_user()
+    reading, writing = os.pipe()
+    program = os.fork()
+    if program == 0:
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        signal.alarm(300)
+        os.write(writing, b"1")
+        while True:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+    assert os.read(reading, 1) == b"1"
+    real = os.kill
+
+    def late(process: int, number: int) -> None:
+        time.sleep(0.3)
+        real(process, number)
+
+    monkeypatch.setattr(os, "kill", late)
+    kill_user(user)
+    monkeypatch.undo()
+    try:
+        _until(lambda: os.waitid(os.P_PID, program, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+    finally:
+        os.kill(program, signal.SIGKILL)
+        os.waitpid(program, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_unsafe_code_still_has_limits():
@@ -371,7 +549,15 @@ def test_users_who_are_not_root_have_bubblewrap_too(tmp_path):
         "bomb = '''import os, time\nn = 0\ntry:\n  for _ in range(300):\n"
         "    if os.fork() == 0: time.sleep(99)\n    n += 1\n"
         "except OSError: print(os.getuid(), n)'''\n"
-        "print(open_sandbox().name, run(bomb, limits=Limits(processes=8)).stdout)"
+        "print(open_sandbox().name, run(bomb, limits=Limits(processes=8)).stdout)\n"
+        "first = '''for name in ('mem', 'environ', 'maps'):\n"
+        "  try: print(open(f'/proc/1/{name}', 'r+b' if name == 'mem' else 'rb').fileno())\n"
+        "  except PermissionError: print('closed')'''\n"
+        "print(run(first).stdout)\n"
+        "hoard = '''import socket, time\nheld = [socket.socketpair() for _ in range(120)]\ntime.sleep(1000)'''\n"
+        "print(run(hoard, limits=Limits(60, 20, memory_mb=48)).ending)\n"
+        "hoard = '''import os\nfor n in range(10**9): os.close(os.open(f'/tmp/{n}', os.O_CREAT))'''\n"
+        "print(run(hoard, limits=Limits(60, 20, memory_mb=64)).ending)\n"
     )
     done = subprocess.run(
         [python, "-c", program], user=12345, group=12345, extra_groups=[], cwd="/", capture_output=True, text=True,
@@ -379,4 +565,6 @@ def test_users_who_are_not_root_have_bubblewrap_too(tmp_path):
     )  # fmt: skip
     if "namespace" in done.stderr:
         pytest.skip("users who are not root may not make namespaces here")
-    assert done.stdout.startswith("bubblewrap b'65534 "), done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("bubblewrap b'65534 "), done.stderr
+    assert lines[1:] == ["b'closed\\nclosed\\nclosed\\n'", "too much memory", "too much memory"], done.stderr

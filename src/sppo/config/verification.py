@@ -15,7 +15,7 @@ class FormatOptions(Section):
     """What the verifier `format` asks of a response; every demand that is on has to hold."""
 
     thinking: bool = True
-    """Demand one <think>...</think>, at the start, closed before an answer that is not empty."""
+    """Demand one <think>...</think>, at the start, not empty, closed before an answer that is not empty."""
     one_box: bool = True
     r"""Demand exactly one closed \boxed{...} behind the thinking."""
     pattern: str | None = None
@@ -47,11 +47,14 @@ class CodeOptions(Section):
     runtime_target: Positive = 1.0
     """reward runtime: speed-up over the reference solution that earns 1; half of it earns one half."""
     test_seconds: Positive = 5.0
-    """Wall seconds of one test, or of a check function with all its assertions; longer is wrong, not an error."""
+    """Seconds of one test, or of a check function with all its assertions: CPU time, and time in which the program
+    sleeps, but not what it waits for a processor. Longer is wrong, not an error."""
     total_seconds: Positive = 30.0
-    """Wall seconds of all tests of one response, and CPU seconds; tests that are not done by then are failed."""
+    """Seconds of all tests of one response, counted likewise; ten times as many on the wall's clock. Tests that are not
+    done by then are failed."""
     memory_mb: Annotated[int, Field(ge=64)] = 512
-    """MiB of address space of a process of the program, and of memory of all of them; Python itself needs 64."""
+    """MiB of address space of a process of the program, and of memory of all of them, with files and pipes; Python
+    itself needs 64."""
     packages: CodePlace = None
     """Folder that you trust programs and tests to read, and to import packages from, as `pip install --target FOLDER
     numpy` makes one; default: none but Python's own modules."""

@@ -62,8 +62,11 @@ def same_value(value: Any, expected: Any, tolerance: float = 0.0) -> bool:
         )
     if type(value) is dict and type(expected) is dict:
         keyed = {str(key) if type(key) is int else key: element for key, element in value.items()}
-        return keyed.keys() == expected.keys() and all(
-            same_value(element, expected[key], tolerance) for key, element in keyed.items()
+        # 1 and "1" are two keys, which no JSON can say.
+        return (
+            len(keyed) == len(value)
+            and keyed.keys() == expected.keys()
+            and all(same_value(element, expected[key], tolerance) for key, element in keyed.items())
         )
     if type(value) is not bool and type(expected) is not bool and tolerance > 0:
         numbers = type(value) in (int, float) and type(expected) in (int, float)

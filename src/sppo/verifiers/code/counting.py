@@ -7,11 +7,17 @@ from types import CodeType
 
 
 class _Count(ast.NodeTransformer):
-    """Writes `assert x` as: try: assert x; except Exception as failure: note(failure); else: note(None)."""
+    """Writes `assert x` as: try: assert x; except Exception as failure: note(n, failure); else: note(n, None)."""
+
+    def __init__(self) -> None:
+        self.places = 0
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        self.places += 1
+        place = ast.Constant(self.places)
+
         def note(what: ast.expr) -> ast.stmt:
-            return ast.Expr(ast.Call(ast.Name("__note__", ast.Load()), [what], []))
+            return ast.Expr(ast.Call(ast.Name("__note__", ast.Load()), [place, what], []))
 
         failed = note(ast.Name("__failure__", ast.Load()))
         handler = ast.ExceptHandler(type=ast.Name("Exception", ast.Load()), name="__failure__", body=[failed])
@@ -20,7 +26,7 @@ class _Count(ast.NodeTransformer):
 
 
 def count_assertions(source: str) -> CodeType:
-    """Compiles test code that calls `__note__` for each assertion it comes to, with what it raised or None.
+    """Compiles test code that calls `__note__` for each assertion it comes to, with its number and what it raised.
 
     Raises:
         SyntaxError: it is not Python.

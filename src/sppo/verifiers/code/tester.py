@@ -9,13 +9,13 @@ from __future__ import annotations
 import builtins
 import functools
 import os
-import select
+import signal
 import sys
-import time
 from types import CodeType
 
+from sppo.verifiers.code.channel import Channel, Faulty, Gone
 from sppo.verifiers.code.comparison import same_output, same_value
-from sppo.verifiers.code.wire import NotPlain, decode, encode, from_line, to_line
+from sppo.verifiers.code.wire import NotPlain, decode, encode, to_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
 
 NOTE = "__note__"
 """Name under which counted assertions find the counter."""
-_CHUNK = 65536
 _RAISED_AS_SUCH = (
     "ArithmeticError", "AssertionError", "AttributeError", "IndexError", "KeyError", "LookupError", "NameError",
     "NotImplementedError", "OSError", "OverflowError", "RecursionError", "RuntimeError", "TypeError",
@@ -36,95 +35,8 @@ _RAISED_AS_SUCH = (
 """Exceptions of the program that the tests see as what they are; StopIteration would quietly end a test's loop."""
 
 
-class Gone(BaseException):
-    """The program will not answer any more; no `except Exception` of a test may catch this."""
-
-
-class Faulty(BaseException):
-    """The tests themselves cannot be run."""
-
-
 class ProgramError(Exception):
     """The program raised something of its own."""
-
-
-class Channel:
-    """Questions to the program and its answers, each within the time of the test that runs."""
-
-    def __init__(self) -> None:
-        self.number = -1
-        self.last = self.deadline = time.monotonic() + SETTINGS["start_seconds"]
-        self.seconds = 0.0
-        self.buffer = b""
-        os.set_blocking(SETTINGS["requests"], False)
-
-    def begin(self) -> None:
-        """Waits until the program's sandbox stands, and starts the clock of all tests.
-
-        Raises:
-            Gone: it does not.
-        """
-        self.receive()
-        self.last = time.monotonic() + SETTINGS["total_seconds"]
-        self.number = 0
-
-    def begin_test(self) -> None:
-        """Starts the clock of one test."""
-        # Whole programs are killed by the process that forks them, and the tests go on, unless that one is gone, too.
-        grace = 1.0 if SETTINGS["style"] == "input" else 0.0
-        self.deadline = min(time.monotonic() + SETTINGS["time_limit"] + grace, self.last)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a request, and returns the answer to it.
-
-        Raises:
-            Gone: the program ended, was silent for too long, or answered something else.
-        """
-        self.number += 1
-        began = time.monotonic()
-        self._send(to_line({"id": self.number, **request}))
-        answer = self.receive()
-        self.seconds += time.monotonic() - began
-        return answer
-
-    def receive(self) -> dict[str, Any]:
-        """Returns the next answer, which must be the one that is waited for."""
-        try:
-            answer = from_line(self._line())
-        except NotPlain as failure:
-            raise Gone(f"the program sent {failure}") from None
-        if answer.get("id") != self.number:
-            raise Gone("the program answered what it was not asked")
-        return answer
-
-    def _send(self, content: bytes) -> None:
-        while content:
-            self._wait([], [SETTINGS["requests"]])
-            try:
-                content = content[os.write(SETTINGS["requests"], content) :]
-            except BrokenPipeError:
-                raise Gone("the program ended by itself") from None
-
-    def _line(self) -> bytes:
-        pieces = [self.buffer]
-        size = len(self.buffer)
-        while b"\n" not in pieces[-1]:
-            self._wait([SETTINGS["replies"]], [])
-            pieces.append(os.read(SETTINGS["replies"], _CHUNK))
-            size += len(pieces[-1])
-            if not pieces[-1]:
-                raise Gone("the program ended by itself")
-            if size > SETTINGS["reply_bytes"]:
-                raise Gone("the program returned too much data")
-        line, _, self.buffer = b"".join(pieces).partition(b"\n")
-        return line
-
-    def _wait(self, reading: list[int], writing: list[int]) -> None:
-        left = self.deadline - time.monotonic()
-        if not any(select.select(reading, writing, [], max(left, 0))):
-            of_all = self.deadline == self.last
-            limit = SETTINGS["total_seconds"] if of_all else SETTINGS["time_limit"]
-            raise Gone(f"timed out after {limit:g} s{' in all' if of_all else ''}")
 
 
 class Tests:
@@ -134,6 +46,11 @@ class Tests:
         self.channel = channel
         self.passed: list[bool] = []
         self.reason = ""
+        self.killed = False
+        """Whether a run of the whole program was killed, by nobody of ours."""
+        self.assertions_seen: dict[int, dict[tuple[int, ...], bool]] = {}
+        """Where a counted assertion stands -> what was asked before it -> whether it held whenever that was asked."""
+        self.answers: tuple[int, ...] = ()
 
     def note(self, passed: bool, reason: str = "") -> None:
         """Counts one test."""
@@ -150,6 +67,8 @@ class Tests:
         for test in _STYLES[SETTINGS["style"]](self):
             self.channel.begin_test()
             test()
+            if self.channel.over is not None:
+                raise self.channel.over
             if self.done():
                 break
 
@@ -162,9 +81,10 @@ class Tests:
         answer = self.channel.ask({"input": given})
         ending, code, output = answer.get("ending"), answer.get("code"), answer.get("output")
         if type(output) is not str:
-            raise Gone("the program sent no output")
+            raise self.channel.end(Gone("the program sent no output"))
         if ending is not None:
             return self.note(False, str(ending)[:200])
+        self.killed = self.killed or code == -signal.SIGKILL
         if code != 0:
             return self.note(False, f"exit code {code}: {str(answer.get('last'))[:200]}")
         return self.note(same_output(output, expected, SETTINGS["tolerance"]), "the output is another")
@@ -218,27 +138,56 @@ class Tests:
         """A function `check` that is given the candidate."""
         space: dict[str, Any] = {}
         self.execute(compiled(SETTINGS["setup"]), space)
-        space[NOTE] = lambda failure: self.note(failure is None, described(failure))
+        space[NOTE] = self._count
         self.execute(compiled(SETTINGS["tests"], counting=SETTINGS["count_assertions"]), space)
         candidate = space[SETTINGS["function"]] = self.stand_in(SETTINGS["function"])
         if not callable(space.get("check")):
             raise Faulty("they define no function check(candidate)")
         yield functools.partial(self._check, space["check"], candidate)
 
+    def _count(self, place: int, failure: Exception | None) -> None:
+        """Counts an assertion of a check function: those at one place that follow from the same answers as one.
+
+        Else a program could return a long list for a loop of assertions to go through.
+        """
+        if self.channel.asked:
+            self.answers = tuple(self.channel.asked)
+            self.channel.asked.clear()
+        outcomes = self.assertions_seen.setdefault(place, {})
+        outcomes[self.answers] = outcomes.get(self.answers, True) and failure is None
+        if failure is not None and not self.reason:
+            number = sum(map(len, self.assertions_seen.values()))
+            self.reason = f"test {number}: {described(failure)}"
+
     def _check(self, check: Callable[..., Any], candidate: Callable[..., Any]) -> None:
         self.attempt(functools.partial(check, candidate))
-        if not self.passed.pop():
-            # It broke off, and nobody knows how many assertions it would have come to.
-            self.passed = [False]
-        elif not self.passed:
-            self.passed = [True]
+        if self.passed == [True] and self.assertions_seen:
+            self.passed = [held for outcomes in self.assertions_seen.values() for held in outcomes.values()]
+
+    @property
+    def share(self) -> float | None:
+        """The share of a check function's assertions that held, each place weighing the same; None if not counted.
+
+        So a loop that a program makes longer is worth no more.
+        """
+        if not self.assertions_seen or self.passed == [False]:
+            return None
+        shares = [sum(outcomes.values()) / len(outcomes) for outcomes in self.assertions_seen.values()]
+        return sum(shares) / len(shares)
 
     def attempt(self, action: Callable[[], Any]) -> None:
-        """Runs one test, which fails if it says False or raises anything."""
+        """Runs one test, which fails if it says False or raises anything.
+
+        Raises:
+            Gone: the program is gone, be it that the test caught that.
+        """
         try:
-            self.note(action() is not False, "the value is another")
+            passed, reason = action() is not False, "the value is another"
         except Exception as failure:
-            self.note(False, described(failure))
+            passed, reason = False, described(failure)
+        if self.channel.over is not None:
+            raise self.channel.over
+        self.note(passed, reason)
 
     def execute(self, code: CodeType, space: dict[str, Any]) -> None:
         """Runs what comes before the tests; if it asks the program something, failing is the program's failure."""
@@ -248,6 +197,8 @@ class Tests:
             if self.channel.number:
                 raise Gone(described(failure)) from None
             raise Faulty(f"{described(failure)}, before the first test") from None
+        if self.channel.over is not None:
+            raise self.channel.over
 
     def stand_in(self, name: str) -> Callable[..., Any]:
         """Returns a function that calls the program's function of that name."""
@@ -256,7 +207,7 @@ class Tests:
             try:
                 request = {"call": name, "arguments": encode(arguments), "keywords": encode(keywords)}
             except NotPlain as failure:
-                raise Faulty(f"they call {name} with {failure}") from None
+                raise self.channel.end(Faulty(f"they call {name} with {failure}")) from None
             answer = self.channel.ask(request)
             if "error" in answer:
                 kind, message = str(answer["error"])[:100], str(answer.get("message"))[:200]
@@ -266,7 +217,7 @@ class Tests:
             try:
                 return decode(answer.get("value"))
             except (NotPlain, RecursionError) as failure:
-                raise Gone(f"the program sent {failure}") from None
+                raise self.channel.end(Gone(f"the program sent {failure}")) from None
 
         return ask
 
@@ -341,16 +292,13 @@ def names_of(code: CodeType) -> set[str]:
 
 def main() -> None:
     """Runs the tests and sends the result."""
-    channel = Channel()
+    channel = Channel(SETTINGS)
     tests = Tests(channel)
     faulty, started = None, False
     try:
         channel.begin()
         started = True
-        channel.begin_test()
-        loaded = channel.receive()
-        if "error" in loaded:
-            raise Gone(f"{str(loaded['error'])[:100]}: {str(loaded.get('message'))[:200]}")
+        channel.load()
         tests.run()
     except Gone as gone:
         if SETTINGS["style"] == "check":
@@ -358,8 +306,8 @@ def main() -> None:
         tests.note(False, str(gone))
     except Faulty as fault:
         faulty = str(fault)
-    result = {"passed": tests.passed, "reason": tests.reason, "seconds": channel.seconds}
-    result |= {"faulty": faulty, "started": started}
+    result = {"passed": tests.passed, "reason": tests.reason, "seconds": channel.seconds, "share": tests.share}
+    result |= {"faulty": faulty, "started": started, "closed": channel.closed, "killed": tests.killed}
     content = to_line(result)
     while content:
         content = content[os.write(SETTINGS["result"], content) :]

@@ -5,8 +5,9 @@
     reward = clip(speed-up / runtime_target, 0.1, 1), if all pass               reward runtime
 
 The speed-up is the median time of the reference solution over that of the program, both measured from outside, in
-turns. What the program does wrong, running too long included, is reward 0 with a reason; a sandbox that fails, or tests
-that cannot be run, are errors.
+turns; loading them counts. What the program does wrong, running too long included, is reward 0 with a reason; a sandbox
+that fails, or tests that cannot be run, are errors. What something outside may have killed is run once more, alone; a
+program that is killed again has done it.
 """
 
 from __future__ import annotations
@@ -65,17 +66,21 @@ def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
     options = tools.options.code
     backend = open_sandbox(options.unsafe_code)
 
-    def judge(given: Submission) -> Verdict:
+    def judge(given: Submission, again: bool = False) -> Verdict:
         try:
-            return judge_one(given, options, backend)
+            return judge_one(given, options, backend, again=again)
         except SuiteError as failure:
-            return Verdict(None, error=str(failure))
+            return Verdict(None, error=str(failure), caused_by="verifier")
         except SandboxError as failure:
-            return Verdict(None, error=f"the sandbox failed: {failure}")
+            return Verdict(None, error=f"the sandbox failed: {failure}", caused_by="verifier")
 
     # Each thread only waits for processes, and no thread outlives its batch.
     with ThreadPoolExecutor(min(tools.pool.workers, len(submissions)) or 1) as pool:
-        return list(pool.map(judge, submissions))
+        verdicts = list(pool.map(judge, submissions))
+    return [
+        verdict if verdict.error is None else judge(given, again=True)
+        for given, verdict in zip(submissions, verdicts, strict=True)
+    ]
 
 
 def reference(given: Submission) -> str | None:
@@ -93,12 +98,18 @@ def fenced(code: str) -> str:
     return f"```python\n{code}\n```"
 
 
-def judge_one(given: Submission, options: CodeOptions, backend: Backend) -> Verdict:
+def judge_one(given: Submission, options: CodeOptions, backend: Backend, *, again: bool = False) -> Verdict:
     """Returns the verdict on one response.
+
+    Args:
+        given: the response.
+        options: how it is judged.
+        backend: the sandbox.
+        again: it was killed before, so that it is the program that does it if it happens again.
 
     Raises:
         SuiteError: the gold answer's tests cannot be run.
-        SandboxError: a sandbox failed.
+        SandboxError: a sandbox failed, or something killed the program.
     """
     suite = read_suite(given.gold)
     found = find_code(given.response)
@@ -107,6 +118,8 @@ def judge_one(given: Submission, options: CodeOptions, backend: Backend) -> Verd
     shown = shown_tests(suite, options)
     count_all = options.reward == "fraction" or shown > 0
     report = run_suite(found.text, suite, suite.tests, options, backend, every_test=count_all)
+    if report.killed and not again:
+        raise SandboxError("something killed the program")
     share, parts = _shares(report, suite, shown, options)
     passed = f"{sum(report.passed)} of {max(len(report.passed), suite.count)} tests passed"
     reason = passed if share == 1.0 or not report.reason else f"{passed}; {report.reason}"
@@ -133,7 +146,7 @@ def _shares(report: Report, suite: Suite, shown: int, options: CodeOptions) -> t
     """Returns the share passed of the tests that make the reward, and where some are shown, of both kinds."""
     passed = list(report.passed) + [False] * (suite.count - len(report.passed))
     if shown == 0:
-        return sum(passed) / len(passed), {}
+        return sum(passed) / len(passed) if report.share is None else report.share, {}
     of_shown, of_others = sum(passed[:shown]) / shown, sum(passed[shown:]) / (len(passed) - shown)
     share = of_others if options.graded == "held_out" else sum(passed) / len(passed)
     return share, {"shown": of_shown, "held_out": of_others}
@@ -148,6 +161,8 @@ def _speed_up(program: str, report: Report, suite: Suite, options: CodeOptions, 
     ours, theirs = [report.seconds], []
     for turn in range(_REPEATS):
         other = run_suite(suite.reference, suite, suite.tests, options, backend)
+        if other.killed:
+            raise SandboxError("something killed the reference solution")
         if not all(other.passed):
             raise SuiteError(f"the reference solution fails: {other.reason}")
         theirs.append(other.seconds)

@@ -29,7 +29,7 @@ ENVIRONMENT = {"PATH": "/nonexistent", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHO
 """All that a program sees; the fixed seed makes the order of its sets, and so its verdict, repeatable."""
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 _STORES = ("/nix/store", "/gnu/store")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,13 @@ _turn = itertools.count(secrets.randbelow(2**31))
 
 
 def next_user() -> int:
-    """Returns a spare user id that no other run of this process has: who shares one is killed with the other."""
+    """Returns a spare user id that no other run of this process has: who shares one is killed with the other.
+
+    The id behind it is spare, too: who kills the user's processes has it, see `supervisor.kill_user`.
+    """
     users = spare_users()
     # A process that was forked off goes on from the same count.
-    return users[(next(_turn) + 7919 * os.getpid()) % len(users)]
+    return users[2 * ((next(_turn) + 7919 * os.getpid()) % (len(users) // 2))]
 
 
 @functools.cache
@@ -119,11 +122,11 @@ def _bubblewrap(disk_bytes: int, packages: str) -> Confinement:
     arguments = [program, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     # The launcher is the first process itself: bubblewrap waits for that one, but not for a first process of its own.
     arguments += ["--as-pid-1", "--die-with-parent", "--new-session"]
-    user = None
+    identity: dict[str, Any] = {"user": None, "same_user": True}
     if spare_users():
         # Only root can bind an interpreter in root's home, so the launcher changes the user, after the mounts. It is
         # another user to the kernel too, which a user namespace alone would not give: root's own limits do not bind.
-        user = next_user()
+        identity = {"user": next_user()}
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--disable-userns"]
@@ -131,7 +134,7 @@ def _bubblewrap(disk_bytes: int, packages: str) -> Confinement:
     seccomp = filter_program()
     if seccomp is not None:
         arguments += ["--seccomp", "{filter}"]
-    return Confinement((*arguments, "--"), {"user": user}, seccomp)
+    return Confinement((*arguments, "--"), identity, seccomp)
 
 
 def _mounts(disk_bytes: int, packages: str) -> list[str]:
@@ -144,7 +147,8 @@ def _mounts(disk_bytes: int, packages: str) -> list[str]:
             arguments += ["--symlink", os.readlink(path), path]
         elif not any(path.startswith(other + "/") for other in paths):
             arguments += ["--ro-bind-try", path, path]
-    arguments += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    # A shared mapping of /dev/zero is memory that no process is charged with: bound like this it can't be opened.
+    arguments += ["--proc", "/proc", "--dev", "/dev", "--ro-bind", "/dev/null", "/dev/zero", "--remount-ro", "/dev"]
     arguments += ["--perms", "1777", "--size", str(disk_bytes), "--tmpfs", "/tmp"]
     if packages and not any(packages.startswith(path + "/") for path in paths):
         # Behind /tmp, in which it may lie.

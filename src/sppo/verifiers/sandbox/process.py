@@ -17,13 +17,15 @@ from types import CodeType
 from typing import IO, Any
 
 from sppo.verifiers.sandbox.backends import ENVIRONMENT, Backend, python_executable
-from sppo.verifiers.sandbox.tree import kill, memory_of_tree
+from sppo.verifiers.sandbox.tree import Usage, kill, usage_of_tree
 
 TICK = 0.05
 """Seconds between looks at a run's memory and clock."""
+PATIENCE = 10
+"""How many times as long on the clock of the wall a run may take as on its own."""
 
 _MIB = 2**20
-_PATIENCE = 5.0
+_END_SECONDS = 5.0
 _OWN_MODULES = ("sppo.verifiers.sandbox.launcher", "sppo.verifiers.sandbox.supervisor")
 _BOOT = """
 import marshal, sys
@@ -51,7 +53,8 @@ class Limits:
     wall_seconds: float = 10.0
     """From the start to the end, after which everything is killed."""
     memory_mb: int = 512
-    """MiB of address space of one process, and of memory of them all together."""
+    """MiB of address space of one process; and of memory of them all together, with their files and the pipes and
+    sockets that the kernel holds for them."""
     processes: int = 16
     """Processes and threads at one time."""
     disk_mb: int = 16
@@ -69,6 +72,7 @@ class Limits:
             "RLIMIT_NOFILE": 256,
             "RLIMIT_CORE": 0,
             "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_SIGPENDING": 1024,
         }
 
 
@@ -174,16 +178,21 @@ class Running:
         # A signal that ends the program is told by an exit code above 128. To be asked before `kill`.
         return (self.process.poll() or 0) < 0
 
-    def over_memory(self) -> bool:
-        """Whether all its processes together hold more memory than allowed."""
-        return memory_of_tree(self.process.pid) > self.limits.memory_mb * _MIB
+    def usage(self) -> Usage | None:
+        """What all its processes together hold and use now; None on a system that doesn't say."""
+        folder_bytes = self.limits.disk_mb * _MIB if self.backend.temporary_folder else 0
+        return usage_of_tree(self.process.pid, folder_bytes)
+
+    def over_memory(self, usage: Usage | None) -> bool:
+        """Whether that is more memory than allowed."""
+        return usage is not None and usage.memory > self.limits.memory_mb * _MIB
 
     def kill(self) -> None:
         """Kills whatever of it still runs, and waits until it is gone; harmless afterwards."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-        patience = time.monotonic() + _PATIENCE
+        patience = time.monotonic() + _END_SECONDS
         while self.process.poll() is None:
             self.backend.strike(self.process.pid)
             if time.monotonic() > patience:
@@ -208,6 +217,33 @@ class Running:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+class Clock:
+    """Time that runs use together, whatever else the machine does.
+
+    It is the CPU time of all their processes, and the time that passes while none of these wants a processor, as when
+    they sleep. Only waiting for a processor, or for a disk, that others have is not counted.
+    """
+
+    def __init__(self, *runs: Running):
+        self.runs = runs
+        self.last = time.monotonic()
+        self.usages: list[Usage | None] = []
+
+    def look(self) -> float:
+        """Returns the seconds used since the last look; the first begins."""
+        now, usages = time.monotonic(), [run.usage() for run in self.runs]
+        elapsed, before = now - self.last, self.usages
+        self.last, self.usages = now, usages
+        used, busy = 0.0, not before
+        for usage, earlier in zip(usages, before, strict=bool(before)):
+            if usage is None or earlier is None:
+                return elapsed
+            used += usage.since(earlier)
+            busy = busy or usage.busy
+        # Who looks late, for want of a processor of its own, knows nothing of the time between.
+        return used if busy else max(used, min(elapsed, 2 * TICK))
 
 
 @functools.cache

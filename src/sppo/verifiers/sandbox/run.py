@@ -106,7 +106,7 @@ def _collect(running: Running, pipes: list[int]) -> tuple[Ending, tuple[bytes, b
         if any(len(content) > running.limits.output_bytes for content in kept.values()):
             ending = "too much output"
             break
-        if running.over_memory():
+        if running.over_memory(running.usage()):
             ending = "too much memory"
             break
     stdout, stderr = (bytes(kept[pipe][: running.limits.output_bytes]) for pipe in pipes)

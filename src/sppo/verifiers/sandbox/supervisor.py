@@ -62,11 +62,17 @@ def supervise(specification: dict[str, Any]) -> None:
 
 
 def kill_user(user: int) -> None:
-    """Kills every process of a user in one call, so that none can fork in between."""
+    """Kills every process of a user in one call, so that none can fork in between.
+
+    The killer acts as that user and is another, whom no process of the user may signal: else one that is quicker could
+    stop it.
+    """
     killer = os.fork()
     if killer == 0:
         try:
-            drop_privileges(user)
+            os.setgroups([])
+            os.setresgid(user + 1, user + 1, user + 1)
+            os.setresuid(user + 1, user, user + 1)
             os.kill(-1, signal.SIGKILL)
         except ProcessLookupError:
             pass
