@@ -11,7 +11,8 @@ import pytest
 from sppo.config.verification import VerificationConfig
 from sppo.types import Submission, Verdict
 from sppo.verifiers import VERIFIERS, Tools, check_golds
-from sppo.verifiers.math.boxes import find_answer, list_boxes
+from sppo.verifiers.extraction import find_answer
+from sppo.verifiers.math.boxes import list_boxes
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.verifier import MAX_ANSWER, fast, slow
 from sppo.verifiers.pool import VerifierPool
@@ -172,7 +173,7 @@ def test_boxes_of_a_text():
 def test_why_there_is_no_answer():
     assert find_answer("<think> hm").reason == "the thinking block is not closed"
     assert find_answer(r"\boxed{7").reason == "the last box is not closed"
-    assert find_answer("seven").reason == "no boxed answer"
+    assert find_answer("seven").reason == "no final answer"
 
 
 def test_normalise_is_idempotent_on_the_labelled_answers():

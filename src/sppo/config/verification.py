@@ -9,6 +9,9 @@ from pydantic import Field
 
 from sppo.config.ranges import AtLeastOne, CodePlace, Count, Positive, Section, Share, Trust
 
+Extraction = Literal["wide", "box", "tags"]
+"""Where final answers may stand; sppo.verifiers.extraction has the rules."""
+
 
 @dataclass(frozen=True)
 class FormatOptions(Section):
@@ -137,6 +140,10 @@ class VerificationConfig(Section):
     max_error_share: Share = 0.1
     """Share of responses whose verification failed (errors and timeouts, not wrong answers) above which the run stops;
     judged over a step's responses, at least 100."""
+    extraction: Extraction = "wide"
+    """Where math, minerva and choice look for the final answer, behind the thinking: wide takes the last <answer> tags,
+    else the last box, else the last "Answer: X", "**Final Answer**" or "the answer is X"; box and tags that form
+    alone."""
     format: FormatOptions = field(default_factory=FormatOptions)
     length: LengthOptions = field(default_factory=LengthOptions)
     code: CodeOptions = field(default_factory=CodeOptions)

@@ -1,7 +1,8 @@
 r"""The `choice` verifier: is the letter that a response settles on the gold letter?
 
-The answer stands where the verifier `math` looks for it (the last box behind the thinking, else the last "Answer: X"
-line), or in the last "the answer is B" or "option B" of the text, or is the whole last line. It is a letter, bare or as
+The answer stands in the tags or the box where the verifier `math` looks for it (`sppo.verifiers.extraction`); else in
+the last "the answer is B", "option B" or "B is correct" of the text, or in another last statement that `math` knows, or
+it is the whole last line. It is a letter, bare or as
 (B), B., **B**, Option B, "B) 12 km" or "B because ..."; where the row has a column `choices` or `options`, the text of
 exactly one choice will do too. Where the gold answer is several letters, such as AD, the answer names all of them and
 no other, as "AD", "A, D" or "(A) and (D)". "A or B", two boxes and a letter in running prose ("A train ...") score 0.
@@ -12,10 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from sppo.config.verification import Extraction
 from sppo.types import Submission, Verdict
 from sppo.verifiers.columns import choices_of
+from sppo.verifiers.extraction import find_answer
 from sppo.verifiers.math.answers import Rules, compare
-from sppo.verifiers.math.boxes import find_answer, text_after_thinking
+from sppo.verifiers.math.boxes import text_after_thinking
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.verifier import MAX_ANSWER, equal_without_sympy
 from sppo.verifiers.tools import Tools
@@ -49,26 +52,31 @@ _SEVERAL_GOLD = re.compile(r"(?=[A-Z]{2,26}\Z)A?B?C?D?E?F?G?H?I?J?K?L?M?N?O?P?Q?
 """Several letters in their order, each once."""
 _SEVERAL = re.compile(r"(?:(?i:options?|choices?|answers?):?)?[(\[]?[A-Z][)\]]?(?:(?:,|;|/|&|and)*[(\[]?[A-Z][)\]]?)*")
 """Letters and what stands between them, without white space."""
+_CORRECT = re.compile(
+    r"(?<![A-Za-z])[(\[]?(?P<letter>[A-Z])[)\]]? is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice|one))?"
+)
+_NOT_ALONE = re.compile(r"\b(?:and|or|nor|both|neither|either|whether|if)\b[^.;\n]{0,20}\Z", re.IGNORECASE)
 _SHOWN = 200
 
 
 def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
     """One verdict a response; strings only, nothing that could fail."""
-    return [judge(given.response, given.gold or "", choices_of(given.columns)) for given in submissions]
+    extraction = tools.options.extraction
+    return [judge(given.response, given.gold or "", choices_of(given.columns), extraction) for given in submissions]
 
 
 def reference(submission: Submission) -> str | None:
     """A response that gives the gold letter."""
-    return None if submission.gold is None else f"\\boxed{{{submission.gold}}}"
+    return None if submission.gold is None else f"<answer>\\boxed{{{submission.gold}}}</answer>"
 
 
-def judge(response: str, gold: str, choices: Mapping[str, str]) -> Verdict:
+def judge(response: str, gold: str, choices: Mapping[str, str], extraction: Extraction = "wide") -> Verdict:
     """Holds the letter of a response against the gold letter."""
     wanted = _LETTER.fullmatch(normalise(gold[:_SHOWN]))
     several = _SEVERAL_GOLD.fullmatch(gold.strip())
     if wanted is None and several is None:
         return Verdict(0.0, None, f"the gold answer {gold[:_SHOWN]!r} is no letter")
-    written, also, reason = _find(response)
+    written, also, reason = _find(response, extraction)
     if written is None:
         return Verdict(0.0, None, reason)
     if wanted is None:
@@ -91,21 +99,33 @@ def _judge_several(written: str, wanted: str) -> Verdict:
     return Verdict(float(letters == wanted), letters, "equal" if letters == wanted else "not equal")
 
 
-def _find(response: str) -> tuple[str | None, str | None, str]:
+def _find(response: str, extraction: Extraction) -> tuple[str | None, str | None, str]:
     """Returns the final answer as written, another one after it, and why there is none."""
-    found = find_answer(response)
-    if found.boxed or found.reason not in ("", "no boxed answer"):
-        return found.text, found.also, found.reason
-    final = (text_after_thinking(response) or "").rstrip()[-_READ:]
-    statements = [
-        found[1] for found in _STATEMENT.finditer(final) if not _RULED_OUT.search(final[: found.start()][-60:])
-    ]
-    if statements:
-        return statements[-1], None, ""
-    if found.text is not None:
-        return found.text, None, ""
+    found = find_answer(response, extraction)
+    final_text = text_after_thinking(response)
+    if extraction != "wide" or final_text is None or found.form in ("tags", "box"):
+        return found.whole or found.text, found.also, found.reason
+    final = final_text.rstrip()[-_READ:]
+    said = [one for one in _STATEMENT.finditer(final) if not _RULED_OUT.search(final[: one.start()][-60:])]
     last_line = final[final.rfind("\n") + 1 :].strip()
+    closing = _closing(last_line)
+    if closing:
+        before = re.search("[A-Z]", said[-1][1]) if said else None
+        return closing, before[0] if before else None, ""
+    if found.whole is not None and (not said or final.rfind(found.whole) > said[-1].end()):
+        return found.whole, found.also, ""
+    if said:
+        return said[-1][1], None, ""
     return (last_line, None, "") if last_line else (None, None, "no answer")
+
+
+def _closing(line: str) -> str | None:
+    """The one letter that the last line calls correct: Therefore, B is correct."""
+    called = list(_CORRECT.finditer(line))
+    if len({found["letter"] for found in called}) != 1 or line[called[-1].end() :].strip(".!*) "):
+        return None
+    before = line[: called[0].start()]
+    return None if _RULED_OUT.search(before[-60:]) or _NOT_ALONE.search(before[-60:]) else called[0]["letter"]
 
 
 def read(written: str, choices: Mapping[str, str]) -> tuple[str | None, str]:

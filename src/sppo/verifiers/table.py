@@ -17,8 +17,10 @@ from sppo.verifiers.tools import Tools
 from sppo.verifiers.verifier import Verifier
 
 
-def _boxed(gold: str) -> str:
-    return gold if "\\boxed" in gold else f"\\boxed{{{gold}}}"
+def _answered(gold: str) -> str:
+    """A response with the gold as its answer, wherever verification.extraction looks for it."""
+    boxed = gold if "\\boxed" in gold else f"\\boxed{{{gold}}}"
+    return f"<answer>{boxed}</answer>"
 
 
 def _marked(gold: str) -> str:
@@ -29,10 +31,14 @@ VERIFIERS: dict[str, Verifier] = {
     verifier.name: any_of_golds(verifier) if verifier.needs_gold and verifier.name != code.NAME else verifier
     for verifier in (
         text_verifier(
-            "math", "last boxed answer, equal as mathematics to the gold answer", "3", math.fast, math.slow, _boxed
+            "math", "final answer, equal as mathematics to the gold answer", "4", math.fast, math.slow, _answered,
+            extracts=True,
         ),
-        text_verifier("minerva", "as math, and a number may be off by 1%", "2", minerva.fast, minerva.slow, _boxed),
-        Verifier("choice", "the letter of the choice, or its text", "2", choice.grade, choice.reference),
+        text_verifier(
+            "minerva", "as math, and a number may be off by 1%", "3", minerva.fast, minerva.slow, _answered,
+            extracts=True,
+        ),
+        Verifier("choice", "the letter of the choice, or its text", "3", choice.grade, choice.reference),
         text_verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
         text_verifier(
             "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked

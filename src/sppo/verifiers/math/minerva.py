@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sppo.config.verification import Extraction
 from sppo.types import Verdict
+from sppo.verifiers.extraction import find_answer
 from sppo.verifiers.math.answers import Rules
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.numerals import parse_number
@@ -34,19 +36,20 @@ def within_one_percent(gold: Any, answer: Any) -> bool:
     return bool(100 * abs(answer - gold) <= abs(gold))
 
 
-def fast(response: str, gold: str, finished: bool) -> Verdict | None:
+def fast(response: str, gold: str, finished: bool, extraction: Extraction = "wide") -> Verdict | None:
     """As `math.fast`, with the tolerance."""
-    return decide(response, gold, Rules(equal_without_sympy, within_one_percent), _read)
+    return decide(find_answer(response, extraction), gold, Rules(equal_without_sympy, within_one_percent), _read)
 
 
-def slow(response: str, gold: str) -> Verdict:
+def slow(response: str, gold: str, extraction: Extraction = "wide") -> Verdict:
     """As `math.slow`, with the tolerance. Run it in the pool."""
     from sppo.verifiers.math.symbolic import equal_by_sympy
 
     def equal(gold: str, answer: str) -> bool:
         return equal_by_sympy(gold, answer, within_one_percent)
 
-    return conclude(response, gold, Rules(cheap_first(equal), within_one_percent), equal, _read)
+    found = find_answer(response, extraction)
+    return conclude(found, gold, Rules(cheap_first(equal), within_one_percent), equal, _read)
 
 
 def _read(answer: str) -> str:

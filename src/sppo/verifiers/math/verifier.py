@@ -1,7 +1,7 @@
 r"""The `math` verifier: does the final answer of a response equal the gold answer?
 
-What counts: the last `\boxed{...}` after any thinking (else the last "Answer: X" line), compared exactly. Decisions
-where graders differ, all on the strict side:
+What counts: the final answer as `sppo.verifiers.extraction` finds it, compared exactly. Decisions where graders differ,
+all on the strict side:
 
 - A unit, degree, currency or percent sign may be left out, but two different ones never agree. The value is never
   rescaled: 5\% equals 5, and neither equals 0.05 or 500.
@@ -21,9 +21,10 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from sppo.config.verification import Extraction
 from sppo.types import Verdict
+from sppo.verifiers.extraction import FoundAnswer, find_answer
 from sppo.verifiers.math.answers import Rules, compare, key
-from sppo.verifiers.math.boxes import FoundAnswer, find_answer
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.numerals import parse_base_numeral, parse_number, parse_ratio
 from sppo.verifiers.math.units import split_unit
@@ -47,49 +48,50 @@ _MODULUS = re.compile(r"\\[bp]?mod(?![a-zA-Z])(.*)", re.DOTALL)
 _SHOWN = 200
 
 
-def fast(response: str, gold: str, finished: bool) -> Verdict | None:
+def fast(response: str, gold: str, finished: bool, extraction: Extraction = "wide") -> Verdict | None:
     """Decides by strings and exact fractions; None where only sympy can tell.
 
     Args:
         response: the whole response as decoded.
         gold: the gold answer, LaTeX or plain, boxed or not.
         finished: not looked at; an answer counts wherever the text has one.
+        extraction: where the answer may stand.
     """
-    return decide(response, gold, Rules(equal_without_sympy))
+    return decide(find_answer(response, extraction), gold, Rules(equal_without_sympy))
 
 
-def slow(response: str, gold: str) -> Verdict:
+def slow(response: str, gold: str, extraction: Extraction = "wide") -> Verdict:
     """Decides with sympy what `fast` left open. May take forever or crash on hostile input: run it in the pool."""
     from sppo.verifiers.math.symbolic import equal_by_sympy
 
-    return conclude(response, gold, Rules(cheap_first(equal_by_sympy)), equal_by_sympy)
+    found = find_answer(response, extraction)
+    return conclude(found, gold, Rules(cheap_first(equal_by_sympy)), equal_by_sympy)
 
 
 def conclude(
-    response: str,
+    found: FoundAnswer,
     gold: str,
     rules: Rules,
     equal: Callable[[str, str], bool],
     read: Callable[[str], str] = normalise,
 ) -> Verdict:
     """As `decide`; what the rules leave open is for `equal` to say of the answers as wholes."""
-    verdict = decide(response, gold, rules, read)
+    verdict = decide(found, gold, rules, read)
     if verdict is not None:
         return verdict
-    answer = read(find_answer(response).text or "")
+    answer = read(found.text or "")
     return _verdict(equal(normalise_gold(gold), answer), answer, "as mathematics")
 
 
-def decide(response: str, gold: str, rules: Rules, read: Callable[[str], str] = normalise) -> Verdict | None:
-    """Finds the final answer and compares it with the gold answer; None where the rules leave it open.
+def decide(found: FoundAnswer, gold: str, rules: Rules, read: Callable[[str], str] = normalise) -> Verdict | None:
+    """Compares the final answer with the gold answer; None where the rules leave it open.
 
     Args:
-        response: the whole response.
+        found: the response's final answer.
         gold: the gold answer.
         rules: what decides about parts that are not the same string.
         read: brings the answer as written to its one spelling.
     """
-    found = find_answer(response)
     if found.text is None:
         return Verdict(0.0, None, found.reason)
     if len(found.text) > max(MAX_ANSWER, 2 * len(gold)):
