@@ -194,7 +194,7 @@ def _read(
     known: dict[tuple[str, tuple[str | None, ...]], Submission] = {}
     for number, row in enumerate(rows, start=1):
         try:
-            problem = task.load(row, config)
+            problem = task.read(row, config)
         except RowError as error:
             faulty[number] = str(error)
             continue
@@ -225,7 +225,7 @@ def _unusable(task: Task, data: DataConfig, seed: int, faulty: Mapping[int, str]
 
 def _reads(task: Task, row: Row, config: DataConfig) -> bool:
     try:
-        return task.load(row, config).gold is not None
+        return task.read(row, config).gold is not None
     except RowError:
         return False
 

@@ -22,6 +22,7 @@ from sppo.verifiers.math.boxes import text_after_thinking
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.verifier import MAX_ANSWER, equal_without_sympy
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verifier import Gold
 
 _READ = 2000
 _STATEMENT = re.compile(
@@ -68,6 +69,16 @@ def grade(submissions: Sequence[Submission], tools: Tools) -> list[Verdict]:
 def reference(submission: Submission) -> str | None:
     """A response that gives the gold letter."""
     return None if submission.gold is None else f"<answer>\\boxed{{{submission.gold}}}</answer>"
+
+
+def read_gold(given: Submission) -> Gold:
+    """The letter, with the text of its choice where the row has its choices."""
+    gold = normalise((given.gold or "")[:_SHOWN])
+    letter = _LETTER.fullmatch(gold)
+    text = choices_of(given.columns).get(letter["letter"].upper()) if letter else None
+    if letter is None and _SEVERAL_GOLD.fullmatch(gold.strip()):
+        return Gold(f"the letters {', '.join(gold.strip())}")
+    return Gold(f"the letter {letter['letter'].upper() if letter else gold}" + (f": {text[:_SHOWN]}" if text else ""))
 
 
 def judge(response: str, gold: str, choices: Mapping[str, str], extraction: Extraction = "wide") -> Verdict:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from sppo.types import Verdict
+from sppo.types import Submission, Verdict
+from sppo.verifiers.verifier import Gold
 
 _SHOWN = 200
 
@@ -31,6 +32,11 @@ def final_answer(response: str, gold: str, finished: bool) -> Verdict:
     answer, reference = _behind_mark(response), _behind_mark(gold)
     equal = bool(reference) and answer == reference
     return Verdict(float(equal), answer[:_SHOWN], "equal" if equal else "not equal")
+
+
+def read_behind_mark(given: Submission) -> Gold:
+    """The text that responses have to end with."""
+    return Gold(f"the text {_behind_mark(given.gold or '')[:_SHOWN]!r}")
 
 
 def _behind_mark(text: str) -> str:

@@ -10,6 +10,7 @@ from sppo.types import Submission
 from sppo.verifiers import choice, composite, exact, format, length, reward_model
 from sppo.verifiers.alternatives import any_of_golds
 from sppo.verifiers.code import verifier as code
+from sppo.verifiers.golds import read_math
 from sppo.verifiers.math import minerva
 from sppo.verifiers.math import verifier as math
 from sppo.verifiers.text import text_verifier
@@ -32,16 +33,19 @@ VERIFIERS: dict[str, Verifier] = {
     for verifier in (
         text_verifier(
             "math", "final answer, equal as mathematics to the gold answer", "4", math.fast, math.slow, _answered,
-            extracts=True,
+            read_gold=read_math, extracts=True,
         ),
         text_verifier(
             "minerva", "as math, and a number may be off by 1%", "3", minerva.fast, minerva.slow, _answered,
-            extracts=True,
+            read_gold=read_math, extracts=True,
         ),
-        Verifier("choice", "the letter of the choice, or its text", "3", choice.grade, choice.reference),
+        Verifier(
+            "choice", "the letter of the choice, or its text", "3", choice.grade, choice.reference, choice.read_gold
+        ),
         text_verifier("exact", "the whole response is the gold answer", "1", exact.exact, None, str),
         text_verifier(
-            "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked
+            "final_answer", "the text behind the last # is the gold answer", "1", exact.final_answer, None, _marked,
+            read_gold=exact.read_behind_mark,
         ),
         Verifier(
             format.NAME, "the response has the form that was asked for", "2", format.grade, needs_gold=False,
@@ -53,7 +57,7 @@ VERIFIERS: dict[str, Verifier] = {
         ),
         Verifier(
             code.NAME, "the last block of code passes the tests", "3", code.grade, code.reference,
-            check=code.check, prepare=code.prepare,
+            code.read_gold, check=code.check, prepare=code.prepare,
         ),
         Verifier(
             reward_model.NAME, "the score of a reward model", "2", reward_model.grade, needs_gold=False,
@@ -91,13 +95,23 @@ def _shown(gold: str | None) -> str:
     return text if len(text) <= 100 else f"{text[:60]}..."
 
 
+def _why_none(verifier: Verifier, given: Submission) -> str:
+    """Why a gold answer is none of the verifier's kind; empty where it is one."""
+    if given.gold is None or not str(given.gold).strip():
+        return "the gold answer is missing"
+    if not isinstance(given.gold, str):
+        return f"the gold answer is a {type(given.gold).__name__}, not text: {given.gold!r}"
+    fault = verifier.read_gold(given).fault
+    return f"the gold answer {_shown(given.gold)} {fault}" if fault else ""
+
+
 def _check_options(names: Iterable[str], tools: Tools) -> None:
     for name in sorted(names):
         get_verifier(name).check(tools.options)
 
 
 def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> dict[int, str]:
-    """Finds gold answers that are missing or would not be marked right if a response gave them.
+    """Finds gold answers that are missing, no answers of the verifier's kind, or not right if a response gave them.
 
     Args:
         submissions: (verifier name, gold answer and columns) of each row; the response is not looked at.
@@ -111,6 +125,7 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
     """
     _check_options({name for name, _ in submissions}, tools)
     unusable: dict[int, str] = {}
+    known: dict[tuple[str, str | int], str] = {}
     asked: dict[str, dict[tuple[str, str | None], list[int]]] = {}
     wanted = [
         (index, get_verifier(behind), given)
@@ -120,15 +135,16 @@ def check_golds(submissions: Sequence[tuple[str, Submission]], tools: Tools) -> 
     for index, verifier, given in wanted:
         if not verifier.needs_gold:
             continue
-        if given.gold is None or not str(given.gold).strip():
-            unusable[index] = "the gold answer is missing"
-        elif not isinstance(given.gold, str):
-            unusable[index] = f"the gold answer is a {type(given.gold).__name__}, not text: {given.gold!r}"
-        else:
-            response = verifier.reference(given)
-            if response is not None:
-                # Equal golds are checked once: many data sets hold each number hundreds of times.
-                asked.setdefault(verifier.name, {}).setdefault((response, given.gold), []).append(index)
+        # Equal golds are checked once: many data sets hold each number hundreds of times.
+        key = verifier.name, given.gold if isinstance(given.gold, str) else id(given)
+        if key not in known:
+            known[key] = _why_none(verifier, given)
+        if known[key]:
+            unusable[index] = known[key]
+            continue
+        response = verifier.reference(given)
+        if response is not None:
+            asked.setdefault(verifier.name, {}).setdefault((response, given.gold), []).append(index)
     for name, groups in asked.items():
         first = [replace(submissions[rows[0]][1], response=key[0]) for key, rows in groups.items()]
         verdicts = get_verifier(name).judge(first, tools)

@@ -7,7 +7,7 @@ from functools import partial
 
 from sppo.types import Submission, Verdict
 from sppo.verifiers.tools import Tools
-from sppo.verifiers.verifier import Verifier
+from sppo.verifiers.verifier import Gold, Verifier, read_as_text
 
 Fast = Callable[..., "Verdict | None"]
 """(response, gold, finished) -> verdict, at once and in the caller; None leaves it to the slow half."""
@@ -23,6 +23,7 @@ def text_verifier(
     slow: Slow | None,
     wrap: Callable[[str], str],
     *,
+    read_gold: Callable[[Submission], Gold] = read_as_text,
     extracts: bool = False,
 ) -> Verifier:
     """Makes a verifier of functions of text.
@@ -34,6 +35,7 @@ def text_verifier(
         fast: decides in the caller, in time bounded by the text's length.
         slow: decides what `fast` left open; None where it leaves nothing.
         wrap: gold -> a response that gives the gold as its answer.
+        read_gold: what the verifier holds responses against.
         extracts: whether both halves also take verification.extraction, as `extraction`.
     """
 
@@ -52,4 +54,4 @@ def text_verifier(
     def reference(submission: Submission) -> str | None:
         return None if submission.gold is None else wrap(submission.gold)
 
-    return Verifier(name, summary, version, grade, reference)
+    return Verifier(name, summary, version, grade, reference, read_gold)

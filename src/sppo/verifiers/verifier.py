@@ -14,6 +14,21 @@ _MANY, _SHARE = 16, 0.25
 
 
 @dataclass(frozen=True)
+class Gold:
+    """A gold answer as a verifier understands it."""
+
+    text: str
+    """What responses are held against, in words for people."""
+    fault: str = ""
+    """Why it is no answer of the verifier's kind, as in "is a worked solution"; empty where it is one."""
+
+
+def read_as_text(given: Submission) -> Gold:
+    """A gold answer that is compared as the text that it is."""
+    return Gold(repr(given.gold))
+
+
+@dataclass(frozen=True)
 class Verifier:
     """One way to judge responses."""
 
@@ -27,6 +42,8 @@ class Verifier:
     """One verdict a submission, in order. Never raises for what a model wrote: an error is a verdict too."""
     reference: Callable[[Submission], str | None] = lambda given: None
     """From gold answer and columns, a response that should be marked right; None where there is nothing to check."""
+    read_gold: Callable[[Submission], Gold] = read_as_text
+    """From gold answer and columns, what it holds responses against."""
     needs_gold: bool = True
     """Whether a prompt without a gold answer is a mistake."""
     check: Callable[[VerificationConfig], None] = lambda options: None

@@ -128,6 +128,8 @@ def check_data_config(task: Task, config: DataConfig, rows: Iterable[Row] | None
         return
     if rows is not None:
         raise ConfigError(f"task {task.name} makes its own prompts: rows are for --{key}.task rows.")
+    if config.answer_form != "answer":
+        raise ConfigError(f"{key}.answer_form is {config.answer_form!r}, but task {task.name} makes its own answers.")
     for name in ("path", "instruction", "system_prompt"):
         value = getattr(config, name)
         if value is not None:
@@ -142,7 +144,7 @@ def _read(task: Task, config: DataConfig, rows: Iterable[Row]) -> _Reading:
             raise DataError(f"{task.name}: row {number} is a {type(row).__name__}, not a dict of columns.")
         reading.columns = reading.columns or tuple(map(str, row))
         try:
-            problem = task.load(row, config)
+            problem = task.read(row, config)
         except RowError as error:
             reading.bad[number] = str(error)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sppo.config import DataConfig
@@ -79,6 +79,21 @@ class Task:
     """Kinds of demonstrations that the task gives."""
     drop_copies: bool = False
     """Leave out rows whose id, prompt and answer all equal an earlier row's."""
+
+    def read(self, row: Row, config: DataConfig) -> Problem:
+        """Reads one row, with the answer taken out of what holds it, as data.answer_form says.
+
+        Raises:
+            RowError: as `load`.
+        """
+        problem = self.load(row, config)
+        if problem.gold is None or config.answer_form == "answer":
+            return problem
+        from sppo.verifiers.golds import taken_before_remark, taken_from_solution
+
+        take = taken_from_solution if config.answer_form == "solution" else taken_before_remark
+        why = "the gold answer is missing: the solution has no ####, no box and no final statement"
+        return replace(problem, gold=take(problem.gold), why_no_gold=why)
 
     @property
     def built_in(self) -> bool:

@@ -25,6 +25,7 @@ from sppo.verifiers.code.runner import Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite
 from sppo.verifiers.sandbox import Backend, SandboxError, open_sandbox
 from sppo.verifiers.tools import Tools
+from sppo.verifiers.verifier import Gold
 
 NAME = "code"
 _SHOWN = 200
@@ -91,6 +92,21 @@ def reference(given: Submission) -> str | None:
         # Without one, verifying says what is wrong with the tests.
         return "```python\n```"
     return None if solution is None else fenced(solution)
+
+
+def read_gold(given: Submission) -> Gold:
+    """How many tests there are, and of what kind."""
+    try:
+        suite = read_suite(given.gold)
+    except SuiteError as failure:
+        return Gold(f"no tests: {failure}")  # which verifying says again
+    kinds = {"input": "of input and output", "call": f"of calls of {suite.function}", "assertions": "of assertions"}
+    count = f"{suite.count} test{'' if suite.count == 1 else 's'}"
+    return Gold(f"{count} {kinds.get(suite.style, 'that is a function')}; {_solution(suite)}")
+
+
+def _solution(suite: Suite) -> str:
+    return "no reference solution" if suite.reference is None else "with a reference solution"
 
 
 def fenced(code: str) -> str:
