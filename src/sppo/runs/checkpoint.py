@@ -80,6 +80,8 @@ class TrainingState:
     """Responses, tokens and seconds that the critic has cost before the first step; empty where there were none."""
     before: dict[str, Any] = field(default_factory=dict)
     """Accuracy and examples before training, for the summary."""
+    alarms: dict[str, Any] = field(default_factory=dict)
+    """Reasons of the first verdicts, {reason: times}, and what was said of the run once, {alarm: step}."""
     frozen: list[str] = field(default_factory=list)
     """Names of the policy's parameters that rest: a file of weights doesn't say."""
     reference_is_base: bool = False

@@ -6,7 +6,9 @@ The recorder is told what happened, and keeps clocks, counters and metrics, so t
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,8 +21,9 @@ from sppo.batch import Batch, Credit, Estimates
 from sppo.data.gain import CHOOSE_FROM, HARDEST_FROM
 from sppo.evaluation.calibration import add_reliability, calibration_metrics, regression_metrics, reliability_rows
 from sppo.evaluation.held_out import Evaluation
+from sppo.runs import alarms
 from sppo.runs.checkpoint import TrainingState
-from sppo.runs.folder import RunFolder
+from sppo.runs.folder import RunFolder, read_metrics
 from sppo.runs.progress import Progress
 from sppo.runs.sinks import Sinks
 from sppo.runs.versions import versions
@@ -45,6 +48,8 @@ class Recorder:
         """The last line that was written."""
         self._since = self._step_began = self._mark = time.perf_counter()
         self._metrics: Metrics = {}
+        self._lines: deque[Mapping[str, Any]] | None = None
+        """The last steps' lines, for alarms."""
 
     # Clocks
 
@@ -87,7 +92,7 @@ class Recorder:
     def collected(self, collected: Collected, batch: Batch | None) -> None:
         """Notes the rollout phase, with choosing and grading as phases of their own, and counts what was generated."""
         self.note("rollout", response_metrics(collected.rollouts), grading_metrics(collected.verdicts))
-        self.add(source_metrics(collected.rollouts, collected.verdicts))
+        self.add(source_metrics(collected.rollouts, collected.verdicts), reward_spread(collected.verdicts))
         for phase, seconds in [*collected.seconds.items(), ("rollout", -sum(collected.seconds.values()))]:
             self._add_seconds(phase, seconds)
             self._metrics[f"time/{phase}"] = self._metrics.get(f"time/{phase}", 0.0) + seconds
@@ -96,7 +101,8 @@ class Recorder:
         self.count(collected, batch)
 
     def count(self, collected: Collected, batch: Batch | None) -> None:
-        """Counts what was generated and left out."""
+        """Counts what was generated and left out, and looks at the reasons of the first verdicts."""
+        self._watch_reasons(collected)
         self.state.responses += len(collected.rollouts) + collected.extra_responses
         self.state.tokens_sampled += collected.extra_tokens
         self.state.tokens_sampled += sum(rollout.completion.written for rollout in collected.rollouts)
@@ -137,9 +143,41 @@ class Recorder:
         # A number that doesn't exist, such as the gradient norm of a skipped step, is left out: JSON has no NaN.
         self.newest = {name: value for name, value in self._metrics.items() if math.isfinite(value)}
         line = {"step": step, **self.newest}
+        self._watch_reward(line)
         self.folder.append_metrics(line)
         if self.sinks is not None:
             self.sinks.log(line)
+
+    # Alarms
+
+    def _watch_reasons(self, collected: Collected) -> None:
+        """Says once where all of the run's first responses are judged alike."""
+        seen = self.state.alarms.get("reasons")
+        if seen is None and self.state.step:
+            return  # A run of an earlier version goes on: its first responses are gone.
+        graded = [(r, v) for r, v in zip(collected.rollouts, collected.verdicts, strict=True) if v.reward is not None]
+        seen = alarms.count_reasons(seen or {}, (verdict.reason for _, verdict in graded))
+        self.state.alarms["reasons"] = seen
+        reason = alarms.same_reason(seen)
+        if reason is not None and graded:
+            rollout, verdict = graded[0]
+            said = alarms.say_same_reason(reason, verdict.reward or 0.0, rollout.text, rollout.prompt.gold)
+            self._alarm("same reason", said)
+
+    def _watch_reward(self, line: Mapping[str, Any]) -> None:
+        """Says once where the reward doesn't vary from step to step."""
+        if self._lines is None:
+            self._lines = deque(read_metrics(self.folder.path), alarms.FLAT_STEPS)
+        self._lines.append(line)
+        flat = alarms.flat_reward(list(self._lines))
+        if flat is not None:
+            self._alarm("flat reward", alarms.say_flat_reward(flat))
+
+    def _alarm(self, name: str, text: str) -> None:
+        said = self.state.alarms.setdefault("said", {})
+        if name not in said:
+            said[name] = self.state.step
+            self.message(text)
 
     # Messages
 
@@ -231,6 +269,12 @@ def response_metrics(rollouts: Sequence[Rollout]) -> Metrics:
         "response/length_max": max(lengths),
         "response/clipped_share": sum(not rollout.finished for rollout in rollouts) / len(rollouts),
     }
+
+
+def reward_spread(verdicts: Sequence[Verdict]) -> Metrics:
+    """reward/std over the responses that have a reward: exactly 0 where all are the same."""
+    rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
+    return {"reward/std": statistics.pstdev(rewards)} if rewards else {}
 
 
 def credit_metrics(batch: Batch, before: Estimates, credit: Credit, algorithm: Algorithm) -> Metrics:
