@@ -31,6 +31,9 @@ class ModelConfig(Section):
     """Sizes of a new, randomly initialised model, "model_type" among them; used where path is not given."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, or "characters" for the built-in one; default: the model's own."""
+    chat_template_arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the tokenizer's chat template, as in {enable_thinking: false}; they become its defaults, in what is
+    saved too."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """Attention kernel that transformers uses; default: its own choice, sdpa where the model has it, else eager."""
     precision: Literal["auto", "bf16", "fp32", "bf16_weights"] = "auto"

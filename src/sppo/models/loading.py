@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sppo.config import ModelConfig
 from sppo.errors import ModelError
 from sppo.models.adapter_files import find_base, is_adapter, load_adapter
+from sppo.models.chat import require_limits, set_arguments
 from sppo.models.quantization import quantized_loading
 from sppo.models.remote import load_architecture, require_no_kernel
 from sppo.models.sharding import is_sharded
@@ -149,7 +150,8 @@ def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
         alphabet: characters of the built-in tokenizer, used for "characters".
 
     Raises:
-        ModelError: it can't be loaded, or has no end token.
+        ModelError: it can't be loaded, has no end token, or its chat template takes too much.
+        ConfigError: arguments that the chat template doesn't read.
     """
     name = config.tokenizer or config.path
     if name is None:
@@ -158,12 +160,15 @@ def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:
             'or "characters" for the built-in one.'
         )
     if name == "characters":
-        return character_tokenizer(alphabet)
+        tokenizer: Tokenizer = character_tokenizer(alphabet)
+        set_arguments(tokenizer, config.chat_template_arguments)
+        return tokenizer
     key = "model.tokenizer" if config.tokenizer else "model.path"
     if is_adapter(name) and not (Path(name) / "tokenizer_config.json").is_file():
         name = find_base(name)
     tokenizer = read_tokenizer(name, key, config.trust_remote_code, "main" if config.tokenizer else _revision(config))
     require_end_token(tokenizer, name)
+    set_arguments(tokenizer, config.chat_template_arguments)
     return tokenizer
 
 
@@ -176,7 +181,7 @@ def read_tokenizer(name: str, key: str, trust_remote_code: bool = False, revisio
     """Loads a tokenizer from a folder or the hub.
 
     Raises:
-        ModelError: it can't be loaded.
+        ModelError: it can't be loaded, or its chat template takes too much.
     """
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
@@ -184,6 +189,7 @@ def read_tokenizer(name: str, key: str, trust_remote_code: bool = False, revisio
         )
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load(key, name, error)) from error
+    require_limits(tokenizer, name)
     return tokenizer
 
 

@@ -6,6 +6,7 @@ are in every checkpoint.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, ModelError
 from sppo.models.adapter_files import BASE_FOLDER, as_named, find_base
 from sppo.models.adapters import NAME, adapt, adapter_config, has_adapter, unwrapped
+from sppo.models.chat import set_arguments
 from sppo.models.loading import load_policy, load_tokenizer, prepare_policy
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.verifiers.functions import RewardFunction, function_name, name_handed_over
@@ -114,6 +116,10 @@ def require_data(folder: Path, data: DataConfig, held_out: DataConfig | None, *,
 
 def load_given_tokenizer(given: Given, source: ModelConfig, *, resumed: bool) -> Tokenizer:
     """The tokenizer that was handed over, or the model's own; of a run that goes on, its checkpoint's."""
+    if given.tokenizer is not None and source.chat_template_arguments:
+        own = copy.deepcopy(given.tokenizer)
+        set_arguments(own, source.chat_template_arguments)
+        given = replace(given, tokenizer=own)
     if given.tokenizer is not None and not resumed:
         return given.tokenizer
     loaded = load_tokenizer(source, ALPHABET)
