@@ -12,7 +12,9 @@ from sppo.cli import main
 from sppo.commands.audit import audit
 from sppo.config import Config, DataConfig
 from sppo.data.checks import CONFLICTING, FAULTY, REPEATED
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import ConfigError, DataError
+from sppo.models.tokenizers import character_tokenizer
 from tests.conftest import SHARED_DATA
 
 DAPO, MATH500 = SHARED_DATA / "dapo_math_17k.parquet", SHARED_DATA / "math_500.parquet"
@@ -208,3 +210,36 @@ def test_dapo_against_math500(tmp_path):
     assert reworded <= copies
     assert {(9409, 194), (6848, 156), (9004, 64)} <= variants
     assert pq.read_table(clean).num_rows == found["written"] == 16306
+
+
+def test_three_prompts_are_shown_as_they_will_be_graded(tmp_path, capsys):
+    rows = [{"prompt": f"How many are {n} and {n}?", "answer": f"{2 * n} (apples)"} for n in range(3)]
+    path, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.json"
+    assert main(["audit", str(path), "--json", str(out)]) == 1
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "data.answer_form noted takes '0' out of it" in screen
+    assert "What will be graded: 3 of the prompts" in screen
+    assert "How many are 1 and 1?" in screen
+    assert "3 of 3 prompts, the first 'rows/1', don't ask for a form that verifier math reads" in screen
+    result = json.loads(out.read_text())
+    assert [example["gold"] for example in result["examples"]] == ["0 (apples)", "2 (apples)", "4 (apples)"]
+    asked = ["--data.answer_form", "noted", "--data.instruction", "Put it in \\boxed{}."]
+    assert main(["audit", str(path), *asked]) == 0
+    screen = capsys.readouterr().out
+    assert "math: the number 4" in screen
+    assert "note" not in screen
+
+
+def test_prompts_are_shown_through_the_chat_template_of_a_model(tmp_path, capsys):
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"problem": "1+1?", "answer": "2"}]
+    path = write(tmp_path / "data.jsonl", rows)
+    model = ["--model.tokenizer", str(tmp_path / "model")]
+    assert main(["audit", str(path), "--task", "math500", *model]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "<1+1?" in screen
+    assert "The chat template has no generation prompt" in screen
+    assert main(["audit", str(path), "--task", "math500", "--model.path", str(tmp_path / "gone")]) == 0
+    assert "Prompts are shown without the model's chat template: " in capsys.readouterr().out

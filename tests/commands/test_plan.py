@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from transformers import AutoModel, Qwen2Config
 
+from sppo.cli.train import print_plan
 from sppo.commands.plan import plan
 from sppo.commands.train import train
 from sppo.config import CriticConfig, to_dict
@@ -16,8 +18,12 @@ from sppo.models.tokenizers import character_tokenizer
 from tests.conftest import begun, tiny_config
 
 
+def rows_of(config):
+    return plan(config).rows
+
+
 def test_the_plan_leaves_nothing_behind(tmp_path):
-    rows = dict(plan(tiny_config(tmp_path / "run")))
+    rows = dict(rows_of(tiny_config(tmp_path / "run")))
     assert rows["run folder"] == str(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -77,9 +83,9 @@ def test_a_runs_folder_in_the_place_of_a_model_is_told_where_its_model_is(tmp_pa
 def test_models_that_judge_are_counted_where_they_are_used(tmp_path):
     SMALL.save_pretrained(tmp_path / "judge")
     judge = {"verification.reward_model.path": str(tmp_path / "judge")}
-    idle = dict(plan(tiny_config(tmp_path / "run", **judge)))
+    idle = dict(rows_of(tiny_config(tmp_path / "run", **judge)))
     assert "scoring models" not in idle["memory: estimate"]
-    used = dict(plan(tiny_config(tmp_path / "run", **judge, **{
+    used = dict(rows_of(tiny_config(tmp_path / "run", **judge, **{
         "data.verifier": "reward_model", "evaluation.data.verifier": "reward_model",
     })))  # fmt: skip
     parameters = AutoModel.from_config(SMALL).num_parameters()
@@ -87,12 +93,12 @@ def test_models_that_judge_are_counted_where_they_are_used(tmp_path):
     assert said in used["memory: estimate"]
     steps = {"verification.process.model": str(tmp_path / "judge"), "algorithm.name": "grpo", "prompts_per_step": 8,
              "sampling.samples_per_prompt": 2, "algorithm.aggregation": "token_mean"}  # fmt: skip
-    assert said in dict(plan(tiny_config(tmp_path / "run", **steps)))["memory: estimate"]
+    assert said in dict(rows_of(tiny_config(tmp_path / "run", **steps)))["memory: estimate"]
 
 
 def test_two_critics_are_twice_one_and_a_probe_is_none(tmp_path):
     def critic(**options):
-        return dict(plan(tiny_config(tmp_path / "run", **options)))
+        return dict(rows_of(tiny_config(tmp_path / "run", **options)))
 
     one, two = (int(critic(critic__members=n)["critic"].split()[0].replace(",", "")) for n in (1, 2))
     assert two == 2 * one
@@ -106,8 +112,8 @@ def test_two_critics_are_twice_one_and_a_probe_is_none(tmp_path):
 def test_an_adapter_is_counted_apart_from_the_weights_that_rest(tmp_path):
     lora = {"model.lora.rank": 4, "algorithm.kl_coefficient": 0.1}
     config = tiny_config(tmp_path / "run", **lora)
-    rows = dict(plan(config))
-    whole = dict(plan(tiny_config(tmp_path / "run")))
+    rows = dict(rows_of(config))
+    whole = dict(rows_of(tiny_config(tmp_path / "run")))
     total = int(whole["policy"].split()[0].replace(",", ""))
     # Rank 4 x (inputs + outputs) of two blocks: four of attention 16 + 16, three of 16 + 32.
     adapter = 4 * 2 * (4 * 32 + 3 * 48)
@@ -115,7 +121,7 @@ def test_an_adapter_is_counted_apart_from_the_weights_that_rest(tmp_path):
     assert rows["policy"] == f"{total + adapter:,} parameters (qwen2), of which an adapter's 2,176 are trained"
     # Its reference is itself, switched off.
     assert "reference" not in rows["memory: estimate"]
-    copied = dict(plan(tiny_config(tmp_path / "run", **{"algorithm.kl_coefficient": 0.1})))
+    copied = dict(rows_of(tiny_config(tmp_path / "run", **{"algorithm.kl_coefficient": 0.1})))
     assert "reference" in copied["memory: estimate"]
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +129,7 @@ def test_an_adapter_is_counted_apart_from_the_weights_that_rest(tmp_path):
 def test_an_adapter_that_is_there_already_says_what_it_stands_on(tmp_path):
     train(tiny_config(tmp_path / "first", **{"model.lora.rank": 4}, steps=1))
     policy = tmp_path / "first" / "checkpoints" / "last" / "policy"
-    rows = dict(plan(tiny_config(tmp_path / "run", **{"model.path": str(policy), "model.config": None})))
+    rows = dict(rows_of(tiny_config(tmp_path / "run", **{"model.path": str(policy), "model.config": None})))
     assert rows["policy"].endswith(
         f"of which an adapter's 2,176 are trained, that in {policy} on {tmp_path / 'first' / 'adapter_base'}"
     )
@@ -133,6 +139,23 @@ def test_a_critics_adapter_is_counted_with_its_head(tmp_path):
     SMALL.save_pretrained(tmp_path / "trunk")
     character_tokenizer(ALPHABET).save_pretrained(tmp_path / "trunk")
     critic = {"critic.path": str(tmp_path / "trunk"), "critic.config": None, "critic.lora.rank": 1}
-    rows = dict(plan(tiny_config(tmp_path / "run", **critic)))
+    rows = dict(rows_of(tiny_config(tmp_path / "run", **critic)))
     # Three blocks of q, o 64 + 64, k, v 64 + 32, three of 64 + 200; and a head of 64 + 1.
     assert rows["critic"].endswith(f"of which an adapter's {3 * (2 * 128 + 2 * 96 + 3 * 264) + 65:,} are trained")
+
+
+def test_three_prompts_are_shown_as_they_will_be_graded(tmp_path, capsys):
+    config = tiny_config(tmp_path / "run")
+    found = plan(config)
+    assert [example.id for example in found.examples] == [f"chain_arithmetic/train/{n}" for n in (1, 101, 200)]
+    assert all(example.understood == f"final_answer: the text {example.gold!r}" for example in found.examples)
+    print_plan(config)
+    assert "What will be graded: 3 of the prompts, as the model reads them" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_ask_for_a_box_are_noted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(99)))
+    own = {"data.task": "rows", "data.path": str(path), "data.options": {}, "evaluation.data": None}
+    notes = [value for label, value in plan(tiny_config(tmp_path / "run", **own)).rows if label == "note"]
+    assert any("don't ask for a form that verifier math reads" in note for note in notes)

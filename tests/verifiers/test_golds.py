@@ -48,8 +48,8 @@ ANSWERS = {
     "1, 2": "2 values in any order: 1; 2", r"\pm 2": "2 values in any order: 2; - 2", "3:4": "the ratio 3:4",
     "52_8": "the numeral 52_8", r"\text{Evelyn}": "the words Evelyn", "undefined": "the words undefined",
     r"\text{none}": "the words none", "All real numbers.": "the words All real numbers", "there is no solution":
-    "the words there is no solution", r"\text{(C)}": "the letter C", "(1, 2]": "in this order: (1, 2]",
-    "[2,5[": "in this order: [2,5[", "p - q": "the expression p - q", "5 (mod 8)": "the expression 5 (mod 8)",
+    "the words there is no solution", r"\text{(C)}": "the letter C", "(1, 2]": "tuple or interval: (1, 2]",
+    "[2,5[": "tuple or interval: [2,5[", "p - q": "the expression p - q", "5 (mod 8)": "the expression 5 (mod 8)",
     "2 (x+1)": "the expression 2 (x+1)", "x > 5": "the statement x > 5", r"\emptyset": r"the expression \emptyset",
     "∅": r"the expression \emptyset", r"So it is \boxed{5} in all.": "the number 5", "The answer is 5": "the number 5",
     r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}": r"matrix: \begin{pmatrix} 1 \\ 2 \end{pmatrix}",

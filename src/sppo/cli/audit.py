@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,12 @@ FLAGS = {
     "--json FILE": "Write all that was found to a file too.",
     "--data.KEY VALUE, --verification.KEY VALUE": "Options of these two sections of a recipe, such as "
     "--data.prompt_column; sppo train --help data explains them.",
+    "--model.path MODEL": "Show the prompts through this model's chat template, and check that. Default: the recipe's.",
 }
 ABOUT = (
-    "Verifies every gold answer against itself, and finds repeated prompts, prompts with conflicting answers, and "
-    "copies of evaluation problems. Exit code 0: clean; 1: rows that should be left out; 2: a mistake in the command."
+    "Reads every gold answer as its verifier would, and finds those that are no answers, repeated prompts, prompts "
+    "with conflicting answers, and copies of evaluation problems; shows what will be graded. Exit code 0: clean; 1: "
+    "rows that should be left out; 2: a mistake in the command."
 )
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 160
@@ -66,18 +69,21 @@ def run(arguments: Sequence[str]) -> int:
     from rich.markup import escape
 
     from sppo.cli.console import Screen
+    from sppo.cli.preview import print_examples
     from sppo.cli.progress import make_progress
-    from sppo.commands.audit import audit, write_clean
+    from sppo.commands.audit import audit, look, write_clean
 
     console = Screen()
     stamp = _stamp(source)
     progress = make_progress(console)
     try:
         found = audit(config, sets, progress=progress)
+        seen = look(config)
     finally:
         progress.close()
-    print_audit(console, source or config.data.task, found)
-    result = {"data": source or config.data.task, **found.to_dict()}
+    print_audit(console, source or config.data.task, replace(found, notes=(*found.notes, *seen.notes)))
+    print_examples(console, seen.examples)
+    result = {"data": source or config.data.task, **found.to_dict(), **asdict(seen)}
     if target is not None:
         if _stamp(source) != stamp:
             raise DataError(f"{source} has changed since it was read, so that nothing was written. Run this again.")
@@ -149,8 +155,6 @@ def print_audit(console: Console, source: str, found: Audit) -> None:
     """Prints what was found: a table of counts, then examples of each kind."""
     from rich.markup import escape
 
-    for note in found.notes:
-        console.print(escape(note), soft_wrap=True)
     console.print(
         f"[bold]{escape(source)}[/]: {found.rows:,} rows, {found.distinct:,} distinct prompts; read as task "
         f"{found.task}, answers held by verifier {found.verifier}\n",
@@ -167,6 +171,8 @@ def print_audit(console: Console, source: str, found: Audit) -> None:
     faults = f"[yellow]{_counted(len(left_out), 'row')} should be left out[/]"
     verdict = "[green]clean[/]" if found.is_clean else faults
     console.print(f"\n{verdict}, {found.rows - len(left_out):,} kept", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
 
 
 def _counts(found: Audit) -> Table:

@@ -42,11 +42,14 @@ def print_plan(config: Config, *, resume: bool | str = False) -> None:
     from rich.table import Table
 
     from sppo.cli.console import Screen
+    from sppo.cli.preview import print_examples
     from sppo.commands.plan import plan
 
+    found = plan(config, resume=resume)
     table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
-    for label, value in plan(config, resume=resume):
+    for label, value in found.rows:
         table.add_row(f"[dim]{escape(label)}[/]", escape(value))
     console = Screen()
     console.print(table)
+    print_examples(console, found.examples)
     console.print("\nNothing was trained: this was a dry run.")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sppo.algorithms.algorithm import Algorithm
 from sppo.config import Config, to_dict
 from sppo.critics.checks import require_prompts
 from sppo.data.selection import control_of
+from sppo.data.tasks import get_task
 from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.models.adapter_files import find_base, is_adapter
 from sppo.models.loading import (
     context_length,
+    declared_end_tokens,
     load_model_config,
     load_tokenizer,
     pick_device,
 )
 from sppo.rollouts.encode import require_context
+from sppo.rollouts.preview import Example, preview
+from sppo.rollouts.sample import end_token_ids
 from sppo.runs import ranks
 from sppo.runs.folder import checkpoint_of, require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
@@ -24,10 +29,21 @@ from sppo.training.build.fitting import in_words, on_gpus, planned_memory
 from sppo.training.build.memory import Sized
 from sppo.training.given import Given, require_again
 from sppo.verifiers.functions import load_function
+from sppo.verifiers.tools import Tools
 
 
-def plan(config: Config, *, resume: bool | str = False) -> list[tuple[str, str]]:
-    """Returns label and value of each line of the plan. Loads configs, tokenizers and data, but no weights.
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    rows: list[tuple[str, str]]
+    """Label and value of each line."""
+    examples: tuple[Example, ...]
+    """Prompts to train on, as the model would read them."""
+
+
+def plan(config: Config, *, resume: bool | str = False) -> Plan:
+    """Returns what a run would do, and three of its prompts. Loads configs, tokenizers and data, but no weights.
 
     Args:
         config: all options.
@@ -79,7 +95,16 @@ def plan(config: Config, *, resume: bool | str = False) -> list[tuple[str, str]]
     if config.sft.phases:
         phases = ", then ".join(f"{p.demonstrations} (at most {p.steps:,} steps)" for p in config.sft.phases)
         rows.insert(4, ("warm start", phases))
-    return rows + [("note", note) for note in (*prompts.notes, *notes_on(config, algorithm, len(training)))]
+    seen = preview(
+        training,
+        Tools(config.verification),
+        tokenizer,
+        end_token_ids(tokenizer, declared_end_tokens(config.model, architecture), config.sampling.stop_token_ids),
+        rewarded=config.data.reward is not None,
+        taught=bool(config.sft.phases) or get_task(config.data.task).built_in,
+    )
+    notes = (*prompts.notes, *notes_on(config, algorithm, len(training)), *seen.notes)
+    return Plan(rows + [("note", note) for note in notes], seen.examples)
 
 
 def _asked(config: Config) -> str:

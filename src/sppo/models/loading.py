@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import ModelConfig
@@ -140,6 +147,15 @@ def commit_of(config: ModelConfig) -> str | None:
         return None
     kept = try_to_load_from_cache(config.path, "config.json", revision=_revision(config))
     return Path(kept).parent.name if isinstance(kept, str) else None
+
+
+def declared_end_tokens(config: ModelConfig, architecture: PretrainedConfig) -> Any:
+    """What a model's generation config gives as its end tokens, without its weights: an id, a list of them, or None."""
+    declared = GenerationConfig.from_model_config(architecture)
+    if config.path is not None:
+        with suppress(*LOAD_FAILURES):  # a model without such a file
+            declared = GenerationConfig.from_pretrained(find_base(config.path), revision=_revision(config))
+    return declared.eos_token_id
 
 
 def load_tokenizer(config: ModelConfig, alphabet: str = "") -> Tokenizer:

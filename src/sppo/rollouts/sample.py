@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -14,9 +15,14 @@ from sppo.runs import ranks
 from sppo.types import Prompt, Rollout
 
 
-def end_token_ids(tokenizer: Tokenizer, model: PreTrainedModel, extra: Sequence[int]) -> frozenset[int]:
-    """Every id that ends a response: the tokenizer's end token, those of the model's generation config, and `extra`."""
-    declared = getattr(model.generation_config, "eos_token_id", None) if model.generation_config else None
+def end_token_ids(tokenizer: Tokenizer, declared: Any, extra: Sequence[int]) -> frozenset[int]:
+    """Every id that ends a response.
+
+    Args:
+        tokenizer: its end token is one.
+        declared: what the model's generation config says: an id, a list of them, or None.
+        extra: more of them.
+    """
     listed = declared if isinstance(declared, list) else [declared]
     return frozenset(int(i) for i in [tokenizer.eos_token_id, *listed, *extra] if i is not None)
 
@@ -30,7 +36,9 @@ def sampling_parameters(
         temperature=sampling.temperature if temperature is None else temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        stop_token_ids=end_token_ids(tokenizer, model, sampling.stop_token_ids),
+        stop_token_ids=end_token_ids(
+            tokenizer, getattr(model.generation_config, "eos_token_id", None), sampling.stop_token_ids
+        ),
     )
 
 

@@ -120,4 +120,4 @@ def in_words(text: str) -> str:
         return f"{'the statement' if relation else 'the expression'} {value}"
     if answer.kind in ("list", "set"):
         return f"{len(answer.parts)} values in any order: {'; '.join(answer.parts)}"
-    return f"{answer.kind if answer.kind.isalpha() else 'in this order'}: {value}"
+    return f"{answer.kind if answer.kind.isalpha() else 'tuple or interval'}: {value}"
