@@ -81,9 +81,11 @@ def run(arguments: Sequence[str]) -> int:
         seen = look(config)
     finally:
         progress.close()
-    print_audit(console, source or config.data.task, replace(found, notes=(*found.notes, *seen.notes)))
-    print_examples(console, seen.examples)
-    result = {"data": source or config.data.task, **found.to_dict(), **asdict(seen)}
+    found = replace(found, notes=(*found.notes, *seen.notes))
+    print_audit(console, source or config.data.task, found)
+    print_examples(console, seen.examples, as_read=seen.as_read)
+    examples = [asdict(example) for example in seen.examples]
+    result = {"data": source or config.data.task, **found.to_dict(), "examples": examples}
     if target is not None:
         if _stamp(source) != stamp:
             raise DataError(f"{source} has changed since it was read, so that nothing was written. Run this again.")

@@ -17,11 +17,12 @@ _BEGINNING, _END = 700, 500
 """Characters shown of a prompt: what asks for the form of the answer mostly stands at one of its ends."""
 
 
-def print_examples(console: Console, examples: Sequence[Example]) -> None:
-    """Prints prompts and gold answers."""
+def print_examples(console: Console, examples: Sequence[Example], *, as_read: bool = True) -> None:
+    """Prints prompts and gold answers; `as_read`: as a model reads them."""
     if not examples:
         return
-    console.print(f"\n[bold]What will be graded: {len(examples)} of the prompts, as the model reads them[/]")
+    how = "as the model reads them" if as_read else "as a model reads them that has no chat template"
+    console.print(f"\n[bold]What will be graded: {len(examples)} of the prompts, {how}[/]")
     for example in examples:
         table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
         table.add_column(style="dim", no_wrap=True)

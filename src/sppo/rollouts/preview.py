@@ -42,6 +42,8 @@ class Preview:
 
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    as_read: bool
+    """Whether the examples are as a model reads them, which was known."""
 
 
 def preview(
@@ -73,7 +75,7 @@ def preview(
         notes += _notes_on_requests(prompts, tools, of)
     if tokenizer is not None and tokenizer.chat_template and any(not isinstance(p.content, str) for p in prompts):
         notes += notes_on_template(tokenizer, stop_ids)
-    return Preview(examples, tuple(notes))
+    return Preview(examples, tuple(notes), tokenizer is not None)
 
 
 def _example(prompt: Prompt, tools: Tools, tokenizer: Tokenizer | None, rewarded: bool) -> Example:
