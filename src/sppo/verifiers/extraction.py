@@ -114,7 +114,7 @@ def find_answer(response: str, extraction: Extraction = "wide") -> FoundAnswer:
 
 def _in_tags(text: str) -> FoundAnswer | None:
     """What the last <answer>...</answer> holds; empty ones, as in prose, are passed over."""
-    if "answer>" not in text and "ANSWER>" not in text and "Answer>" not in text:
+    if "nswer>" not in text and "NSWER>" not in text:
         return None
     end: re.Match[str] | None = None
     for tag in reversed(list(_TAG.finditer(text))):
@@ -158,6 +158,8 @@ def _joined(text: str, boxes: list[Box]) -> str:
 
 def _behind(rest: str) -> str | None:
     """Another answer behind the one that counts."""
+    if not rest.strip("$.)] *\n"):
+        return None
     boxes = list_boxes(rest)
     if boxes:
         return boxes[-1].text

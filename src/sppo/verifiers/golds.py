@@ -19,6 +19,7 @@ from sppo.verifiers.math.verifier import normalise_gold
 from sppo.verifiers.verifier import Gold
 
 _MARK = "####"
+_PLAIN = re.compile(r"-?[0-9]{1,30}")
 _ABSENT = re.compile(r"None|NaN|nan|NaT|[Nn]ull|NULL|nil|<NA>|NA|[Nn]/[Aa]|TBD|TODO")
 """What programs write where there is no value; undefined, and none in a \\text{}, are answers."""
 _REMARK = re.compile(r"(?P<value>.*\S)\s+\((?P<remark>(?=[^()]*[a-zA-Z]{2})(?!mod\b|base\b)[^()\\^_=<>\d]{2,60})\)")
@@ -52,6 +53,8 @@ def taken_before_remark(text: str) -> str | None:
 def read_math(given: Submission) -> Gold:
     """Reads a gold answer as math and minerva do."""
     gold = (given.gold or "").strip()
+    if _PLAIN.fullmatch(gold):
+        return Gold(f"the number {int(gold)}")
     text = normalise_gold(gold)
     fault = _why_no_answer(gold, text)
     return Gold(gold[:_SHOWN] if fault else in_words(text)[:_SHOWN], fault)
