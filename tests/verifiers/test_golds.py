@@ -20,7 +20,6 @@ NO_ANSWERS = {
     "5 (cm)": "remark in brackets",
     "It is 3 + 4 = <<3+4=7>>7.\n#### 7": "a worked solution: data.answer_form solution takes '7'",
     "#### 5": "data.answer_form solution takes '5'",
-    "<answer>5</answer>": "data.answer_form solution takes '5'",
     "答案：5": "data.answer_form solution takes '5'",
     "Adding them, the answer is 5 because 2 + 3 = 5.": "data.answer_form solution takes '5'",
     r"C. {x \mid -3<x<4}": "data.verifier choice",
@@ -52,6 +51,7 @@ ANSWERS = {
     "[2,5[": "tuple or interval: [2,5[", "p - q": "the expression p - q", "5 (mod 8)": "the expression 5 (mod 8)",
     "2 (x+1)": "the expression 2 (x+1)", "x > 5": "the statement x > 5", r"\emptyset": r"the expression \emptyset",
     "∅": r"the expression \emptyset", r"So it is \boxed{5} in all.": "the number 5", "The answer is 5": "the number 5",
+    "<answer>5</answer>": "the number 5",
     r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}": r"matrix: \begin{pmatrix} 1 \\ 2 \end{pmatrix}",
 }  # fmt: skip
 

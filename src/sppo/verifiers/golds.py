@@ -63,8 +63,8 @@ def read_math(given: Submission) -> Gold:
 def _why_no_answer(gold: str, text: str) -> str:
     if _ABSENT.fullmatch(gold) or not re.search(r"\w", text.replace("_", "")):
         return "stands for no value"
-    if "\\boxed" in gold or "\\fbox" in gold:
-        return ""  # its box is read
+    if "\\boxed" in gold or "\\fbox" in gold or "</answer>" in gold:
+        return ""  # what is in it is read
     if _MARK in gold:
         return _taken("is a worked solution", "solution", taken_from_solution(gold))
     if _LISTED.fullmatch(gold):

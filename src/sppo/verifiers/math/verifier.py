@@ -122,8 +122,8 @@ def _verdict(equal: bool, answer: str, how: str) -> Verdict:
 
 
 def normalise_gold(gold: str) -> str:
-    """Returns the gold answer in its one spelling, taken out of its box if it has one."""
-    found = find_answer(gold) if "boxed" in gold else None
+    """Returns the gold answer in its one spelling, taken out of its box or its <answer> tags if it has them."""
+    found = find_answer(gold) if "boxed" in gold or "</answer>" in gold else None
     return normalise(found.text if found and found.text is not None else gold)
 
 
