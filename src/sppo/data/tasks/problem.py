@@ -93,7 +93,8 @@ class Task:
 
         take = taken_from_solution if config.answer_form == "solution" else taken_before_remark
         why = "the gold answer is missing: the solution has no ####, no box and no final statement"
-        return replace(problem, gold=take(problem.gold), why_no_gold=why)
+        taken = [answer for answer in map(take, (problem.gold, *problem.other_golds)) if answer is not None]
+        return replace(problem, gold=taken[0] if taken else None, other_golds=tuple(taken[1:]), why_no_gold=why)
 
     @property
     def built_in(self) -> bool:

@@ -100,7 +100,12 @@ def read_gold(given: Submission) -> Gold:
         suite = read_suite(given.gold)
     except SuiteError as failure:
         return Gold(f"no tests: {failure}")  # which verifying says again
-    kinds = {"input": "of input and output", "call": f"of calls of {suite.function}", "assertions": "of assertions"}
+    kinds = {
+        "input": "of input and output",
+        "call": f"of calls of {suite.function}",
+        "assertions": "of assertions",
+        "functions": "that are functions",
+    }
     count = f"{suite.count} test{'' if suite.count == 1 else 's'}"
     return Gold(f"{count} {kinds.get(suite.style, 'that is a function')}; {_solution(suite)}")
 
