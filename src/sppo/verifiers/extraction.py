@@ -145,14 +145,14 @@ def _in_box(text: str) -> FoundAnswer | None:
 
 def _joined(text: str, boxes: list[Box]) -> str:
     """Returns the last box, with the ones that a comma, "or" or "and" joins to it."""
-    parts: list[str] = []
+    parts: dict[str, None] = {}
     for box, following in zip(reversed(boxes), [None, *reversed(boxes)], strict=False):
         if following is not None:
             between = text[box.end : following.start]
             if len(between) > _JOINT_LENGTH or not _JOINT.fullmatch(between):
                 break
-        if box.text is not None and box.text not in parts:
-            parts.append(box.text)
+        if box.text is not None:
+            parts.setdefault(box.text)
     return ", ".join(reversed(parts))
 
 

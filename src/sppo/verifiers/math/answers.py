@@ -9,12 +9,14 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from sppo.verifiers.math import intervals
+from sppo.verifiers.math import realsets, words
 from sppo.verifiers.math.latex import normalise
+from sppo.verifiers.math.names import key, strip_names
 from sppo.verifiers.math.numerals import parse_number
+from sppo.verifiers.math.structures import unified
 from sppo.verifiers.math.units import split_unit
 
 MAX_PARTS = 64
@@ -28,6 +30,10 @@ class Rules:
     """(gold, answer) -> whether they are equal, None where this cannot tell."""
     numbers_equal: Callable[[Fraction, Fraction], bool] = operator.eq
     """(gold, answer) -> whether two numbers are equal."""
+    order: realsets.Order = parse_number
+    """The end of an interval as text -> its value, None where this cannot tell."""
+    last: bool = False
+    """Nobody else is asked: what these cannot tell is not equal."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Answer:
     """One answer taken apart."""
 
     kind: str
-    """scalar, list (bare commas or "or"), set, union, matrix, determinant, or the brackets of a tuple or interval."""
+    """scalar, list (bare commas or "or"), set, built (a set with its condition), union, matrix, determinant, cases,
+    vector, or the brackets of a tuple or interval."""
     parts: tuple[str, ...]
     """Elements, normalised; a matrix's row by row."""
     shape: tuple[int, ...] = ()
@@ -49,17 +56,26 @@ class Answer:
 
 _ALTERNATIVES = re.compile(r",?\s*\\text\s*\{\s*(?:or|and)\s*\}\s*|,?\s*(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])\s*|;")
 _MATRIX = re.compile(r"\\begin\{((?:[pbvBV]|small)?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_FACTOR = r"(?P<factor>-|-?\s*\d+|-?\s*\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|-?\s*[a-zA-Z])"
+_SCALED = re.compile(rf"{_FACTOR}\s*(?:\\cdot|\\times)?\s*(?P<matrix>[(\[]?\s*\\begin\{{.*)", re.DOTALL)
+_TRANSPOSED = re.compile(r"(.*[)}\]])\s*\^\s*(?:T|\{\s*(?:T|\\top|\\text\{\s*T\s*\}|\\intercal)\s*\}|\\top)", re.DOTALL)
+_ANGLED = re.compile(r"(?:\\langle|<)(.*,.*)(?:\\rangle|>)", re.DOTALL)
+_CASES = re.compile(r"(?:\\\{\s*)?\\begin\{(cases|array)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _BRACKETED_ARRAY = re.compile(r"[(\[]\s*(\\begin\{(?:array|matrix|smallmatrix)\}.*)[)\]]", re.DOTALL)
 _BRACKETS = re.compile(r"(\\\{|[(\[\]])(.*)(\\\}|[)\]\[])", re.DOTALL)
 _TOKENS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_BUILT = re.compile(
+    r"\\\{(?P<head>[^|:]*?)(?:\\mid(?![a-zA-Z])|\\colon(?![a-zA-Z])|[|:])(?P<condition>.*)\\\}", re.DOTALL
+)
 _OPEN, _CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
 def take_apart(text: str) -> Answer:
     """Returns the structure of a normalised answer."""
-    matrix = _matrix(text)
-    if matrix:
-        return matrix
+    special = _matrix(text) or _cases(text) or _vector(text) or _built(text)
+    if special:
+        return special
     union = _split(text, r"\cup")
     if len(union) > 1:
         return Answer("union", tuple(union))
@@ -81,14 +97,78 @@ def take_apart(text: str) -> Answer:
 
 
 def _matrix(text: str) -> Answer | None:
-    bracketed = _BRACKETED_ARRAY.fullmatch(text)
-    matrix = _MATRIX.fullmatch(bracketed[1].strip() if bracketed else text)
-    if matrix is None:
+    if r"\begin" not in text:
         return None
-    rows = [row.split("&") for row in re.split(r"\\\\", matrix[2]) if row.strip()]
+    transposed = _TRANSPOSED.fullmatch(text)
+    if transposed:
+        matrix = _matrix(transposed[1])
+        return _transpose(matrix) if matrix and matrix.kind == "matrix" else None
+    scaled = _SCALED.fullmatch(text)
+    if scaled:
+        matrix = _matrix(scaled["matrix"])
+        factor = scaled["factor"] if scaled["factor"] == "-" else rf"{scaled['factor']} \cdot "
+        if matrix is None or matrix.kind != "matrix":
+            return None
+        return replace(matrix, parts=tuple(normalise(f"{factor}({cell})") for cell in matrix.parts))
+    bracketed = _BRACKETED_ARRAY.fullmatch(text)
+    matrix_text = _MATRIX.fullmatch(bracketed[1].strip() if bracketed else text)
+    if matrix_text is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", matrix_text[2]) if row.strip()]
     cells = tuple(normalise(cell) for row in rows for cell in row)
-    kind = "determinant" if matrix[1].lower() == "vmatrix" else "matrix"
+    kind = "determinant" if matrix_text[1].lower() == "vmatrix" else "matrix"
     return Answer(kind, cells, tuple(len(row) for row in rows))
+
+
+def _transpose(matrix: Answer) -> Answer | None:
+    if len(set(matrix.shape)) != 1:
+        return None
+    width, height = matrix.shape[0], len(matrix.shape)
+    cells = tuple(matrix.parts[row * width + column] for column in range(width) for row in range(height))
+    return Answer("matrix", cells, (height,) * width)
+
+
+def _cases(text: str) -> Answer | None:
+    """A function by cases: values and conditions, row by row."""
+    cases = _CASES.fullmatch(text) if r"\begin" in text else None
+    if cases is None:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\", cases[2]) if row.strip()]
+    words = r"\\text\s*\{\s*(?:if|for|when)\s*\}|(?<![a-zA-Z])(?:if|for|when)(?![a-zA-Z])"
+    cells = tuple(normalise(re.sub(words, "", cell)) for row in rows for cell in row)
+    return Answer("cases", cells, tuple(len(row) for row in rows))
+
+
+def _vector(text: str) -> Answer | None:
+    r"""\langle 1,2 \rangle, and (1,2)^T as a column."""
+    angled = _ANGLED.fullmatch(text)
+    if angled:
+        return Answer("vector", tuple(_split(angled[1], ",")))
+    transposed = _TRANSPOSED.fullmatch(text) if "^" in text else None
+    if transposed and transposed[1][0] in "([" and _balanced(transposed[1][1:-1]):
+        entries = _split(transposed[1][1:-1], ",")
+        return Answer("matrix", tuple(entries), (1,) * len(entries)) if len(entries) > 1 else None
+    return None
+
+
+def _built(text: str) -> Answer | None:
+    r"""A set given by a condition: \{x \in \mathbb{Z} \mid x > 2\}."""
+    built = _BUILT.fullmatch(text) if text.startswith(r"\{") else None
+    if built is None or not _balanced(built["head"]) or not _balanced(built["condition"]):
+        return None
+    return Answer("built", (normalise(built["head"]), normalise(built["condition"])))
+
+
+def _alike(gold: Answer, answer: Answer) -> tuple[Answer, Answer]:
+    """Brings two notations of one kind together: a column and a vector, a list of three or more in square brackets."""
+    kinds = {gold.kind, answer.kind}
+    if kinds in ({"vector", "matrix"}, {"vector", "()"}):
+        columns = [side for side in (gold, answer) if side.kind != "matrix" or set(side.shape) == {1}]
+        if len(columns) == 2:
+            return replace(gold, kind="vector", shape=()), replace(answer, kind="vector", shape=())
+    if gold.kind == "list" and answer.kind == "[]" and len(answer.parts) > 2:
+        return gold, replace(answer, kind="list")
+    return gold, answer
 
 
 def _thousands(text: str) -> bool:
@@ -123,51 +203,12 @@ def _expand_signs(parts: list[str]) -> tuple[str, ...]:
     r"""Writes a \pm b as its two values; where \pm stands twice in one part, the part stays as it is."""
     expanded: list[str] = []
     for part in parts:
-        if part.count(r"\pm") == 1:
-            plus = re.sub(r"^\s*\+\s*", "", part.replace(r"\pm", "+"))
-            expanded += [normalise(plus), normalise(part.replace(r"\pm", "-"))]
+        if len(_PLUS_MINUS.findall(part)) == 1:
+            plus = re.sub(r"^\s*\+\s*", "", _PLUS_MINUS.sub("+", part))
+            expanded += [normalise(plus), normalise(_PLUS_MINUS.sub("-", part))]
         else:
             expanded.append(part)
     return tuple(expanded)
-
-
-ASSIGNMENT = re.compile(
-    r"(?:\\?[a-zA-Z]+|\\text\s*\{[^{}]{1,60}\}|[a-zA-Z]{1,20}(?: [a-zA-Z]{1,20}){0,4}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))"
-    r"(?:_\{?[a-zA-Z0-9]+\}?|')?(?:\s*\([a-zA-Z0-9,\s]{1,20}\))?\s*=\s*"
-)
-_MEMBERSHIP = re.compile(r"[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
-_NAMED_LAST = re.compile(r"\A([^=<>a-zA-Z]+)=\s*([a-zA-Z])\Z")
-_POINT_NAME = re.compile(r"[A-Z](?=\([^()]*,[^()]*\)\Z)")
-_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-zA-Z])")
-
-
-def _strip_names(gold: str, answer: str) -> tuple[str, str]:
-    r"""Drops `x =` where both sides name the same x, or one does and the other is a bare value; `x \in` always.
-
-    A side with a second relation keeps its names, so that x=1, y=2 never equals x=2, y=1.
-    """
-    gold, answer = (
-        _MEMBERSHIP.sub("", side, count=1) if len(_MEMBERSHIP.findall(side)) == 1 else side for side in (gold, answer)
-    )
-    gold, answer = (_NAMED_LAST.sub(r"\2 = \1", side) for side in (gold, answer))
-    for name in (ASSIGNMENT, _POINT_NAME):
-        gold_name, answer_name = name.match(gold), name.match(answer)
-        gold_value = gold[gold_name.end() :] if gold_name else gold
-        answer_value = answer[answer_name.end() :] if answer_name else answer
-        if _RELATION.search(gold_value) or _RELATION.search(answer_value):
-            return gold, answer
-        if gold_name and answer_name and key(gold_name.group()) != key(answer_name.group()):
-            return gold, answer
-        if any(found and re.search(r"\(.*[yz], ?[xy]", found.group()) for found in (gold_name, answer_name)):
-            # (y, x) = (1, 2) is no way to write the bare point (1, 2).
-            return gold, answer
-        gold, answer = gold_value, answer_value
-    return gold, answer
-
-
-def key(text: str) -> str:
-    """Drops the spaces that mean nothing: all but those between two digits or two letters."""
-    return re.sub(r"(?<![0-9]) | (?![0-9])", "", re.sub(r"(?<=[a-zA-Z])\s+(?=[a-zA-Z])", "\0", text)).replace("\0", " ")
 
 
 def compare(gold: str, answer: str, rules: Rules) -> bool | None:
@@ -183,18 +224,32 @@ def compare(gold: str, answer: str, rules: Rules) -> bool | None:
     """
     if key(gold) == key(answer):
         return bool(gold)
+    numbers = parse_number(gold), parse_number(answer)
+    if numbers[0] is not None and numbers[1] is not None:
+        return rules.numbers_equal(numbers[0], numbers[1])
+    chosen = words.letters(gold, answer)
+    if chosen is not None:
+        return chosen[0] == chosen[1]
     if _joined_otherwise(gold, answer):
         return False
-    gold, answer = _strip_names(gold, answer)
+    gold, answer = strip_names(words.meaning(gold), words.meaning(answer))
     gold, gold_unit = split_unit(gold)
     answer, answer_unit = split_unit(answer)
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
-    gold, answer = intervals.unify(normalise(gold), normalise(answer))
+    gold, answer = unified(normalise(gold), normalise(answer))
+    as_sets = realsets.unify(gold, answer, rules.order)
+    if as_sets is None:
+        if not rules.last:
+            return None
+        as_sets = realsets.as_written(gold, answer)
+    gold, answer = as_sets
+    if r"\emptyset" in (gold, answer):
+        return gold == answer
     left, right = (_single(take_apart(side)) for side in (gold, answer))
     if left.kind == right.kind == "scalar":
         return _compare_scalars(left.parts[0], right.parts[0], rules)
-    return _compare_structures(left, right, rules)
+    return _compare_structures(*_alike(left, right), rules)
 
 
 def _joined_otherwise(gold: str, answer: str) -> bool:
@@ -224,9 +279,15 @@ def _compare_structures(gold: Answer, answer: Answer, rules: Rules) -> bool | No
         return None if "scalar" in kinds and _may_be_interval(gold, answer) else False
     if len(gold.parts) != len(answer.parts) or gold.shape != answer.shape or len(gold.parts) > MAX_PARTS:
         return False
-    if gold.ordered:
+    if gold.ordered or _named_apart(gold) != _named_apart(answer):
         return _all(compare(left, right, rules) for left, right in zip(gold.parts, answer.parts, strict=True))
     return _match_unordered(list(gold.parts), list(answer.parts), rules)
+
+
+def _named_apart(answer: Answer) -> bool:
+    """Whether each value has another name, as in x=1, y=2: values without names are then in that order."""
+    names = [key(part.partition("=")[0]) for part in answer.parts if "=" in part]
+    return len(names) == len(answer.parts) > 1 and len({name[0] for name in names if name}) == len(names)
 
 
 def _may_be_interval(gold: Answer, answer: Answer) -> bool:

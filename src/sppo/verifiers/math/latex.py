@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from sppo.verifiers.math.plain import to_latex
+
 _UNICODE = str.maketrans(
     {
         # Full-width forms of the ASCII characters.
@@ -17,6 +19,7 @@ _UNICODE = str.maketrans(
         "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-",
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "⁄": "/",
         "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ", "°": r"^\circ ", "√": r"\sqrt ",
+        "≡": r"\equiv ", "∠": r"\angle ", "∩": r"\cap ", "′": "'", "″": "''",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
         "≠": r"\ne ", "∈": r"\in ", "∪": r"\cup ", "≈": r"\approx ", "∅": r"\emptyset ",
         "ℝ": r"\mathbb{R}", "…": "...", "\u00a0": " ", "\u2009": r"\,", "\u202f": r"\,", "\u200b": "", "\ufeff": "",
@@ -26,12 +29,14 @@ _UNICODE = str.maketrans(
 _RAISED, _LOWERED, _PLAIN = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉", "0123456789+-n"
 _TO_PLAIN = str.maketrans(_RAISED + _LOWERED, _PLAIN + _PLAIN[:10])
 
+# Matrix rows end in \\; every other doubled backslash is one escaped twice.
+_ESCAPED_TWICE = re.compile(r"(?<!\\)\\\\(?=(?:d|t|c)?frac|sqrt|boxed|text|pi\b|left|right|begin|end|cup|infty|pm)")
+_SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lr]?)(?![a-zA-Z])\s?")
+# Bold letters are vectors where they have a cross product, which is no product of numbers.
+_BOLD_TIMES = re.compile(r"\\(?:mathbf|textbf|bold|bm|boldsymbol)\s*\{\s*([a-zA-Z])\s*\}")
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Matrix rows end in \\; every other doubled backslash is one escaped twice.
-        (r"\\\\(?=(?:d|t|c)?frac|sqrt|boxed|text|pi\b|left|right|begin|end|cup|infty|pm)", r"\\"),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s?", ""),
         (r"\\(?:displaystyle|textstyle|limits|mathstrut|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\\((?P<inner>.*?)\\\)", r"\g<inner>"),
         (r"\\text\s*\{\s*([,;])\s*\}", r"\1"),
@@ -51,15 +56,21 @@ _REWRITES = tuple(
         (r"\\(?:rbrace|rbrack)(?![a-zA-Z])", r"\\}"),
         (r"\\(?:text)?color\s*\{[a-zA-Z]{1,20}\}", ""),
         (r"\\(?:boxed|fbox|underline|bold|bm|boldsymbol|(?:math|text)bf)\s*\{", "{"),
-        (r"\\(?:mbox|hbox|(?:math|text)(?:rm|it|sf|tt|normal))\s*\{|\{\s*\\rm(?![a-zA-Z])", r"\\text{"),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])|\\text\s*\{\s*(?:degrees?|deg)\.?\s*\}", "°"),
+        (r"\\(?:mbox|hbox|rm|(?:math|text)(?:rm|it|sf|tt|normal))\s*\{|\{\s*\\rm(?![a-zA-Z])", r"\\text{"),
+        (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
+        (r"\^\s*(?:\\prime(?![a-zA-Z])|\{\s*\\prime\s*\})", "'"),
+        (r"\\[lr]?vert(?![a-zA-Z])", "|"),
+        (r"\\mathop\s*\{", "{"),
+        (r"(?<=\d)\s*\^?\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?\Z", r"\1"),
+        (r"\\text\s*\{\s*\^\\circ\s*\}|\\text\s*\{\s*(?:degrees?|deg)\.?\s*\}", "°"),
+        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", "°"),
         (r"\\(frac|binom)\s*([0-9a-zA-Z])\s*([0-9a-zA-Z])", r"\\\1{\2}{\3}"),
         (r"\\(frac|binom)\s*([0-9a-zA-Z])\s*\{", r"\\\1{\2}{"),
         (r"(\\(?:frac|binom)\s*\{[^{}]{1,200}\})\s*([0-9a-zA-Z])", r"\1{\2}"),
         (r"\\sqrt\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"(?<=[\w)}])\*\*(?=[\w({\-])", "^"),
         (r"([_^])\{([0-9a-zA-Z])\}(?![0-9a-zA-Z])", r"\1\2"),
-        (r"\.{3,}", r"\\ldots "),
+        (r"\.{3,}|\\c?dots[bcimo]?(?![a-zA-Z])", r"\\ldots "),
         (r"\s+", " "),
     )
 )  # fmt: skip
@@ -96,7 +107,8 @@ def normalise(answer: str) -> str:
     """
     text = re.sub(f"[{_RAISED}]+", lambda run: f"^{{{run[0].translate(_TO_PLAIN)}}}", answer)
     text = re.sub(f"[{_LOWERED}]+", lambda run: f"_{{{run[0].translate(_TO_PLAIN)}}}", text)
-    text = _unwrap(text.translate(_UNICODE).strip())
+    text = _SIZES.sub("", _ESCAPED_TWICE.sub(r"\\", _unwrap(text.translate(_UNICODE).strip())))
+    text = to_latex(_BOLD_TIMES.sub(r"\\vec{\1}", text) if r"\times" in text else text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(?<!\\)\$", "", text)

@@ -43,13 +43,13 @@ def fast(response: str, gold: str, finished: bool, extraction: Extraction = "wid
 
 def slow(response: str, gold: str, extraction: Extraction = "wide") -> Verdict:
     """As `math.slow`, with the tolerance. Run it in the pool."""
-    from sppo.verifiers.math.symbolic import equal_by_sympy
+    from sppo.verifiers.math.symbolic import equal_by_sympy, real_number
 
     def equal(gold: str, answer: str) -> bool:
         return equal_by_sympy(gold, answer, within_one_percent)
 
-    found = find_answer(response, extraction)
-    return conclude(found, gold, Rules(cheap_first(equal), within_one_percent), equal, _read)
+    rules = Rules(cheap_first(equal), within_one_percent, order=real_number, last=True)
+    return conclude(find_answer(response, extraction), gold, rules, equal, _read)
 
 
 def _read(answer: str) -> str:

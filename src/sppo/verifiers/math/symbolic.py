@@ -13,11 +13,13 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
-from sppo.verifiers.math.answers import ASSIGNMENT, Rules, compare
+from sppo.verifiers.math.answers import Rules, compare
 from sppo.verifiers.math.latex import normalise
-
-_DIGITS = 50
-"""Decimal digits to which values are computed before two expressions may count as equal."""
+from sppo.verifiers.math.names import names_its_value, sides
+from sppo.verifiers.math.numerals import parse_number
+from sppo.verifiers.math.opaque import named, with_segments
+from sppo.verifiers.math.products import equal_in_order, has_order
+from sppo.verifiers.math.values import equal_with_real_roots, same_value, value_of
 
 
 def equal_by_sympy(gold: str, answer: str, near: Callable[[Any, Any], bool] | None = None) -> bool:
@@ -28,18 +30,41 @@ def equal_by_sympy(gold: str, answer: str, near: Callable[[Any, Any], bool] | No
         answer: the answer given.
         near: (gold, answer) -> whether two real numbers are as good as equal; default: only equal ones are.
     """
+    if has_order(gold, answer):
+        return equal_in_order(gold, answer)
+    gold, answer = with_segments(gold, answer)
     if "=" in gold and "=" in answer:
         return _equal_equations(gold, answer)
     if "=" in answer and not re.search(r"[<>]|\\[lg]e(?![a-zA-Z])", answer):
         # x = 2 + 3 = 5: every value in the chain has to be the gold answer, or it would be a way to hedge.
-        values = answer.split("=")[1 if ASSIGNMENT.match(answer) else 0 :]
-        rules = Rules(partial(equal_by_sympy, near=near), near or operator.eq)
-        return all(compare(gold, normalise(value), rules) for value in values)
+        first, *rest = sides(answer)
+        # (x, y) = (1, 2) is a point, and no way to name an interval.
+        named_value = bool(rest) and names_its_value(first, rest[-1]) and not re.fullmatch(r"\(.*,.*\)", first)
+        values = rest if named_value else [first, *rest]
+        rules = Rules(partial(equal_by_sympy, near=near), near or operator.eq, order=real_number, last=True)
+        return len(values) <= _LONGEST_CHAIN and all(compare(gold, normalise(value), rules) for value in values)
     if "=" in gold:
         return False
     if near is not None and _near_as_numbers(parse(gold), parse(answer), near):
         return True
     return _equal_expressions(parse(gold), parse(answer))
+
+
+_LONGEST_CHAIN = 64
+
+
+def real_number(text: str) -> Any:
+    r"""Returns the value of a real constant such as \sqrt{2}, to put the ends of intervals in order; else None."""
+    number = parse_number(text)
+    if number is not None:
+        return number
+    import sympy
+
+    parsed = parse(normalise(text))
+    if not isinstance(parsed, sympy.Expr) or parsed.free_symbols:
+        return None
+    value = value_of(parsed)
+    return value[0] if value is not None and value[1] == 0 else None
 
 
 def _near_as_numbers(gold: Any, answer: Any, near: Callable[[Any, Any], bool]) -> bool:
@@ -64,7 +89,7 @@ def parse(text: str) -> Any:
     conversion = ConversionConfig(lowercase_symbols=False)
     try:
         parsed = latex2sympy(
-            normalize_latex(_exact(text), spelling),
+            normalize_latex(_exact(named(text)), spelling),
             is_real=True,
             convert_degrees=False,
             normalization_config=None,
@@ -119,13 +144,44 @@ def _equal_expressions(gold: Any, answer: Any) -> bool:
     import sympy
     from math_verify import verify
 
-    if gold is None or answer is None or _clearly_different(gold, answer):
+    if gold is None or answer is None:
         return False
-    if sympy.Symbol in (type(gold), type(answer)):
-        # math-verify compares names here, and takes the product abc for a variable of that name.
-        return isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr) and sympy.simplify(gold - answer) == 0
+    relations = [isinstance(side, sympy.core.relational.Relational) for side in (gold, answer)]
+    if all(relations):
+        return _equal_relations(gold, answer)
+    if any(relations) and sympy.S.EmptySet in (gold, answer):
+        return False
+    if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
+        same = same_value(gold, answer)
+        if same is not None:
+            return same
+        if sympy.Symbol in (type(gold), type(answer)):
+            # math-verify compares names here, and takes the product abc for a variable of that name.
+            return sympy.simplify(gold - answer) == 0 or equal_with_real_roots(gold, answer)
+        return bool(verify(gold, answer, timeout_seconds=None)) or equal_with_real_roots(gold, answer)
     # The order matters: math-verify simplifies the answer towards the form of the gold.
     return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _equal_relations(gold: Any, answer: Any) -> bool:
+    """Two inequalities are one if left minus right is that of the other times a constant, or they have one solution."""
+    import sympy
+
+    opposite = {sympy.Gt: sympy.Lt, sympy.Ge: sympy.Le, sympy.Lt: sympy.Gt, sympy.Le: sympy.Ge}
+    kinds = (type(gold), type(answer))
+    if kinds[0] in opposite and kinds[1] in opposite:
+        ratio = sympy.simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
+        if ratio.is_positive and not ratio.free_symbols:
+            return kinds[0] is kinds[1]
+        if ratio.is_negative and not ratio.free_symbols:
+            return kinds[0] is opposite[kinds[1]]
+    if len(gold.free_symbols) != 1 or gold.free_symbols != answer.free_symbols:
+        return False
+    try:
+        return bool(gold.as_set() == answer.as_set())
+    except (NotImplementedError, TypeError, ValueError):
+        # Sympy cannot solve it.
+        return False
 
 
 def _equal_equations(gold: str, answer: str) -> bool:
@@ -143,38 +199,6 @@ def _equal_equations(gold: str, answer: str) -> bool:
         return False
     ratio = sympy.simplify(differences[0] / differences[1])
     return not ratio.free_symbols and bool(ratio.is_finite) and not ratio.is_zero
-
-
-def _clearly_different(gold: Any, answer: Any) -> bool:
-    """Compares values to a relative 1e-40, at a fixed point where there are variables.
-
-    math-verify compares 15 digits and chops small differences to zero, so that 1/2004! would be 1/2006!.
-    """
-    import sympy
-
-    if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
-        return False
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    point = {symbol: sympy.Rational(7 + 3 * index, 11) for index, symbol in enumerate(symbols)}
-    left, right = (value_of(side.subs(point)) for side in (gold, answer))
-    if left is None or right is None:
-        return False
-    size = max(abs(left[0]) + abs(left[1]), abs(right[0]) + abs(right[1]))
-    gap = abs(left[0] - right[0]) + abs(left[1] - right[1])
-    return bool(gap > size * sympy.Rational(1, 10**40))
-
-
-def value_of(expression: Any) -> tuple[Any, Any] | None:
-    """Returns (real, imaginary) to 50 digits, at sympy's own range; None where there is no value."""
-    import sympy
-
-    try:
-        number = sympy.N(expression.doit(), _DIGITS)
-        real, imaginary = number.as_real_imag()
-    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
-        # Sympy has no value here (an undefined function, say).
-        return None
-    return (real, imaginary) if real.is_number and real.is_finite and imaginary.is_finite else None
 
 
 _COMMON = (

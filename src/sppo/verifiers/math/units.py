@@ -16,7 +16,9 @@ _SPELLINGS = {
     "kilometer": "km", "kilometres": "km", "kilometre": "km", "millimeters": "mm", "millimeter": "mm", "grams": "g",
     "gram": "g", "kilograms": "kg", "kilogram": "kg", "pounds": "lb", "pound": "lb", "lbs": "lb", "liters": "l",
     "litres": "l", "liter": "l", "litre": "l", "l": "l", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "am": "am",
-    "pm": "pm", "units": "", "unit": "",
+    "pm": "pm", "units": "", "unit": "", "yrs": "year", "yr": "year", "years": "year", "people": "person",
+    "persons": "person", "cny": "¥", "rmb": "¥", "yuan": "¥", "yen": "¥", "jpy": "¥", "円": "¥", "元": "¥", "¢": "cent",
+    "rupees": "₹", "inr": "₹", "rs": "₹", "eur": "€", "gbp": "£",
 }  # fmt: skip
 _PLAIN = (
     "cm|mm|km|kg|ft|in|lbs?|mph|kph|mins?|hrs?|secs?|deg|pct|usd|rad|am|pm|"
@@ -48,7 +50,27 @@ _LONGEST = 160
 """Characters of a unit; it bounds the search for where one starts."""
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 _NOUNS = re.compile(r"(?P<value>.*\d\}?)\s+(?P<words>[A-Za-z]{4,20}(?: [A-Za-z]{3,20}){0,2})", re.DOTALL)
-_CURRENCY = re.compile(r"(?P<sign>[+\-]?)\s*(?P<unit>\\?\$|[£€])\s*(?=[\d.\-\\])")
+_CODES = "USD|EUR|GBP|JPY|CNY|RMB|INR|Rs"
+_CURRENCY = re.compile(
+    r"(?P<sign>[+\-]?)\s*(?:(?P<unit>\\?\$|[£€¥￥₹]|\\yen(?![a-zA-Z]))|(?:US|AU|CA|HK|NZ)\s*\\?(?P<dollar>\$)"
+    rf"|\\text\s*\{{\s*(?P<worded>\\?\$|[£€¥￥₹]|{_CODES})\.?\s*\}}|(?P<code>{_CODES})\.?(?![a-zA-Z]))\s*(?=[\d.\-\\])"
+)
+_SYMBOLS = {"￥": "¥", "yen": "¥"}
+_MARK = re.compile(r"(?P<value>-?\d[\d.,/]*)\s*(?P<mark>\"|'{1,2}|[¢円元])")
+_MARKS = {'"': "in", "''": "in", "'": "ft"}
+_IN_BRACKETS = re.compile(
+    r"(?P<value>.*\d\}?)\s*\(\s*(?P<words>[A-Za-z]{2,20}(?: [A-Za-z]{2,20}){0,3})\s*\)", re.DOTALL
+)
+# Behind a variable, words say which values it has.
+_VARIABLE = re.compile(
+    r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])|(?<![a-zA-Z\\])[a-zA-Z]{2,3}\Z|[<>]|\\(?:le|ge|ne|in)(?![a-zA-Z])"
+)
+_NO_NOUNS = re.compile(
+    r"\b(?:odds?|evens?|primes?|composites?|integers?|rationals?|irrationals?|reals?|numbers?|digits?|squares?|cubes?|powers?|"
+    r"always|unless|perhaps|divides|equals|exists|holds|needs|this|is|multiples?|factors?|values?|solutions?)\b",
+    re.IGNORECASE,
+)
+_NUMERAL = re.compile(r"[+\-]?[\d.,]+")
 _OPEN_END = re.compile(r"(?:[\\{(\[,=+\-*/^_<>|]|\\(?:cdot|times|pm|le|ge|ne|approx|in|or|and|to|lt|gt|text))\s*\Z")
 
 
@@ -58,15 +80,45 @@ def split_unit(text: str) -> tuple[str, str]:
     The value is never rescaled: 5\% is 5 with unit "%", so it equals 5 and never 0.05. Words behind a value are a unit
     in \text{...} or behind a plain number, unless one of them changes the value ("million", "or", "at least").
     """
+    if _NUMERAL.fullmatch(text):
+        return text, ""
     currency = _CURRENCY.match(text)
     if currency:
         rest = text[currency.end() :].strip()
-        return (currency["sign"] + rest, currency["unit"].lstrip("\\")) if not _words_of_value(rest) else (text, "")
-    for split in (_split_worded, _split_simple, _split_nouns):
+        unit = currency["unit"] or currency["dollar"] or currency["worded"] or currency["code"]
+        return (currency["sign"] + rest, _currency(unit)) if not _words_of_value(rest) else (text, "")
+    for split in (_split_mark, _split_worded, _split_simple, _split_nouns):
         value, unit = split(text)
         if value is not None:
-            return value, unit
+            return (value, unit) if _may_have_unit(value, text[len(value) :]) else (text, "")
     return text, ""
+
+
+def _currency(written: str) -> str:
+    symbol = written.lstrip("\\")
+    return _SYMBOLS.get(symbol) or _SPELLINGS.get(symbol.lower(), symbol)
+
+
+def _may_have_unit(value: str, words: str) -> bool:
+    """Behind a variable only what is surely a unit counts: n odd and x rational are more than n and x."""
+    if not _VARIABLE.search(value):
+        return True
+    plain = re.sub(r"\\[a-z]+|[{}^\d/\-]", " ", words).split()
+    return all(_is_unit(word.strip(".")) for word in plain) and not _NO_NOUNS.search(" ".join(plain))
+
+
+def _is_unit(word: str) -> bool:
+    known = len(word) <= 2 or word.lower() in _SPELLINGS or re.fullmatch(_PLAIN, word, re.IGNORECASE) is not None
+    # A noun in the plural: 2n apples.
+    return known or re.fullmatch(r"[A-Za-z]{3,}s", word) is not None or word.lower() in ("square", "cubic", "per")
+
+
+def _split_mark(text: str) -> tuple[str | None, str]:
+    """5' is 5 feet, 5¢ are 5 cents."""
+    marked = _MARK.fullmatch(text)
+    if marked:
+        return marked["value"], _MARKS.get(marked["mark"]) or _SPELLINGS[marked["mark"]]
+    return None, ""
 
 
 def _words_of_value(text: str) -> bool:
@@ -108,8 +160,8 @@ def _split_simple(text: str) -> tuple[str | None, str]:
 
 
 def _split_nouns(text: str) -> tuple[str | None, str]:
-    """Any words behind a plain number: 5 oranges."""
-    match = _NOUNS.fullmatch(text)
+    """Any words behind a plain number: 5 oranges, 5 (oranges)."""
+    match = _NOUNS.fullmatch(text) or _IN_BRACKETS.fullmatch(text)
     if match is None or _NOT_A_UNIT.search(match["words"]):
         return None, ""
     if parse_number(match["value"]) is None and parse_ratio(match["value"]) is None:
@@ -120,6 +172,7 @@ def _split_nouns(text: str) -> tuple[str | None, str]:
 def _spell(unit: str) -> str:
     """Brings a unit to one spelling: "square inches" and "in^2", "miles per hour" and "mph"."""
     text = re.sub(r"\\text|[{}]", "", _HALF_DAY.sub(r"\1m", unit)).replace(r"\cdot", " ").strip().rstrip(".")
+    text = re.sub(r"\b(years?) old\b", r"\1", text)
     text = re.sub(r"\b(?:square|sq\.?)\s+(\w+)", r"\1^2", re.sub(r"\bcubic\s+(\w+)", r"\1^3", text))
     text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", re.sub(r"\s*\^\s*", "^", text))
     return re.sub(r"[A-Za-z]+", lambda word: _spell_word(word[0]), text).replace(" ", "").replace("°°", "°")

@@ -8,8 +8,10 @@ all on the strict side:
 - Decimals are exact: 27.0 equals 27, 0.333 does not equal 1/3, 3.14 does not equal \pi.
 - "A or B" counts only where the gold answer has as many alternatives; sets and bare lists have no order, tuples do.
 - Two different final answers, in one statement or one after the box, are wrong.
-- What stands before \approx counts. Of x = 2 + 3 = 5 every value has to be right.
+- What stands before \approx counts. Of x = 2 + 3 = 5 every value has to be right. A left side that only names the value
+  (m+n, |S|, f^{-1}(x), P(X=1)) is dropped; an equation that is left to be solved (2x=10) is not.
 - A sum, integral, limit, gcd or the like that is left to be worked out is no answer, unless the gold answer has one.
+- Order counts in products of matrices, which ^T or ^{-1} gives away, and of vectors; primes, prose and gcd(m,n) count.
 - An answer longer than `MAX_ANSWER` characters is wrong, not an error.
 
 `fast` decides on strings and fractions in the caller; `slow` asks sympy and belongs in a process that can be killed.
@@ -26,23 +28,28 @@ from sppo.types import Verdict
 from sppo.verifiers.extraction import FoundAnswer, find_answer
 from sppo.verifiers.math.answers import Rules, compare, key
 from sppo.verifiers.math.latex import normalise
-from sppo.verifiers.math.numerals import parse_base_numeral, parse_number, parse_ratio
+from sppo.verifiers.math.names import is_quantity, sides
+from sppo.verifiers.math.numerals import parse_base_numeral, parse_congruence, parse_number, parse_ratio
 from sppo.verifiers.math.units import split_unit
 
 MAX_ANSWER = 2000
 """Characters of an answer, or twice the gold answer's length if that is more."""
 
-_WORDS = re.compile(r"[A-Za-z]{2,}(?:[ \-'][A-Za-z]+)+|[A-Za-z]{4,}|(?i:yes|no|odd)")
+_WORDS = re.compile(r"(?![A-Z]{1,3}(?:-[A-Z]{1,3})+\Z)[A-Za-z]{2,}(?:[ \-'][A-Za-z]+)+|[A-Za-z]{4,}|(?i:yes|no|odd)")
 _CHOICE = re.compile(r"\(?([A-Z])[).:]?")
 _CAPITALS = re.compile(r"[A-Z]{2,}")
 _PLAIN_INTEGER = re.compile(r"-?[0-9]{1,30}")
-_TEXT = re.compile(r"\\text\s*\{[^{}]*[a-zA-Z]{2}")
-_DROPPED = re.compile(
-    r"['\"#@&]|\\(?:prime|equiv|cong|sim|simeq|propto|[hv]?phantom|hspace|label|tag|cancel|vs)(?![a-zA-Z])"
-)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+# The parser drops these; those that relate two things belong to the answer on either side.
+_DROPPED = re.compile(r"[\"]|\\(?:[hv]?phantom|hspace|label|tag|cancel|vs)(?![a-zA-Z])")
+_MARKS = re.compile(r"['#@&]|\\(?:ldots|equiv|cong|sim|simeq|propto)(?![a-zA-Z])")
+_D = r"(?:\{\s*)?(?:d|\\partial|\\text\s*\{\s*d\s*\})(?:\s*\})?"
+_OPEN_NAMES = "sum|prod|lim|limsup|liminf|max|min|sup|inf|gcd|lcm|det|[bp]?mod"
 _LEFT_OPEN = re.compile(
-    r"\\(?:sum|prod|i{0,3}nt|oint|lim|limsup|liminf|max|min|sup|inf|gcd|lcm|det|[bp]?mod|ldots|dots|cdots)(?![a-zA-Z])"
-    r"|\\frac\s*\{\s*(?:d|\\partial)[^{}]{0,20}\}\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]|\\operatorname\s*\{\s*(?:gcd|lcm)"
+    rf"\\(i{{0,3}}nt|oint|ldots|{_OPEN_NAMES})(?![a-zA-Z])"
+    rf"|\\(?:text|operatorname\*?)\s*\{{\s*({_OPEN_NAMES})\s*\}}"
+    rf"|(?<![a-zA-Z\\])(sum|prod|lim|max|min|gcd|lcm|det|int)(?=\s?[(_]|\s?\\\{{)|(?<=\d)\s*(mod)\s*(?=\d)"
+    rf"|\\(frac)\s*\{{\s*{_D}(?![a-zA-Z]{{2}})[^{{}}]{{0,20}}\}}\s*\{{\s*{_D}\s*[a-zA-Z]|(?<![a-zA-Z\\])(d)\s*/\s*d\s?[a-z](?![a-zA-Z])"
 )
 _MODULUS = re.compile(r"\\[bp]?mod(?![a-zA-Z])(.*)", re.DOTALL)
 _SHOWN = 200
@@ -62,10 +69,10 @@ def fast(response: str, gold: str, finished: bool, extraction: Extraction = "wid
 
 def slow(response: str, gold: str, extraction: Extraction = "wide") -> Verdict:
     """Decides with sympy what `fast` left open. May take forever or crash on hostile input: run it in the pool."""
-    from sppo.verifiers.math.symbolic import equal_by_sympy
+    from sppo.verifiers.math.symbolic import equal_by_sympy, real_number
 
-    found = find_answer(response, extraction)
-    return conclude(found, gold, Rules(cheap_first(equal_by_sympy)), equal_by_sympy)
+    rules = Rules(cheap_first(equal_by_sympy), order=real_number, last=True)
+    return conclude(find_answer(response, extraction), gold, rules, equal_by_sympy)
 
 
 def conclude(
@@ -103,10 +110,24 @@ def decide(found: FoundAnswer, gold: str, rules: Rules, read: Callable[[str], st
     if _PLAIN_INTEGER.fullmatch(found.text) and _PLAIN_INTEGER.fullmatch(gold):
         return _verdict(rules.numbers_equal(Fraction(gold), Fraction(found.text)), found.text, "as integers")
     answer, reference = read(found.text), normalise_gold(gold)
-    if not set(_LEFT_OPEN.findall(answer)) <= set(_LEFT_OPEN.findall(reference)):
+    if _left_open(answer, reference):
         return Verdict(0.0, answer[:_SHOWN], "left to be worked out")
     equal = compare(reference, answer, rules)
     return None if equal is None else _verdict(equal, answer, "")
+
+
+def _left_open(answer: str, gold: str) -> bool:
+    """Whether the answer has a sum, a limit or the like that the gold answer lacks, other than as its value's name."""
+    if not _LEFT_OPEN.search(answer) or parse_number(answer) is not None:
+        return False
+    first, *values = sides(answer)
+    if values and is_quantity(first):
+        answer = " = ".join(values)
+    return not _open_names(answer) <= _open_names(gold)
+
+
+def _open_names(text: str) -> set[str]:
+    return {next(name for name in found.groups() if name).lstrip("bp") for found in _LEFT_OPEN.finditer(text)}
 
 
 def _contradicts_itself(found: FoundAnswer) -> bool:
@@ -150,19 +171,30 @@ def equal_without_sympy(gold: str, answer: str) -> bool | None:
         gold_value, answer_value = parse(gold), parse(answer)
         if gold_value is not None or answer_value is not None:
             return gold_value == answer_value or _ratio_is_fraction(gold, answer)
-    # 5 mod 8 and 5 mod 7 are both 5 to the parser, and two classes.
-    moduli = [_MODULUS.search(side) for side in (gold, answer)]
-    if moduli[0] and moduli[1] and key(moduli[0][1]) != key(moduli[1][1]):
+    # What the parser drops, or reads as a product of letters, has to stand on both sides.
+    if set(_MARKS.findall(gold)) != set(_MARKS.findall(answer)) or _prose(gold) != _prose(answer):
         return False
-    # The parser drops these, or reads words as products of letters.
-    if any(mark.search(answer) and not mark.search(gold) for mark in (_TEXT, _DROPPED)):
+    if _DROPPED.search(answer) and not _DROPPED.search(gold):
         return False
     if parse_number(gold) is not None and not re.search(r"[\d\\]", answer):
         return False
     # Two numbers side by side are no product.
-    if re.search(r"(?<![_^])\d \d", answer):
-        return False
-    return None
+    return False if re.search(r"(?<![_^])\d \d", answer) else _same_class(gold, answer)
+
+
+def _same_class(gold: str, answer: str) -> bool | None:
+    """Compares residues: 5 mod 8 and 5 mod 7 are both 5 to the parser, and two classes."""
+    first, second = parse_congruence(gold), parse_congruence(answer)
+    if first and second:
+        return first[0] == second[0] and first[2] == second[2] and (first[1] - second[1]) % first[2] == 0
+    moduli = [_MODULUS.search(side) for side in (gold, answer)]
+    return False if moduli[0] and moduli[1] and key(moduli[0][1]) != key(moduli[1][1]) else None
+
+
+def _prose(text: str) -> set[str]:
+    """The words in \\text{...}, but for those that only join."""
+    words = re.findall(r"[a-z]{2,}", " ".join(_TEXT.findall(text)).lower()) if r"\text" in text else []
+    return set(words) - {"and", "or"}
 
 
 def _capitalised(*words: str) -> bool:
