@@ -17,7 +17,7 @@ _NUMBER = re.compile(
     rf"(?P<whole>\d{{1,12}})?\s*\\frac\s*\{{\s*(?P<top>[+\-]?\s*(?:{_INTEGER}))\s*\}}\s*\{{\s*(?P<bottom>-?\s*(?:{_INTEGER}))\s*\}}"
     rf"|(?:(?P<units>\d{{1,12}})\s+)?(?P<over>{_INTEGER})\s*/\s*(?P<under>{_INTEGER})"
     rf"|(?P<fixed>\d*\.\d*)\\(?:overline|bar|dot)\s*\{{?\s*(?P<period>\d{{1,60}})\s*\}}?"
-    rf"|(?P<spaced>\d{{1,3}}(?: \d{{3}})+(?:\.\d+)?)"
+    rf"|(?P<spaced>[1-9]\d{{0,2}}(?: \d{{3}})+(?:\.\d+)?)"
     rf"|(?P<repeating>\d*\.\d{{3,60}})\s*\\ldots"
     rf"|(?P<decimal>(?:{_INTEGER})(?:\.\d*)?|\.\d+)"
     rf"(?:\s*(?:[eE]\s*(?P<exponent>[+\-]?\d{{1,6}})"

@@ -38,7 +38,7 @@ def named(text: str) -> str:
     text = _with_arguments(text, _DIVISOR, _divisor)
     text = _with_arguments(text, _DERIVED, lambda found, inside: symbol(f"{found[1]}^{found[2]}({inside})"))
     text = _with_arguments(text, _PRIMED, _primed)
-    return _TO_THE_T.sub("^{T_{0}}", text)
+    return _TO_THE_T.sub("^{(T)}", text)
 
 
 def _ends_sorted(letters: tuple[str, ...]) -> tuple[str, ...]:

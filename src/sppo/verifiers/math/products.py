@@ -188,9 +188,9 @@ class _Reader:
             self._take("{")
             bottom = self._sum()
             self._take("}")
-            if not bottom.is_commutative:
+            if not (bottom.is_commutative or top.is_commutative):
                 raise _Unread
-            return top / bottom
+            return top * _inverse(bottom)
         if text == r"\sqrt":
             self._take("{")
             inside = self._sum()

@@ -72,6 +72,8 @@ def unify(gold: str, answer: str, order: Order) -> tuple[str, str] | None:
         return gold, answer
     try:
         read = [_read(side, order) for side in (gold, answer)]
+    except Nested:
+        return gold, answer
     except Unordered:
         return None
     if read[0] is None or read[1] is None or (read[0].name and read[1].name and read[0].name != read[1].name):
@@ -91,7 +93,7 @@ def as_written(gold: str, answer: str) -> tuple[str, str]:
     """As `unify`, without putting pieces in order or together: for endpoints that have no known value."""
     try:
         read = [_read(side, lambda _: None) for side in (gold, answer)]
-    except Unordered:
+    except (Nested, Unordered):
         return gold, answer
     if read[0] is None or read[1] is None or (read[0].name and read[1].name and read[0].name != read[1].name):
         return gold, answer
@@ -148,9 +150,17 @@ def _together(
 
 
 def _all_of(sets: list[tuple[Piece, ...]], order: Order) -> tuple[Piece, ...]:
+    """What is in all of them; x > 2 and x > 3 are two answers as well.
+
+    Raises:
+        Nested: one half line or interval lies within another.
+    """
     shared = sets[0]
     for other in sets[1:]:
-        shared = intersect(shared, other, order)
+        both = intersect(shared, other, order)
+        if len(shared) == len(other) == 1 and both in (shared, other):
+            raise Nested
+        shared = both
     return shared
 
 

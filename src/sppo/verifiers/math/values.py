@@ -65,6 +65,9 @@ def _magnitude(expression: Any) -> int:
             if size.is_Float and size:
                 _, _, exponent, bits = size._mpf_
                 total += abs(exponent + bits) * _LOG10_2
+        elif part.is_number and isinstance(part, sympy.functions.elementary.hyperbolic.HyperbolicFunction):
+            # They come as near to 1 as e^{-2x} to 0.
+            total += min(float(abs(sympy.N(part.args[0], 3))), _MOST_DIGITS)
     return int(total) + 1
 
 
