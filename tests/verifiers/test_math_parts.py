@@ -242,6 +242,13 @@ def test_what_cannot_be_read_equals_nothing(text):
     assert not equal_in_order("A^T", text)
 
 
+@pytest.mark.parametrize(
+    "text", ["(A+B)^{99}A^T", "(A+B)^nA^T", "(A+B)^{-1}(" * 40 + "A" + ")" * 40, "A^{" * 300 + "}" * 300]
+)
+def test_what_would_take_for_ever_is_left(text):
+    assert not equal_in_order("A^T", text)
+
+
 # ---- values
 
 
