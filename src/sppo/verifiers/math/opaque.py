@@ -14,11 +14,17 @@ from sppo.verifiers.math.names import key
 from sppo.verifiers.math.pieces import split_top
 from sppo.verifiers.math.plain import partners
 
-_HINT = re.compile(r"'|angle|gcd|lcm|\^\s*\{?\s*(?:T|-\s*1|\()|[A-Z]{2}|(?<!\\)\\(?:min|max)")
+_HINT = re.compile(
+    r"'|\\frac\s*\{\s*(?:d|\\partial)|angle|gcd|lcm|\^\s*\{?\s*(?:T|-\s*1|\()|[A-Z]{2}|(?<!\\)\\(?:min|max)"
+)
 _ANGLE = re.compile(r"\\(?:measured)?angle\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])\s*\}?(?![a-zA-Z])")
 _TRIANGLE = re.compile(r"\\triangle\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])\s*\}?(?![a-zA-Z])")
 _DIVISOR = re.compile(r"(?:\\(?:text|operatorname)\s*\{\s*(gcd|lcm)\s*\}|\\?(?<![a-zA-Z])(gcd|lcm))\s*(?=\(|\\\{)")
 _PRIMED = re.compile(r"(?<![a-zA-Z\\])([a-zA-Z]|\\[a-z]+)\s*('+)")
+_QUOTIENT = re.compile(
+    r"\\frac\s*\{\s*(?:d|\\partial)\s*(?:\^\s*\{?\s*\d\s*\}?)?\s*[a-zA-Z]\s*\}"
+    r"\s*\{\s*(?:d|\\partial)\s*[a-zA-Z]\s*(?:\^\s*\{?\s*\d\s*\}?)?\s*\}"
+)
 _DERIVED = re.compile(r"(?<![a-zA-Z\\])([f-hF-H])\s*\^\s*\{\s*(-\s*1|\(\s*\w+\s*\))\s*\}")
 _TO_THE_T = re.compile(r"\^\s*(?:T|\{\s*T\s*\})")
 _PAIRS = re.compile(r"[A-Z]+")
@@ -35,6 +41,8 @@ def named(text: str) -> str:
         return text
     text = _ANGLE.sub(lambda found: symbol("angle" + "".join(_ends_sorted(found.groups()))), text)
     text = _TRIANGLE.sub(lambda found: symbol("triangle" + "".join(sorted(found.groups()))), text)
+    # The parser takes the derivative of a letter by another for 0.
+    text = _QUOTIENT.sub(lambda found: symbol(found[0]), text)
     text = _with_arguments(text, _DIVISOR, _divisor)
     text = _with_arguments(text, _DERIVED, lambda found, inside: symbol(f"{found[1]}^{found[2]}({inside})"))
     text = _with_arguments(text, _PRIMED, _primed)

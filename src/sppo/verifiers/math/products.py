@@ -11,9 +11,11 @@ from typing import Any
 
 _MARK = r"(?:\\top|\\intercal|\\dagger|\\ast|[TH*]|\\(?:text|mathsf)\s*\{?\s*[TH]\s*\}?)"
 _TRANSPOSED = rf"(?:\^\s*{_MARK}|\^\s*\{{\s*(?:-\s*)?{_MARK}\s*\}})"
-_OF_CAPITALS = re.compile(
-    rf"(?:[A-Z]|\\(?:Sigma|Lambda|Gamma|Phi|Psi|Omega|Delta)(?![a-zA-Z])|\([^()]*[A-Z][^()]*\))\s*\}}?\s*(?:{_TRANSPOSED}|\^\s*\{{\s*-\s*1\s*\}})"
-)
+_CAPITAL = r"(?:[A-Z]|\\(?:Sigma|Lambda|Gamma|Phi|Psi|Omega|Delta)(?![a-zA-Z])|\([^()]*[A-Z][^()]*\))\s*\}?\s*"
+_TRANSPOSE = re.compile(_CAPITAL + _TRANSPOSED)
+_INVERSE = re.compile(_CAPITAL + r"\^\s*\{\s*-\s*1\s*\}")
+# Nobody divides by a matrix.
+_DIVIDED = re.compile(r"\\frac\s*\{(?:[^{}]|\{[^{}]*\})*\}\s*\{[^{}]*(?<!\\)[A-Z]|/\s*\(?[^()+\-]{0,9}[A-Z]")
 _LOWER_TRANSPOSED = re.compile(r"[a-z]\s*\}?\s*\^\s*\{?\s*(?:\\top|\\intercal|\\dagger)")
 _UPRIGHT = re.compile(r"\\(?:text|mathsf)\s*\{?\s*([TH])\s*\}?")
 _BOTH_WAYS = re.compile(r"([A-Z])\s*([A-Z])(?=.*\2\s*\1)", re.DOTALL)
@@ -37,7 +39,10 @@ _GREEK = re.compile(
 
 def has_order(*texts: str) -> bool:
     """Whether the order of factors matters in one of these."""
-    if any("^" in text and (_OF_CAPITALS.search(text) or _LOWER_TRANSPOSED.search(text)) for text in texts):
+    if any("^" in text and (_TRANSPOSE.search(text) or _LOWER_TRANSPOSED.search(text)) for text in texts):
+        return True
+    inverted = any("^" in text and _INVERSE.search(text) for text in texts) and not any(map(_DIVIDED.search, texts))
+    if inverted and len(set(re.findall(r"[A-Z]|\\[A-Z][a-z]+", " ".join(texts)))) > 1:
         return True
     return has_cross_product(*texts) or any(_BOTH_WAYS.search(text) for text in texts)
 

@@ -51,6 +51,7 @@ _LEFT_OPEN = re.compile(
     rf"|(?<![a-zA-Z\\])(sum|prod|lim|max|min|gcd|lcm|det|int)(?=\s?[(_]|\s?\\\{{)|(?<=\d)\s*(mod)\s*(?=\d)"
     rf"|\\(frac)\s*\{{\s*{_D}(?![a-zA-Z]{{2}})[^{{}}]{{0,20}}\}}\s*\{{\s*{_D}\s*[a-zA-Z]|(?<![a-zA-Z\\])(d)\s*/\s*d\s?[a-z](?![a-zA-Z])"
 )
+_MOD = re.compile(r"^[bp](?=mod)")
 _MODULUS = re.compile(r"\\[bp]?mod(?![a-zA-Z])(.*)", re.DOTALL)
 _SHOWN = 200
 
@@ -127,7 +128,9 @@ def _left_open(answer: str, gold: str) -> bool:
 
 
 def _open_names(text: str) -> set[str]:
-    return {next(name for name in found.groups() if name).lstrip("bp") for found in _LEFT_OPEN.finditer(text)}
+    found = [(next(name for name in match.groups() if name), match[0]) for match in _LEFT_OPEN.finditer(text)]
+    # Derivatives are alike where they are of the same thing.
+    return {re.sub(r"\\text|[{}\s]", "", whole) if name == "frac" else _MOD.sub("", name) for name, whole in found}
 
 
 def _contradicts_itself(found: FoundAnswer) -> bool:
