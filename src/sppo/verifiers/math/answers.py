@@ -279,7 +279,7 @@ def _compare_structures(gold: Answer, answer: Answer, rules: Rules) -> bool | No
         return None if "scalar" in kinds and _may_be_interval(gold, answer) else False
     if len(gold.parts) != len(answer.parts) or gold.shape != answer.shape or len(gold.parts) > MAX_PARTS:
         return False
-    if gold.ordered or _named_apart(gold) != _named_apart(answer):
+    if gold.ordered or (_named_apart(gold) and not _named_apart(answer)):
         return _all(compare(left, right, rules) for left, right in zip(gold.parts, answer.parts, strict=True))
     return _match_unordered(list(gold.parts), list(answer.parts), rules)
 
