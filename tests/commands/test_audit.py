@@ -213,7 +213,7 @@ def test_dapo_against_math500(tmp_path):
 
 
 def test_three_prompts_are_shown_as_they_will_be_graded(tmp_path, capsys):
-    rows = [{"prompt": f"How many are {n} and {n}?", "answer": f"{2 * n} (apples)"} for n in range(3)]
+    rows = [{"prompt": f"How many are {n} and {n}?", "answer": f"{2 * n} (in thousands)"} for n in range(3)]
     path, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.json"
     assert main(["audit", str(path), "--json", str(out)]) == 1
     screen = " ".join(capsys.readouterr().out.split())
@@ -222,7 +222,11 @@ def test_three_prompts_are_shown_as_they_will_be_graded(tmp_path, capsys):
     assert "How many are 1 and 1?" in screen
     assert "3 of 3 prompts, the first 'rows/1', don't ask for a form that verifier math reads" in screen
     result = json.loads(out.read_text())
-    assert [example["gold"] for example in result["examples"]] == ["0 (apples)", "2 (apples)", "4 (apples)"]
+    assert [example["gold"] for example in result["examples"]] == [
+        "0 (in thousands)",
+        "2 (in thousands)",
+        "4 (in thousands)",
+    ]
     asked = ["--data.answer_form", "noted", "--data.instruction", "Put it in \\boxed{}."]
     assert main(["audit", str(path), *asked]) == 0
     screen = capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_prompts_are_shown_as_the_model_reads_them():
 
 
 def test_gold_answers_are_shown_as_their_verifiers_read_them():
-    prompts = [chat(BOXED, 1, "9 (apples)"), chat(BOXED, 2, None), chat(BOXED, 3, "B", verifier="choice")]
+    prompts = [chat(BOXED, 1, "9 (in thousands)"), chat(BOXED, 2, None), chat(BOXED, 3, "B", verifier="choice")]
     first, second, third = preview(prompts, Tools()).examples
     assert first.understood.startswith("math: no answer: it has a remark in brackets")
     assert (second.gold, second.understood) == (None, "not needed")

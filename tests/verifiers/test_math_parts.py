@@ -8,7 +8,8 @@ from itertools import permutations
 
 import pytest
 
-from sppo.verifiers.math.boxes import Box, find_answer
+from sppo.verifiers.extraction import find_answer
+from sppo.verifiers.math.boxes import Box
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.names import names_its_value, sides, strip_names
 from sppo.verifiers.math.numerals import parse_base_numeral, parse_congruence, parse_number, parse_ratio
@@ -310,12 +311,12 @@ class Counted(str):
 
 
 def test_joined_boxes_are_not_each_held_against_all():
-    from sppo.verifiers.math.boxes import _last_statement
+    from sppo.verifiers.extraction import _joined
 
     many = 2000
     boxes = [Box(2 * place, 2 * place + 1, Counted(place)) for place in range(many)]
     Counted.compared = 0
-    assert _last_statement("x," * many, boxes).count(",") == many - 1
+    assert _joined("x," * many, boxes).count(",") == many - 1
     assert Counted.compared <= many
 
 

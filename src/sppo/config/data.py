@@ -36,7 +36,7 @@ class SourceConfig(Section):
     """Task rows: column of the gold answer; dots reach into structs, as in reward_model.ground_truth."""
     answer_form: Literal["answer", "solution", "noted"] = "answer"
     """What stands in the column: the answer alone; or a worked solution, of which what follows #### is taken, else its
-    last box or final statement; or an answer with a note in brackets, 9 of "9 (apples)"."""
+    last box or final statement; or an answer with a note in brackets, 9 of "9 (in thousands)"."""
     answers: Literal["any", "all"] | None = None
     """Where the gold answer is a list: any of them is right, or all together; default: any, and all for verifier
     choice."""

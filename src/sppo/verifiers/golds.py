@@ -1,8 +1,8 @@
 r"""Reads gold answers as a verifier would: what it holds responses against, or why the text is no answer of its kind.
 
-Every text equals itself, so that a worked solution, "9 (apples)" or "None" would pass any check by comparing, and then
-no right answer would ever earn. What is refused here is what a person would see at a glance to be something else than
-an answer. An answer in words, or mathematics that only its own text will match, is none of that.
+Every text equals itself, so that a worked solution, "9 (in thousands)" or "None" would pass any check by comparing, and
+then no right answer would ever earn. What is refused here is what a person would see at a glance to be something else
+than an answer. An answer in words, or mathematics that only its own text will match, is none of that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sppo.verifiers.math.answers import take_apart
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.numerals import parse_base_numeral, parse_number, parse_ratio
 from sppo.verifiers.math.units import split_unit
-from sppo.verifiers.math.verifier import normalise_gold
+from sppo.verifiers.math.verifier import fast, normalise_gold
 from sppo.verifiers.verifier import Gold
 
 _MARK = "####"
@@ -45,7 +45,7 @@ def taken_from_solution(text: str) -> str | None:
 
 
 def taken_before_remark(text: str) -> str | None:
-    """Returns what stands before a remark in brackets, 9 of "9 (apples)"; the text itself where there is none."""
+    """Returns what stands before a remark in brackets, 9 of "9 (in thousands)"; the text itself where there is none."""
     parts = [(_REMARK.fullmatch(part.strip()), part.strip()) for part in text.split(";")]
     return "; ".join(noted["value"].strip() if noted else part for noted, part in parts)
 
@@ -74,9 +74,15 @@ def _why_no_answer(gold: str, text: str) -> str:
         return _taken("is a text that says where its answer is", "solution", taken_from_solution(gold))
     if _LETTERED.fullmatch(gold) and parse_number(normalise(gold)) is None:
         return "is the letter of a choice with its text; with data.verifier choice the letter alone will do"
-    if all(map(_is_noted, gold.split(";"))):
+    if all(map(_is_noted, gold.split(";"))) and not _reads_past_remark(gold):
         return _taken("has a remark in brackets, which no answer has", "noted", taken_before_remark(gold))
     return _why_prose(gold, text)
+
+
+def _reads_past_remark(gold: str) -> bool:
+    """Whether an answer without the remarks is right: verifiers know names of units and things, as in 9 (apples)."""
+    verdict = fast(f"\\boxed{{{taken_before_remark(gold)}}}", gold, True)
+    return verdict is not None and verdict.reward == 1.0
 
 
 def _is_noted(gold: str) -> bool:

@@ -16,7 +16,7 @@ SOLUTIONS = [
     {"prompt": "Half of 3?", "answer": r"So it is $\boxed{\frac32}$."},
     {"prompt": "Half of 2?", "answer": "There is one left."},
 ]
-NOTED = [{"prompt": "How many apples?", "answer": "9 (apples)"}, {"prompt": "How many pears?", "answer": "3"}]
+NOTED = [{"prompt": "How many apples?", "answer": "9 (in thousands)"}, {"prompt": "How many pears?", "answer": "3"}]
 
 
 def golds(rows, **options):
