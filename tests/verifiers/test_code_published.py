@@ -234,3 +234,14 @@ def test_a_folder_of_packages_that_is_not_there_is_refused():
     options = VerificationConfig(code=CodeOptions(packages="nowhere"))
     with pytest.raises(ConfigError, match=r"verification.code.packages is 'nowhere', which is no folder.*pip install"):
         get_verifier("code").check(options)
+
+
+def test_a_name_of_pythons_own_is_the_programs_where_the_tests_know_of_nothing_else():
+    tests = ["assert sum(1, 2) == 3", "assert sum(4, 4) == 8"]
+    assert judge("def sum(a, b):\n    return a + b", tests).reward == 1
+    assert judge("def sum(a, b):\n    return a - b", tests).reward == 0
+    # Else a program could answer for what the tests measure with.
+    hack = "def near(a):\n    return 0.0\ndef abs(x):\n    return 0.0"
+    assert judge(hack, ["assert abs(near(1) - 1) < 1e-6"]).reward == 0
+    both = "def abs(x):\n    return 0.0\ndef sum(a, b):\n    return 9"
+    assert judge(both, ["assert abs(sum([1, 2]) - 3) < 1e-6"]).reward == 1

@@ -105,7 +105,10 @@ class Tests:
         """Lines of test code, each a test of its own."""
         codes = [compiled(source) for source in (SETTINGS["setup"], *SETTINGS["tests"])]
         pythons = set(dir(builtins)) - set(SETTINGS["defined"])
-        names = {name for code in codes for name in names_of(code)} - pythons
+        found = [names_of(code) for code in codes]
+        # A program's own `sum` is asked for where tests know of nothing else; its own `abs` may not pass for Python's.
+        one = set.intersection(*found[1:]) if not set().union(*found) - pythons else set()
+        names = one if len(one) == 1 else set().union(*found) - pythons
         space = self.space(names)
         self.execute(codes[0], space)
         for code in codes[1:]:
