@@ -245,3 +245,11 @@ def test_a_name_of_pythons_own_is_the_programs_where_the_tests_know_of_nothing_e
     assert judge(hack, ["assert abs(near(1) - 1) < 1e-6"]).reward == 0
     both = "def abs(x):\n    return 0.0\ndef sum(a, b):\n    return 9"
     assert judge(both, ["assert abs(sum([1, 2]) - 3) < 1e-6"]).reward == 1
+
+
+def test_what_a_program_writes_to_its_standard_error_is_no_output():
+    noisy = 'import sys\nfor _ in range(40000):\n    print("debug" * 20, file=sys.stderr)\nprint(1)'
+    assert judge(noisy, {"inputs": [""], "outputs": ["1"]}).reward == 1
+    ended = judge(f"{noisy}\nraise KeyError('at last')", {"inputs": [""], "outputs": ["1"]})
+    assert ended.reward == 0
+    assert "KeyError: 'at last'" in ended.reason

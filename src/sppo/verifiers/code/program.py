@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
 """Given by runner.py."""
 
+_LAST_WORDS = 4096
+"""Bytes of what a program writes to its standard error that are kept."""
 _CHUNK = 65536
 
 
@@ -138,6 +140,8 @@ class Child:
                     ending = from_line(chunk)["stop"]
                     continue
                 kept[number] += chunk
+                if number == self.stderr:
+                    del kept[number][:-_LAST_WORDS]  # of what nobody compares only the end is told
                 if not chunk:
                     reading.remove(number)
                 elif len(kept[number]) > output_bytes:
