@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if ranks.is_main():
-            print("stopped", file=sys.stderr)
+            with suppress(OSError, ValueError):  # the terminal may be gone, which is why it stopped
+                print("stopped", file=sys.stderr)
         return 130
 
 
@@ -105,9 +107,9 @@ def _on_defect(kind: type[BaseException], error: BaseException, where: Traceback
 
 
 def _say(error: Exception) -> None:
-    from sppo.cli.console import Screen
+    from sppo.cli.console import steady_screen
 
-    Screen(stderr=True).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
+    steady_screen(error=True).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
 
 
 def _dispatch(arguments: list[str]) -> int:

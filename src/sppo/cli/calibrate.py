@@ -72,12 +72,12 @@ def run(arguments: Sequence[str]) -> int:
     config, notes = evaluation_config(path, None, given.overrides)
     from rich.markup import escape
 
-    from sppo.cli.console import Screen
+    from sppo.cli.console import steady_screen
     from sppo.cli.progress import make_progress
     from sppo.commands.calibrate import calibrate
     from sppo.report.calibration import write_calibration
 
-    console = Screen()
+    console = steady_screen()
     progress = make_progress(console)
     try:
         for note in notes:

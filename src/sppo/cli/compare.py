@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--samples is {flags['samples']!r}, but must be one whole number.")
     from rich.markup import escape
 
-    from sppo.cli.console import Screen
+    from sppo.cli.console import steady_screen
     from sppo.cli.progress import make_progress
     from sppo.commands.compare import compare
 
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     finally:
         progress.close()
-    console = Screen()
+    console = steady_screen()
     print_comparison(console, found)
     console.print(f"\n[dim]tables and pictures[/]  {escape(output)}", soft_wrap=True)
     return 1 if any(run["error"] for run in found["runs"]) else 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -33,6 +35,45 @@ class Screen(Console):
         """As rich has it, whatever a text came through."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+class Steady:
+    """A stream that whoever reads it may leave: a pager that was closed, a terminal that is gone, a disk that is full.
+
+    Nothing more is written to it then, and nothing fails: a display never ends a run of hours.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        """Writes, as long as somebody reads."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, as long as somebody reads."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._gone:
+            return
+        try:
+            action()
+        except (OSError, ValueError):  # ValueError: it was closed
+            self._gone = True
+            # Or what it still holds would fail once more when Python ends, and the exit code would say so.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def steady_screen(*, error: bool = False) -> Screen:
+    """The screen of what must not end because its display does: runs, and the telling of errors."""
+    return Screen(file=Steady(sys.stderr if error else sys.stdout))
 
 
 def say(text: str, *, error: bool = False, end: str = "\n") -> None:

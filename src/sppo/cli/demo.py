@@ -29,11 +29,11 @@ def run(arguments: Sequence[str]) -> int:
     resume = "resume" in given.switches or goes_on(Path(newest))
     if not named:
         config = dataclasses.replace(config, output=demo_folder(config.output, newest=resume))
-    from sppo.cli.console import Screen
+    from sppo.cli.console import steady_screen
     from sppo.cli.story import print_story
     from sppo.cli.train import train_with_progress
 
-    console = Screen()
+    console = steady_screen()
     console.print("[bold]sppo demo[/]: first a warm start stands in for pretraining; then the model learns from")
     console.print("rewards alone, one response a prompt, with a critic that reads only the prompt.\n")
     print_story(console, train_with_progress(config, resume=resume))

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sppo.cli.console import Screen
+from sppo.cli.console import steady_screen
 from sppo.cli.story import duration
 from sppo.runs import ranks
 from sppo.runs.progress import NoProgress, Progress
@@ -28,7 +28,7 @@ def make_progress(console: Console | None = None) -> Progress:
     """Returns the live display where the output is a terminal, else plain lines; none but of the main rank."""
     if not ranks.is_main():
         return NoProgress()
-    console = console or Screen()
+    console = console or steady_screen()
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 

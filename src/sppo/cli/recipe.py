@@ -47,7 +47,7 @@ def run_recipe(
     dry_run = [] if plan is None else ["dry_run"]
     arguments, place = _checkpoint_named(arguments)
     given = parse(arguments, usage, positional="RECIPE", switches=("resume", *dry_run, "print_config"))
-    from sppo.cli.console import Screen, say
+    from sppo.cli.console import say, steady_screen
     from sppo.config.recipes import load_recipe, to_yaml
 
     config = load_recipe(given.positional or "", given.overrides)
@@ -61,7 +61,7 @@ def run_recipe(
     from sppo.cli.story import print_result
 
     summary = work(config, resume=resume)
-    print_result(Screen(), summary)
+    print_result(steady_screen(), summary)
     return summary
 
 
