@@ -127,7 +127,7 @@ def test_ranks_send_their_own_rows_and_hand_over_weights_once(tmp_path):
 
 def test_a_plan_needs_no_servers_but_addresses_that_can_be(tmp_path):
     config = tiny_config(tmp_path / "run", engine__name="vllm-server", engine__options={"addresses": ["nowhere:1"]})
-    rows = dict(plan(config))
+    rows = dict(plan(config).rows)
     assert "cache" not in rows["memory: sampling"]
     with pytest.raises(ConfigError, match=r"engine.options.addresses is empty"):
         plan(replace(config, engine=replace(config.engine, options={})))
