@@ -33,6 +33,7 @@ from sppo.models.remote import load_architecture, require_no_kernel
 from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs import ranks
+from sppo.runs.hub import ask_the_hub, why_not_here
 
 LOAD_FAILURES = (
     OSError,
@@ -199,6 +200,7 @@ def read_tokenizer(name: str, key: str, trust_remote_code: bool = False, revisio
     Raises:
         ModelError: it can't be loaded, or its chat template takes too much.
     """
+    ask_the_hub(name)
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, revision=revision
@@ -390,7 +392,7 @@ def cannot_load(key: str, name: str, error: Exception) -> str:
     elif path.exists():
         where = "a file, not a folder"
     else:
-        where = "neither a folder here nor a model that could be fetched from the hub"
+        where = why_not_here(name)
     mend = ""
     part = path / "checkpoints" / "last" / ("critic" if key.startswith("critic") else "policy")
     if part.is_dir():

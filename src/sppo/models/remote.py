@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from sppo.errors import ModelError
+from sppo.runs.hub import ask_the_hub
 
 
 def load_architecture(path: str | Path, trust_remote_code: bool, revision: str = "main") -> PretrainedConfig:
@@ -20,6 +21,7 @@ def load_architecture(path: str | Path, trust_remote_code: bool, revision: str =
         ModelError: its attention is code of the hub, and that isn't trusted.
         Exception: one of `loading.LOAD_FAILURES`.
     """
+    ask_the_hub(path)
     architecture: PretrainedConfig = AutoConfig.from_pretrained(
         path, trust_remote_code=trust_remote_code, revision=revision
     )

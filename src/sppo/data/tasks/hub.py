@@ -10,6 +10,7 @@ from typing import Any
 from sppo.config.data import SourceConfig
 from sppo.data.tasks.problem import Row, Task
 from sppo.errors import DataError
+from sppo.runs.hub import ask_the_hub
 
 _BATCH_ROWS = 1000
 _SAVED = ("state.json", "dataset_dict.json")
@@ -31,6 +32,7 @@ def hub_rows(
         split = task.only_split
     from datasets import load_dataset
 
+    ask_the_hub(name)
     subset = config.subset or (task.hub_config if is_own else None)
     try:
         dataset = load_dataset(name, subset, split=split, revision=config.revision)
