@@ -32,11 +32,9 @@ def why_not_here(name: str | Path) -> str:
     """Says where something was looked for that is no file or folder here: the hub, or what was fetched before."""
     near = _look_alikes(Path(name))
     hint = f"; did you mean {near}?" if near else ""
-    if _may_be_asked():
-        return f"neither here nor on the hub{hint}"
-    return (
-        f"neither here nor among what was fetched before, and the hub is not asked: no network, or HF_HUB_OFFLINE{hint}"
-    )
+    why = "and the hub is not asked: no network, or HF_HUB_OFFLINE"
+    fetched = "on the hub" if _may_be_asked() else f"among what was fetched before, {why}"
+    return f"neither here nor {fetched}{hint}"
 
 
 def _look_alikes(path: Path) -> str:
