@@ -233,3 +233,18 @@ def test_json_files_hold_the_same_values(tmp_path):
     write_json(tmp_path / "a.json", {HOSTILE: HOSTILE})
     assert_tame((tmp_path / "a.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text()) == {HOSTILE: HOSTILE}
+
+
+def test_remarks_of_libraries_quote_nothing_as_it_stands(tmp_path):
+    """transformers names the model_type of a config.json that it doesn't expect."""
+    hostile = "evil\x1b]0;PWN\x07\x1b[2J"
+    program = (
+        "import logging, sys, warnings\nfrom sppo.cli import main\nassert main(['--version']) == 0\n"
+        f"logging.getLogger('transformers').warning('a model of type %s', {hostile!r})\n"
+        f"warnings.warn({hostile!r})\nlogging.warning('%d', 'no number')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert "\x07" not in ended.stdout + ended.stderr
+    assert ended.stderr.count(r"evil\u001b]0;PWN") == 2

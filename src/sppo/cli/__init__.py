@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from sppo.cli import on_ray
 from sppo.cli.launch import FLAGS, read_launch, torchrun
-from sppo.errors import ConfigError, RankError, SppoError, did_you_mean
+from sppo.errors import ConfigError, RankError, SppoError, did_you_mean, visible
 from sppo.runs import ranks
 
 
@@ -80,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A bar that the terminal's encoding lacks must not end a run of hours.
             stream.reconfigure(errors="replace")
     sys.excepthook = _on_defect
+    if logging.getLogRecordFactory() is not _visible_record:
+        logging.setLogRecordFactory(_visible_record)
+        warnings.formatwarning = _visible_warning
     if not ranks.is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the main rank speaks for all
     try:
@@ -97,6 +103,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             with suppress(OSError, ValueError):  # the terminal may be gone, which is why it stopped
                 print("stopped", file=sys.stderr)
         return 130
+
+
+_make_record, _format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+
+def _visible_record(*args: Any, **named: Any) -> logging.LogRecord:
+    """A line of a library's log; it may quote what a file or a model wrote."""
+    record = _make_record(*args, **named)
+    with suppress(TypeError, ValueError):  # arguments that don't fit the text are logging's to tell
+        record.msg, record.args = visible(record.getMessage()), ()
+    return record
+
+
+def _visible_warning(*args: Any, **named: Any) -> str:
+    """A library's warning, likewise."""
+    return visible(_format_warning(*args, **named))
 
 
 def _on_defect(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
