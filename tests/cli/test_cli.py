@@ -164,7 +164,8 @@ def test_errors_of_the_system_are_one_line(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("sppo.cli.recipes.run", full)
     assert main(["recipes"]) == 2
-    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/metrics.jsonl'\n"
+    said = "error: The disk is full (runs/x/metrics.jsonl): free some space; a run goes on with --resume.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_result_that_cannot_be_written_names_the_flag(tmp_path: Path) -> None:

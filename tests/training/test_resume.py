@@ -15,10 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sppo.cli import main
+from sppo.commands.plan import plan
 from sppo.commands.train import train
 from sppo.config.recipes import to_yaml
 from sppo.critics.models import PromptCritic
+from sppo.data.tasks.chain_arithmetic import ALPHABET
 from sppo.errors import RunFolderError, TrainingError
+from sppo.models.loading import read_tokenizer
+from sppo.models.tokenizers import character_tokenizer
 from sppo.runs import checkpoint as checkpoint_files
 from sppo.runs.checkpoint import find_checkpoint
 from sppo.runs.folder import read_metrics
@@ -297,3 +301,20 @@ def test_the_command_line_names_the_checkpoint_too(tmp_path, capsys, words):
     assert (tmp_path / "run" / "checkpoints" / "set_aside_step_2").is_dir()
     assert main(["train", str(recipe), "--resume=five"]) == 2
     assert "--resume is 'five', but names a checkpoint of the run" in capsys.readouterr().err
+
+
+def test_the_tokenizer_is_the_same_after_going_on(tmp_path):
+    """Of a tokenizer of no model's own class, transformers would make one of the model's, with another normalizer."""
+    train(tiny_config(tmp_path / "run", steps=1))
+    train(tiny_config(tmp_path / "run", steps=2), resume=True)
+    first, last = (tmp_path / "run" / "checkpoints" / f"step_{step}" / "policy" for step in (0, 2))
+    assert (last / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    tokenizer = read_tokenizer(str(last), "model.path")
+    assert tokenizer("7 +1").input_ids == character_tokenizer(ALPHABET)("7 +1").input_ids
+
+
+def test_a_plan_says_from_where_a_run_would_go_on(tmp_path):
+    config = tiny_config(tmp_path / "run", steps=2)
+    train(config)
+    rows = dict(plan(tiny_config(tmp_path / "run", steps=5), resume="step_1").rows)
+    assert rows["run folder"] == f"{tmp_path / 'run'}, going on from step_1: 4 steps are left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import logging
@@ -96,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # OSError: a full disk or someone else's folder, which a traceback would not explain any better.
         if os.environ.get("SPPO_DEBUG") == "1" and not isinstance(error, RankError):
             raise
-        _say(error)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        name = getattr(error, "filename", None)
+        where = f" ({name})" if name else ""
+        _say(OSError(f"The disk is full{where}: free some space; a run goes on with --resume.") if full else error)
         return 2
     except KeyboardInterrupt:
         if ranks.is_main():

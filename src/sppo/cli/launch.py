@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sppo.errors import ConfigError, did_you_mean
 from sppo.runs import ranks
 from sppo.runs.machine import cores
+from sppo.runs.progress import STOPS
 
 LAUNCHERS = {
     "torchrun": ("--nproc-per-node",),
@@ -136,7 +137,8 @@ def torchrun(arguments: Sequence[str], processes: int | None) -> int:
             own += [f"--log-dir={logs}", "--no-python"]
             run(parser.parse_args([*own, *ranks.python(), "-u", "-m", "sppo", *arguments]))
     except SignalException as stopped:
-        return 128 + int(stopped.sigval)
+        # As in one process: whichever signal asked for it, the step was finished and saved, unless a second one came.
+        return 130 if int(stopped.sigval) in STOPS else 128 + int(stopped.sigval)
     except ChildFailedError as failed:
         code = int(failed.get_first_failure()[1].exitcode)
         if code < 0:

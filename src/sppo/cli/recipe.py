@@ -13,6 +13,7 @@ from sppo.config import Config
 from sppo.errors import ConfigError
 from sppo.runs.folder import goes_on
 
+_NEARLY = re.compile(r"(?:step[_-]?)?\d*(?<=.)", re.IGNORECASE)
 _CHECKPOINT = re.compile(r"last|best|step_\d+")
 PRINT_CONFIG = {"--print_config": "Print the recipe with the overrides in it, as YAML that can be run again."}
 
@@ -85,7 +86,7 @@ def _checkpoint_named(arguments: Sequence[str]) -> tuple[list[str], str | None]:
             continue
         if not equals:
             name = rest[place + 1] if place + 1 < len(rest) else ""
-        if equals or _CHECKPOINT.fullmatch(name):
+        if equals or _CHECKPOINT.fullmatch(name) or _NEARLY.fullmatch(name):
             if not _CHECKPOINT.fullmatch(name):
                 raise ConfigError(f"--resume is {name!r}, but names a checkpoint of the run: last, best, or step_5.")
             return [*rest[:place], *rest[place + (1 if equals else 2) :]], name

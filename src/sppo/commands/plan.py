@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from sppo.algorithms.algorithm import Algorithm
@@ -23,6 +24,7 @@ from sppo.rollouts.encode import require_context
 from sppo.rollouts.preview import Example, preview
 from sppo.rollouts.sample import end_token_ids
 from sppo.runs import ranks
+from sppo.runs.checkpoint import find_checkpoint, load_state
 from sppo.runs.folder import checkpoint_of, require_new, require_resumable
 from sppo.training.build import algorithm_of, check, load_prompts, notes_on
 from sppo.training.build.fitting import in_words, on_gpus, planned_memory
@@ -72,8 +74,8 @@ def plan(config: Config, *, resume: bool | str = False) -> Plan:
     updates = sequences // size * config.optimizer.epochs
     rows = [
         ("algorithm", f"{algorithm.name}: {algorithm.summary}"),
-        ("run folder", config.output),
-        ("device", str(device)),
+        ("run folder", f"{config.output}{_goes_on(config, resume)}"),
+        ("device", f"{device}, model.precision {config.model.precision}{_lacking(config)}"),
         ("data", f"{', '.join(sources)}: {len(training):,} training prompts, {len(prompts.held_out):,} held out"),
         ("policy", f"{policy.parameters:,} parameters ({architecture.model_type}){_trained(policy, adapter)}"),
         ("critic", _size(critic, policy) if critic else "a probe of the policy's states" if probed else "none"),
@@ -105,6 +107,21 @@ def plan(config: Config, *, resume: bool | str = False) -> Plan:
     )
     notes = (*prompts.notes, *notes_on(config, algorithm, len(training)), *seen.notes)
     return Plan(rows + [("note", note) for note in notes], seen.examples)
+
+
+def _goes_on(config: Config, resume: bool | str) -> str:
+    """From where a run would go on, and how far it is; empty of a new one."""
+    checkpoint = find_checkpoint(Path(config.output), checkpoint_of(resume)) if resume else None
+    if checkpoint is None:
+        return ""
+    step = load_state(checkpoint).step
+    return f", going on from {checkpoint.name}: {config.steps - step:,} steps are left"
+
+
+def _lacking(config: Config) -> str:
+    """What would have to be installed for the run; empty where nothing is."""
+    needed = config.model.precision == "bf16_weights" and find_spec("torchao") is None
+    return ", for which torchao has to be installed (pip install 'sppo[torchao]')" if needed else ""
 
 
 def _asked(config: Config) -> str:

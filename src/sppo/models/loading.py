@@ -21,11 +21,12 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sppo.config import ModelConfig
-from sppo.errors import ModelError
+from sppo.errors import ModelError, RunFolderError
 from sppo.models.adapter_files import find_base, is_adapter, load_adapter
 from sppo.models.chat import require_limits, set_arguments
 from sppo.models.quantization import quantized_loading
@@ -33,6 +34,7 @@ from sppo.models.remote import load_architecture, require_no_kernel
 from sppo.models.sharding import is_sharded
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs import ranks
+from sppo.runs.files import read_json
 from sppo.runs.hub import ask_the_hub, why_not_here
 
 LOAD_FAILURES = (
@@ -201,14 +203,26 @@ def read_tokenizer(name: str, key: str, trust_remote_code: bool = False, revisio
         ModelError: it can't be loaded, or its chat template takes too much.
     """
     ask_the_hub(name)
+    # Of a folder whose tokenizer is of no model's own class transformers would make one of the model's class, which
+    # reads other text into it: another normalizer, another way of splitting.
+    kind: Any = PreTrainedTokenizerFast if _is_generic(Path(name)) else AutoTokenizer
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, revision=revision
-        )
+        tokenizer: Tokenizer = kind.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     except LOAD_FAILURES as error:
         raise ModelError(cannot_load(key, name, error)) from error
     require_limits(tokenizer, name)
     return tokenizer
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether a folder's tokenizer was saved as what its tokenizer.json alone says."""
+    if not (folder / "tokenizer.json").is_file():
+        return False
+    try:
+        said = read_json(folder / "tokenizer_config.json") or {}
+    except RunFolderError:  # which the loader tells better
+        return False
+    return said.get("tokenizer_class") == "TokenizersBackend"
 
 
 def require_end_token(tokenizer: Tokenizer, name: str) -> None:

@@ -130,5 +130,7 @@ class StopRequest:
                 return
             raise KeyboardInterrupt
         self.requested, self._asked = True, now
-        again = f"Ctrl-C again, {self.AGAIN:.0f} s from now or later," if ranks.world_size() > 1 else "Ctrl-C again"
-        self._progress.message(f"Stopping after this step, then saving. {again} stops at once, unsaved.")
+        later = f", {self.AGAIN:.0f} s from now or later," if ranks.world_size() > 1 else ""
+        self._progress.message(
+            f"Stopping after this step, then saving. Ctrl-C, or another signal,{later} stops at once, unsaved."
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -85,7 +87,11 @@ def build(
     guard = guard or StepGuard(max_norm=config.optimizer.max_grad_norm)
     algorithm = algorithm_of(config)
     device = prepare_device(config.device, config.threads)
-    torch.manual_seed(derive_seed(config.seed, "weights"))
+    seed = derive_seed(config.seed, "weights")
+    torch.manual_seed(seed)
+    # Nothing of ours draws from these; a reward function of the user's may.
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     source = config.model
     if checkpoint is not None:
         source = replace(source, path=str(checkpoint / "policy"), tokenizer=None, config=None)
