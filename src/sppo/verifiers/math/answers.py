@@ -65,6 +65,9 @@ _BRACKETED_ARRAY = re.compile(r"[(\[]\s*(\\begin\{(?:array|matrix|smallmatrix)\}
 _BRACKETS = re.compile(r"(\\\{|[(\[\]])(.*)(\\\}|[)\]\[])", re.DOTALL)
 _TOKENS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
+_MINUS_PLUS = re.compile(r"\\mp(?![a-zA-Z])")
+_INEQUALITY = re.compile(r"[<>]|\\(?:[lg]e|[lg]t)(?![a-zA-Z])")
+_NO_VALUE = re.compile(r"[<>]|\\(?:[lg]e|[lg]t|ne|in|notin|infty|mathbb|text)(?![a-zA-Z])")
 _BUILT = re.compile(
     r"\\\{(?P<head>[^|:]*?)(?:\\mid(?![a-zA-Z])|\\colon(?![a-zA-Z])|[|:])(?P<condition>.*)\\\}", re.DOTALL
 )
@@ -73,6 +76,9 @@ _OPEN, _CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 def take_apart(text: str) -> Answer:
     """Returns the structure of a normalised answer."""
+    if _MINUS_PLUS.search(text) and _PLUS_MINUS.search(text):
+        # The signs belong together: the upper ones are one answer, the lower ones the other.
+        return Answer("list", (_signed(text, "+", "-"), _signed(text, "-", "+")))
     special = _matrix(text) or _cases(text) or _vector(text) or _built(text)
     if special:
         return special
@@ -204,20 +210,26 @@ def _expand_signs(parts: list[str]) -> tuple[str, ...]:
     expanded: list[str] = []
     for part in parts:
         if len(_PLUS_MINUS.findall(part)) == 1:
-            plus = re.sub(r"^\s*\+\s*", "", _PLUS_MINUS.sub("+", part))
-            expanded += [normalise(plus), normalise(_PLUS_MINUS.sub("-", part))]
+            expanded += [_signed(part, "+", "-"), _signed(part, "-", "+")]
         else:
             expanded.append(part)
     return tuple(expanded)
 
 
-def compare(gold: str, answer: str, rules: Rules) -> bool | None:
+def _signed(text: str, upper: str, lower: str) -> str:
+    r"""Writes \pm as the one sign and \mp as the other; a plus in front of a value is left out."""
+    text = _MINUS_PLUS.sub(lower, _PLUS_MINUS.sub(upper, text))
+    return normalise(re.sub(r"(\A|[(\[{,=])\s*\+\s*", r"\1", text))
+
+
+def compare(gold: str, answer: str, rules: Rules, within: bool = False) -> bool | None:
     """Compares two normalised answers.
 
     Args:
         gold: the reference answer; its form decides what the answer may look like.
         answer: the answer given.
         rules: asked about elements that are not the same string.
+        within: whether these are elements of something, where \\{5\\} is not 5.
 
     Returns:
         Whether they are equal; None where the rules left it open.
@@ -246,7 +258,7 @@ def compare(gold: str, answer: str, rules: Rules) -> bool | None:
     gold, answer = as_sets
     if r"\emptyset" in (gold, answer):
         return gold == answer
-    left, right = (_single(take_apart(side)) for side in (gold, answer))
+    left, right = _both_apart(gold, answer, within)
     if left.kind == right.kind == "scalar":
         return _compare_scalars(left.parts[0], right.parts[0], rules)
     return _compare_structures(*_alike(left, right), rules)
@@ -260,14 +272,23 @@ def _joined_otherwise(gold: str, answer: str) -> bool:
     return words[0] != words[1] and all(words)
 
 
-def _single(answer: Answer) -> Answer:
-    if answer.kind == "set" and len(answer.parts) == 1 and r"\emptyset" not in answer.parts[0]:
-        return Answer("scalar", answer.parts)
-    return answer
+def _both_apart(gold: str, answer: str, within: bool) -> tuple[Answer, Answer]:
+    left, right = take_apart(gold), take_apart(answer)
+    return (left, right) if within else (_single(left, right), _single(right, left))
+
+
+def _single(answer: Answer, other: Answer) -> Answer:
+    r"""Takes \{5\} for 5 where the other side is no set; \{\{5\}\} stays what it is."""
+    if answer.kind != "set" or other.kind == "set" or len(answer.parts) != 1:
+        return answer
+    return answer if re.search(r"\\\{|\\emptyset", answer.parts[0]) else Answer("scalar", answer.parts)
 
 
 def _compare_structures(gold: Answer, answer: Answer, rules: Rules) -> bool | None:
     kinds = {gold.kind, answer.kind}
+    if any(_are_values(listed) and _may_be_interval(gold, answer) for listed in (gold, answer)):
+        # The numbers 1 and 2 are not what lies between them.
+        return False
     if gold.kind == "scalar" and answer.kind == "list":
         # One value written several times is no hedge: \frac{1}{2} \text{ or } 0.5.
         same = _all(compare(gold.parts[0], part, rules) for part in answer.parts[:MAX_PARTS])
@@ -280,7 +301,9 @@ def _compare_structures(gold: Answer, answer: Answer, rules: Rules) -> bool | No
     if len(gold.parts) != len(answer.parts) or gold.shape != answer.shape or len(gold.parts) > MAX_PARTS:
         return False
     if gold.ordered or (_named_apart(gold) and not _named_apart(answer)):
-        return _all(compare(left, right, rules) for left, right in zip(gold.parts, answer.parts, strict=True))
+        return _all(
+            compare(left, right, rules, within=True) for left, right in zip(gold.parts, answer.parts, strict=True)
+        )
     return _match_unordered(list(gold.parts), list(answer.parts), rules)
 
 
@@ -292,7 +315,14 @@ def _named_apart(answer: Answer) -> bool:
 
 def _may_be_interval(gold: Answer, answer: Answer) -> bool:
     scalar = gold if gold.kind == "scalar" else answer
-    return re.search(r"[<>]|\\[lg]e(?![a-zA-Z])", scalar.parts[0]) is not None
+    return scalar.kind == "scalar" and _INEQUALITY.search(scalar.parts[0]) is not None
+
+
+def _are_values(answer: Answer) -> bool:
+    """Whether this lists values, none of them an inequality, an interval or in words."""
+    return answer.kind in ("list", "set") and not any(
+        _NO_VALUE.search(part) or take_apart(part).kind != "scalar" for part in answer.parts[:MAX_PARTS]
+    )
 
 
 def _all(results: Iterable[bool | None]) -> bool | None:
@@ -308,7 +338,7 @@ def _match_unordered(gold: list[str], answer: list[str], rules: Rules) -> bool |
     """Pairs each gold element with one equal answer element; equality is transitive, so greedy pairing is enough."""
     undecided = False
     for element in gold:
-        results = [compare(element, other, rules) for other in answer]
+        results = [compare(element, other, rules, within=True) for other in answer]
         if True in results:
             answer.pop(results.index(True))
         elif None in results:

@@ -18,7 +18,7 @@ _UNICODE = str.maketrans(
         },
         "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-",
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "⁄": "/",
-        "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ", "°": r"^\circ ", "√": r"\sqrt ",
+        "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "√": r"\sqrt ",
         "≡": r"\equiv ", "∠": r"\angle ", "∩": r"\cap ", "′": "'", "″": "''",
         "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ",
         "≠": r"\ne ", "∈": r"\in ", "∪": r"\cup ", "≈": r"\approx ", "∅": r"\emptyset ",
@@ -50,13 +50,13 @@ _REWRITES = tuple(
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<\s?=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])|>\s?=", r"\\ge "),
         (r"\\neq(?![a-zA-Z])", r"\\ne "),
-        (r"\\mp(?![a-zA-Z])", r"\\pm "),
         (r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lbrace|lbrack)(?![a-zA-Z])", r"\\{"),
         (r"\\(?:rbrace|rbrack)(?![a-zA-Z])", r"\\}"),
         (r"\\(?:text)?color\s*\{[a-zA-Z]{1,20}\}", ""),
         (r"\\(?:boxed|fbox|underline|bold|bm|boldsymbol|(?:math|text)bf)\s*\{", "{"),
         (r"\\(?:mbox|hbox|rm|(?:math|text)(?:rm|it|sf|tt|normal))\s*\{|\{\s*\\rm(?![a-zA-Z])", r"\\text{"),
+        (r"\(\s*\\text\s*\{\s*mod\s*\}\s*([^(){}]{1,40})\)", r"\\pmod{\1}"),
         (r"\^\s*\{\s*\\prime\s*\\prime\s*\}", "''"),
         (r"\^\s*(?:\\prime(?![a-zA-Z])|\{\s*\\prime\s*\})", "'"),
         (r"\\[lr]?vert(?![a-zA-Z])", "|"),
@@ -87,6 +87,7 @@ _PAIRS = tuple(
         r"`([^`]*)`",
     )
 )
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _BRACED = re.compile(r"(?:\\(?:text|boxed|fbox|underline|(?:math|text)(?:bf|rm|it)))?\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _LABEL = (
@@ -112,6 +113,9 @@ def normalise(answer: str) -> str:
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = re.sub(r"(?<!\\)\$", "", text)
+    if not _PLUS_MINUS.search(text):
+        # Alone it has nothing to be opposite to.
+        text = re.sub(r"\\mp(?![a-zA-Z])", r"\\pm", text)
     return _unwrap(text).strip()
 
 

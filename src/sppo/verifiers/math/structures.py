@@ -14,6 +14,12 @@ _FAMILY = re.compile(
     re.DOTALL,
 )
 _CONSTANT = re.compile(r"(?<![a-zA-Z\\])\+\s*([cC])\Z")
+_RESIDUE = r"(?:\\pm\s*|-)?\d{1,40}"
+_JOINED = r"\s*(?:,\s*(?:(?:and|or)\s)?|(?:\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b))\s*"
+_RESIDUES = re.compile(
+    rf"(?P<name>[a-zA-Z])\s*\\equiv\s*(?P<residues>{_RESIDUE}(?:{_JOINED}{_RESIDUE}){{0,20}})\s*"
+    r"\\pmod\s*\{?\s*(?P<modulus>\d{1,40})\s*\}?"
+)
 _COMBINATIONS = (
     re.compile(r"(?:\{\s*\}\s*)?(?:_\s*\{?(?P<n>\w+)\}?\s*)C\s*_\s*\{?(?P<k>\w+)\}?"),
     re.compile(r"C\s*_\s*\{?(?P<n>\w+)\}?\s*\^\s*\{?(?P<k>\w+)\}?"),
@@ -24,7 +30,7 @@ _COMBINATIONS = (
 
 def unified(gold: str, answer: str) -> tuple[str, str]:
     """Returns both, rewritten where their notations differ; equality of what they say is kept."""
-    gold, answer = (_without_environment(side) for side in (gold, answer))
+    gold, answer = (_each_residue(_without_environment(side)) for side in (gold, answer))
     for named, other in ((gold, answer), (answer, gold)):
         point = _NAMED_POINT.fullmatch(named)
         if point and other.count("=") > 1:
@@ -45,6 +51,20 @@ def _without_environment(text: str) -> str:
     rows = [row.strip().rstrip(",;.").strip() for row in re.split(r"\\\\", system[2])]
     rows = [re.sub(r"\s*&\s*(?==)|(?<==)\s*&\s*", "", row) for row in rows if row]
     return ", ".join(rows) if len(rows) > 1 and not any("&" in row for row in rows) else text
+
+
+def _each_residue(text: str) -> str:
+    r"""Says of each residue what x \equiv 2, 3 \pmod{5} says of all."""
+    found = _RESIDUES.fullmatch(text) if r"\equiv" in text else None
+    if found is None:
+        return text
+    residues = re.findall(_RESIDUE, found["residues"])
+    signed = [
+        sign + residue.removeprefix(r"\pm").strip()
+        for residue in residues
+        for sign in (("", "-") if residue.startswith(r"\pm") else ("",))
+    ]
+    return ", ".join(rf"{found['name']} \equiv {residue} \pmod{{{found['modulus']}}}" for residue in signed)
 
 
 def _listed(names: str, values: str) -> str:

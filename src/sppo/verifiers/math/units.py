@@ -30,8 +30,16 @@ _NOT_A_UNIT = re.compile(
     r"\b(?:or|and|if|for|when|where|not|no|with|in|base|to|of|maybe|but|least|most|more|less|fewer|than|over|under|above|below|"
     r"greater|smaller|negative|positive|minus|plus|times|divided|mod|modulo|except|between|squared|cubed|factorial|hundreds?|"
     r"thousands?|(?:m|b|tr)illions?|dozens?|scores?|hal(?:f|ves)|thirds?|fourths?|fifths?|sixths?|eighths?|tenths?|"
-    r"hundredths?|thousandths?|pairs?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|"
-    r"(?-i:k)|bn|mn|e|i|st|nd|rd|th|ln|log|sin|cos|tan|arcsin|arccos|arctan|sqrt|pi|infinity)\b|\d",
+    r"hundredths?|thousandths?|lakhs?|lacs?|crores?|myriads?|quadrillions?|quintillions?|doubled|tripled|quadrupled|halved|"
+    r"twice|per\s?mil(?:le?)?|permile|basis|bps?|pp[mbt]|parts\s+per|pairs?|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"twenty|(?-i:k)|bn|mn|e|i|st|nd|rd|th|ln|log|sin|cos|tan|arcsin|arccos|arctan|sqrt|pi|infinity)\b|\d",
+    re.IGNORECASE,
+)
+# At the end they say it of the value: 5 binary, but 5 binary strings.
+_SAYS_OF_VALUE = re.compile(
+    r"\b(?:gross|repeating|recurring|periodic|binary|ternary|octal|hex(?:adecimal)?|reciprocal|inverse|wrong|false|"
+    r"incorrect|untrue|invalid|impossible|extraneous|rejected|excluded|approximate)"
+    r"(?:\s+(?:answer|value|number|numeral|decimal|notation|form|system|solution|root))?\W*\Z",
     re.IGNORECASE,
 )
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\s*\d\s*\}|-?\d))"
@@ -121,12 +129,14 @@ def _split_mark(text: str) -> tuple[str | None, str]:
     return None, ""
 
 
+def _changes_value(words: str) -> bool:
+    """Whether words behind a value make it another one, so that they are no unit."""
+    return _NOT_A_UNIT.search(words) is not None or _SAYS_OF_VALUE.search(words) is not None
+
+
 def _words_of_value(text: str) -> bool:
     """Whether a word behind the amount makes it another one, as in $5 million."""
-    return (
-        re.search(r"[a-zA-Z]", text) is not None
-        and _NOT_A_UNIT.search(re.sub(r"[\d.,]|\\[a-z]+", " ", text)) is not None
-    )
+    return re.search(r"[a-zA-Z]", text) is not None and _changes_value(re.sub(r"[\d.,]|\\[a-z]+", " ", text))
 
 
 def _split_worded(text: str) -> tuple[str | None, str]:
@@ -137,7 +147,7 @@ def _split_worded(text: str) -> tuple[str | None, str]:
         if not value or not _WORDED.match(unit):
             continue
         words = re.sub(r"\\text|\\frac|\\cdot|[{}°]|\^\s*\{?\s*-?\s*\d\s*\}?", " ", unit)
-        if _OPEN_END.search(value) or (_NOT_A_UNIT.search(words) and words.strip().lower() != "in"):
+        if _OPEN_END.search(value) or (_changes_value(words) and words.strip().lower() != "in"):
             return None, ""
         if "°" in unit and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", value):
             return None, ""
@@ -162,7 +172,7 @@ def _split_simple(text: str) -> tuple[str | None, str]:
 def _split_nouns(text: str) -> tuple[str | None, str]:
     """Any words behind a plain number: 5 oranges, 5 (oranges)."""
     match = _NOUNS.fullmatch(text) or _IN_BRACKETS.fullmatch(text)
-    if match is None or _NOT_A_UNIT.search(match["words"]):
+    if match is None or _changes_value(match["words"]):
         return None, ""
     if parse_number(match["value"]) is None and parse_ratio(match["value"]) is None:
         return None, ""

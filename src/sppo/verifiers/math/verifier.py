@@ -51,6 +51,8 @@ _LEFT_OPEN = re.compile(
     rf"|(?<![a-zA-Z\\])(sum|prod|lim|max|min|gcd|lcm|det|int)(?=\s?[(_]|\s?\\\{{)|(?<=\d)\s*(mod)\s*(?=\d)"
     rf"|\\(frac)\s*\{{\s*{_D}(?![a-zA-Z]{{2}})[^{{}}]{{0,20}}\}}\s*\{{\s*{_D}\s*[a-zA-Z]|(?<![a-zA-Z\\])(d)\s*/\s*d\s?[a-z](?![a-zA-Z])"
 )
+# Only some are numerals of another base; the parser drops all.
+_LOWERED = re.compile(r"(?<![\w^.])(\d[\d.,]*)\s*\)?\s*_\s*(\w|\\[a-z]+|\{(?:[^{}]|\{[^{}]*\})*\})")
 _MOD = re.compile(r"^[bp](?=mod)")
 _MODULUS = re.compile(r"\\[bp]?mod(?![a-zA-Z])(.*)", re.DOTALL)
 _SHOWN = 200
@@ -174,6 +176,8 @@ def equal_without_sympy(gold: str, answer: str) -> bool | None:
         gold_value, answer_value = parse(gold), parse(answer)
         if gold_value is not None or answer_value is not None:
             return gold_value == answer_value or _ratio_is_fraction(gold, answer)
+    if set(_LOWERED.findall(gold)) != set(_LOWERED.findall(answer)):
+        return False
     # What the parser drops, or reads as a product of letters, has to stand on both sides.
     if set(_MARKS.findall(gold)) != set(_MARKS.findall(answer)) or _prose(gold) != _prose(answer):
         return False
