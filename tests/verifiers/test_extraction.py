@@ -71,7 +71,8 @@ def test_there_are_three_ways():
 @pytest.mark.parametrize(
     "unit",
     ["<answer>", "</answer>", "<answer>1</answer>", "答案：", "答案是1", "故选", "#### ", "**Final Answer**\n",
-     "Answer\n\n", "the answer is\n", "the answer is 5. ", "\n ", "the ", "5. It could ", "Answer: 5\n", "# "],
+     "Answer\n\n", "the answer is\n", "the answer is 5. ", "\n ", "the ", "5. It could ", "Answer: 5\n", "# ",
+     r"x=\boxed{3}, ", r"\boxed{4} or ", r"\boxed{4}, or maybe ", "Answer: 4\n5\n"],
 )  # fmt: skip
 def test_a_megabyte_of_garbage_ends(unit):
     text = unit * (1_000_000 // len(unit))

@@ -39,7 +39,8 @@ _EXPLAINED = re.compile(
     re.DOTALL,
 )
 _ANOTHER = re.compile(
-    r"\b(?i:or|and|either|both|maybe|perhaps|also|as well as|actually|wait|rather|instead|equals)\b.{0,20}?"
+    r"\b(?i:or|and|either|both|maybe|perhaps|also|as well as|actually|wait|rather|instead|equals"
+    r"|alternatively|unless|second thoughts?|(?:could|may|might) be)\b.{0,20}?"
     r"(?<![A-Za-z])[(\[]?[A-Z](?![A-Za-z])"
     r"|\A[(\[]?[A-Z](?:[)\].]|\Z)|(?<![A-Za-z(\[])[(\[]?[A-J]\s*[)\]:]|\b[A-J] is (?:also|too|right|correct)\b"
 )
@@ -126,7 +127,8 @@ def _find(response: str, extraction: Extraction) -> tuple[str | None, str | None
     if found.whole is not None and (not said or final.rfind(found.whole) > said[-1].end()):
         return found.whole, found.also, ""
     if said:
-        return said[-1][1], None, ""
+        same = found.whole is not None and said[-1][1][:_SHOWN].rstrip() in found.whole
+        return said[-1][1], found.also if same else None, ""
     return (last_line, None, "") if last_line else (None, None, "no answer")
 
 

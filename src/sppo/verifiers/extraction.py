@@ -48,21 +48,49 @@ _REASON = re.compile(
     # The next sentence; St. Louis is one name.
     r"|(?<!\b[A-Z][a-z])[.!?][*_$]{0,3}\s+(?=[A-Z(*])|\n(?=[A-Z][a-z])"
 )
-# What may stand between two boxes that are one statement: "\boxed{1}$ or $\boxed{2}".
-_JOINT = re.compile(
-    r"(?=.*(?:\b(?:or|and)\b|[,;/|]))"
-    r"(?:[\s$,;/|*()\[\]]|\\[()\[\]]|\\text\s*\{\s*(?:or|and)\s*\}|\\q?quad|\b(?:or|and|maybe|perhaps|possibly|also)\b)*",
-    re.DOTALL | re.IGNORECASE,
+# Words in a formula, which are read as prose.
+_TEXT = re.compile(r"\\(?:text\w{0,6}|mathrm|mbox|hbox)\s*\{([^{}]*)\}")
+# What names a box: "x = \boxed{1}", "the value is \boxed{1}".
+_NAME = (
+    r"(?P<name>\\?[a-z]+(?:_\{?\w{1,4}\}?)?(?:\([a-z]\))?)[\s$*]*"
+    r"(?:=|:|\\approx|\b(?:is|are|equals|(?:could|may|might)(?:\s+also)?\s+be)\b)[\s$*:(]*"
 )
-_JOINT_LENGTH = 40
-# An unboxed second number right behind the answer: "\boxed{3}$, or maybe $4$."
-_SECOND_THOUGHT = re.compile(
-    r"(?:[\s$)\]*]|\\[)\]])*,?\s*\(?(?:or|maybe|perhaps|possibly|alternatively)\b,?\s*"
-    r"(?:(?:maybe|perhaps|possibly|alternatively|rather|even|else|just|it is|it could be|it might be)\s+)*"
-    r"[$*(\\]*\s*(?:[a-zA-Z]\s*=\s*)?(-?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{\d+\}\s*\{\d+\}))"
-    r"[$*)\\]*\s*(?:[.!?;)]|,?\s*or\b|\n|\Z)",
+_NAMED = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
+_NAME_LENGTH = 30
+# What may stand between two boxes that are one statement: "\boxed{1}$ or $x = \boxed{2}".
+_JOINT = re.compile(
+    r"(?:[\s$,;./|&*()\[\]{}~，、；。]|\\[()\[\]\s,;:!&]|\\(?:q?quad|vee|lor|wedge|land|cup)\b|或者|或|以及|和|与|及"
+    r"|\b(?:or|and|else|either|both|maybe|perhaps|possibly|also|even|rather|alternatively|alternative)\b)*"
+    rf"(?:(?:(?:the|another|other|one|first|second)\s+)*{_NAME})?",
     re.IGNORECASE,
 )
+_ALTERNATIVE = re.compile(r"\b(?:or|alternatively|alternative)\b|\\(?:vee|lor)\b|或", re.IGNORECASE)
+_JOINS = re.compile(r"(?<!\\)[,;/|]|&|[，、；]|\band\b|\\(?:wedge|land|cup)\b|以及|和|与|及", re.IGNORECASE)
+_JOINT_LENGTH = 80
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+# A number, or the letter of a choice.
+_OTHER = (
+    r"(-?(?:\d[\d,]*(?:\.\d+)?(?:/\d+)?|\\[dt]?frac\s*\{\d+\}\s*\{\d+\})"
+    rf"|(?:{'|'.join(_WORDS)})\b|(?-i:[A-HJ])(?![\w'’]))"
+)
+_COULD_BE = r"(?:could|may|might|can|should|must|would)(?:\s+(?:also|well|just|even|as well))*\s+be\b"
+_IT = r"(?:it|this|that|(?:the|another|my)\s+(?:(?:final|correct|other)\s+)?(?:answer|one|value|solution))"
+_OPTION = r"(?:(?:option|choice)\s+)?[$*(\\\s]*"
+# An unboxed second answer right behind the first: "\boxed{3}$, or maybe $4$", "5. No, it is 6."
+_SECOND_THOUGHT = re.compile(
+    r"(?:(?:[\s$)\]*}]|\\[)\]])*+[,，、][\s$*(\\]*"
+    r"|(?:[\s$)\]*}.!?…,，;；。！~(\-—–]|\\[)\]\s,;!]|\\[lc]?dots\b)*+"
+    r"(?:(?:\b(?:or|maybe|perhaps|possibly|alternatively|actually|unless|otherwise|rather|wait|no|hmm|sorry|correction"
+    r"|alternative(?:\s+(?:final\s+)?(?:answer|solution))?|on\s+second\s+thoughts?)\b"
+    rf"|{_IT}\s+{_COULD_BE}|\\(?:vee|lor)\b|或者|或|也可能是?|也可以是|可能是|不对|不是?|应该是|等等|其实)"
+    rf"(?:[\s,，:：.…*_~]|(?:{_IT}\s+(?:{_COULD_BE}|is\b|was\b)|it['’]s\b)|是|应该|也许|可能"
+    r"|\b(?:or|maybe|perhaps|possibly|alternatively|actually|rather|even|else|just|wait|no|also|the\s+answer\s+is)\b)*+"
+    rf"{_OPTION}(?:[a-zA-Z]\s*=\s*)?|\band\s*{_OPTION}|[&和与]\s*))"
+    rf"{_OTHER}[$*)\\]*\s*(?:[.!?;)。！…]|,?\s*or\b|或|\n|\Z)",
+    re.IGNORECASE,
+)
+# Behind tags or a statement, also one alone on its line.
+_ALONE = re.compile(rf"[\s$*(\\\[]*+{_OTHER}[$*)\\\].]*[ \t]*(?:\n|\Z)", re.IGNORECASE)
 # A sentence behind a statement that takes it back: "5. It could also be 6."
 _HEDGE = re.compile(
     r"[.!?][*_$]{0,3}\s+[^.\d]{0,60}?\b(?:maybe|perhaps|possibly|may|might|could|hope|unless)\b[^.\d]{0,40}?(-?\d[\d,/.]*)",
@@ -129,7 +157,8 @@ def _in_tags(text: str) -> FoundAnswer | None:
         if found is None and end is None:
             return FoundAnswer(None, "the last <answer> is not closed")
         found = found or _stated(inside) or FoundAnswer(_value(inside), whole=inside)
-        also = found.also or (_behind(text[end.end() :]) if end else None)
+        behind = text[end.end() :] if end else ""
+        also = found.also or _behind(behind) or _second_thought(behind, alone=True)
         return replace(found, form="tags", also=also)
     return None
 
@@ -147,13 +176,26 @@ def _joined(text: str, boxes: list[Box]) -> str:
     """Returns the last box, with the ones that a comma, "or" or "and" joins to it."""
     parts: dict[str, None] = {}
     for box, following in zip(reversed(boxes), [None, *reversed(boxes)], strict=False):
-        if following is not None:
-            between = text[box.end : following.start]
-            if len(between) > _JOINT_LENGTH or not _JOINT.fullmatch(between):
-                break
+        if following is not None and not _are_joined(text, box, following):
+            break
         if box.text is not None:
             parts.setdefault(box.text)
     return ", ".join(reversed(parts))
+
+
+def _are_joined(text: str, box: Box, following: Box) -> bool:
+    """Whether two boxes are one statement; values of two names are, where one or the other is said to hold."""
+    if following.start - box.end > _JOINT_LENGTH:
+        return False
+    between = _TEXT.sub(r" \1 ", text[box.end : following.start])
+    joint = _JOINT.fullmatch(between)
+    if joint is None:
+        return False
+    if _ALTERNATIVE.search(between):
+        return True
+    before = _NAMED.search(text[max(0, box.start - _NAME_LENGTH) : box.start])
+    same = joint["name"] is None or (before is not None and before["name"] == joint["name"])
+    return same and _JOINS.search(between) is not None
 
 
 def _behind(rest: str) -> str | None:
@@ -163,11 +205,21 @@ def _behind(rest: str) -> str | None:
     boxes = list_boxes(rest)
     if boxes:
         return boxes[-1].text
-    second = _SECOND_THOUGHT.match(rest[:_SECOND_THOUGHT_LENGTH])
+    second = _second_thought(rest)
     if second:
-        return second[1]
+        return second
     stated = _stated(rest)
     return stated.text if stated else None
+
+
+def _second_thought(rest: str, alone: bool = False) -> str | None:
+    """Another number, or letter, right behind an answer; alone, also where nothing introduces it."""
+    start = _TEXT.sub(r" \1 ", rest[:_SECOND_THOUGHT_LENGTH])
+    found = _SECOND_THOUGHT.match(start) or (_ALONE.match(start) if alone else None)
+    if found is None:
+        return None
+    word = found[1].lower()
+    return str(_WORDS.index(word)) if word in _WORDS else found[1]
 
 
 def _stated(text: str) -> FoundAnswer | None:
@@ -182,7 +234,10 @@ def _stated(text: str) -> FoundAnswer | None:
         sentence = _last_sentence(last_line)
         if sentence:
             return _as_found(sentence)
-    return _as_found(next(filter(None, lines[-1].groups()))[:_STATEMENT_LENGTH]) if lines else None
+    if not lines:
+        return None
+    found = _as_found(next(filter(None, lines[-1].groups()))[:_STATEMENT_LENGTH])
+    return replace(found, also=found.also or _second_thought(text[lines[-1].end() :], alone=True))
 
 
 def _last_sentence(line: str) -> str | None:
@@ -195,8 +250,9 @@ def _as_found(statement: str) -> FoundAnswer:
     statement = _last_sentence(statement) or statement
     value = _value(statement)
     rest = statement[len(value) :][:_SECOND_THOUGHT_LENGTH]
-    second = _SECOND_THOUGHT.match(rest.lstrip(".!?")) or _HEDGE.match(rest)
-    return FoundAnswer(value, form="statement", whole=statement, also=second[1] if second else None)
+    hedge = _HEDGE.match(rest)
+    also = _second_thought(rest) or (hedge[1] if hedge else None)
+    return FoundAnswer(value, form="statement", whole=statement, also=also)
 
 
 def _value(statement: str) -> str:
