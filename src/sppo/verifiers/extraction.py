@@ -4,13 +4,15 @@ Only what follows the thinking is looked at. In it the first of these forms that
 last one (verification.extraction wide):
 
 1. tags: `<answer>...</answer>`; in it the last box, else the last statement, else all of it
-2. box: `\boxed{...}`; boxes joined by a comma, "or" or "and" are one answer of several parts
+2. box: `\boxed{...}`; boxes joined by a comma, "or", "and" or the like are one answer of several parts, unless a comma
+   or "and" joins values of two names (`x=\boxed{1}, y=\boxed{2}`): then the last one counts
 3. statement: a line such as "Answer: 42", "The answer is 42" or "答案：42", a heading "**Final Answer**" with the value
    below it; or, on the last line alone, "... so the answer is 42", "故选：B" or GSM8K's "#### 42"
 
 Of a statement the value counts, without the clause that gives a reason ("5 because ...") and the sentences after it.
 A response that lists candidates gains nothing: it has one last statement, "5 or 6" in it is an answer of two parts, and
-another number behind the answer that counts is told as `also`. What was cut off hides what stood before it. Strings
+another number right behind the answer that counts ("or 6", "No, it is six.", one alone on the next line) is told as
+`also`; so is a letter, for choice. What was cut off hides what stood before it. Strings
 only, and linear in the length of the text, so that a megabyte of garbage costs milliseconds.
 """
 
@@ -52,19 +54,22 @@ _REASON = re.compile(
 _TEXT = re.compile(r"\\(?:text\w{0,6}|mathrm|mbox|hbox)\s*\{([^{}]*)\}")
 # What names a box: "x = \boxed{1}", "the value is \boxed{1}".
 _NAME = (
-    r"(?P<name>\\?[a-z]+(?:_\{?\w{1,4}\}?)?(?:\([a-z]\))?)[\s$*]*"
+    r"(?P<name>\\?[a-z]+)(?:_\{?\w{1,4}\}?)?(?:\([a-z]\))?[\s$*]*"
     r"(?:=|:|\\approx|\b(?:is|are|equals|(?:could|may|might)(?:\s+also)?\s+be)\b)[\s$*:(]*"
 )
 _NAMED = re.compile(rf"{_NAME}\Z", re.IGNORECASE)
 _NAME_LENGTH = 30
 # What may stand between two boxes that are one statement: "\boxed{1}$ or $x = \boxed{2}".
 _JOINT = re.compile(
-    r"(?:[\s$,;./|&*()\[\]{}~，、；。]|\\[()\[\]\s,;:!&]|\\(?:q?quad|vee|lor|wedge|land|cup)\b|或者|或|以及|和|与|及"
-    r"|\b(?:or|and|else|either|both|maybe|perhaps|possibly|also|even|rather|alternatively|alternative)\b)*"
+    r"(?:[\s$,;./|&*()\[\]{}~，、；。]|\\[()\[\]\s,;:!&\\]|\\(?:q?quad|vee|lor|wedge|land|cup)\b|或者|或|以及|和|与|及"
+    r"|\b(?:or|and|but|if not|vs|versus|else|either|both|maybe|perhaps|possibly|also|even|rather"
+    r"|alternatively|alternative)\b)*"
     rf"(?:(?:(?:the|another|other|one|first|second)\s+)*{_NAME})?",
     re.IGNORECASE,
 )
-_ALTERNATIVE = re.compile(r"\b(?:or|alternatively|alternative)\b|\\(?:vee|lor)\b|或", re.IGNORECASE)
+_ALTERNATIVE = re.compile(
+    r"\b(?:or|alternatively|alternative|versus|vs|maybe|perhaps|possibly)\b|\\(?:vee|lor)\b|或", re.IGNORECASE
+)
 _JOINS = re.compile(r"(?<!\\)[,;/|]|&|[，、；]|\band\b|\\(?:wedge|land|cup)\b|以及|和|与|及", re.IGNORECASE)
 _JOINT_LENGTH = 80
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -78,9 +83,10 @@ _IT = r"(?:it|this|that|(?:the|another|my)\s+(?:(?:final|correct|other)\s+)?(?:a
 _OPTION = r"(?:(?:option|choice)\s+)?[$*(\\\s]*"
 # An unboxed second answer right behind the first: "\boxed{3}$, or maybe $4$", "5. No, it is 6."
 _SECOND_THOUGHT = re.compile(
-    r"(?:(?:[\s$)\]*}]|\\[)\]])*+[,，、][\s$*(\\]*"
+    r"(?:(?:[\s$)\]*}]|\\[)\]])*+[,，、;；/|&][\s$*(\\]*"
     r"|(?:[\s$)\]*}.!?…,，;；。！~(\-—–]|\\[)\]\s,;!]|\\[lc]?dots\b)*+"
     r"(?:(?:\b(?:or|maybe|perhaps|possibly|alternatively|actually|unless|otherwise|rather|wait|no|hmm|sorry|correction"
+    r"|but|if\s+not|i\s+mean|i\s+meant|(?:another|my\s+other|(?:the\s+)?other)\s+answer(?:\s+is)?"
     r"|alternative(?:\s+(?:final\s+)?(?:answer|solution))?|on\s+second\s+thoughts?)\b"
     rf"|{_IT}\s+{_COULD_BE}|\\(?:vee|lor)\b|或者|或|也可能是?|也可以是|可能是|不对|不是?|应该是|等等|其实)"
     rf"(?:[\s,，:：.…*_~]|(?:{_IT}\s+(?:{_COULD_BE}|is\b|was\b)|it['’]s\b)|是|应该|也许|可能"
