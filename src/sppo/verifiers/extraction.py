@@ -72,6 +72,7 @@ _ALTERNATIVE = re.compile(
 )
 _JOINS = re.compile(r"(?<!\\)[,;/|]|&|[，、；]|\band\b|\\(?:wedge|land|cup)\b|以及|和|与|及", re.IGNORECASE)
 _JOINT_LENGTH = 80
+_MOST_PARTS = 100
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # A number, or the letter of a choice.
 _OTHER = (
@@ -92,7 +93,7 @@ _SECOND_THOUGHT = re.compile(
     rf"(?:[\s,，:：.…*_~]|(?:{_IT}\s+(?:{_COULD_BE}|is\b|was\b)|it['’]s\b)|是|应该|也许|可能"
     r"|\b(?:or|maybe|perhaps|possibly|alternatively|actually|rather|even|else|just|wait|no|also|the\s+answer\s+is)\b)*+"
     rf"{_OPTION}(?:[a-zA-Z]\s*=\s*)?|\band\s*{_OPTION}|[&和与]\s*))"
-    rf"{_OTHER}[$*)\\]*\s*(?:[.!?;)。！…]|,?\s*or\b|或|\n|\Z)",
+    rf"{_OTHER}[$*)\\]*\s*(?:[.!?;)。！…](?!\d)|,?\s*or\b|或|\n|\Z)",
     re.IGNORECASE,
 )
 # Behind tags or a statement, also one alone on its line.
@@ -181,8 +182,9 @@ def _in_box(text: str) -> FoundAnswer | None:
 def _joined(text: str, boxes: list[Box]) -> str:
     """Returns the last box, with the ones that a comma, "or" or "and" joins to it."""
     parts: dict[str, None] = {}
-    for box, following in zip(reversed(boxes), [None, *reversed(boxes)], strict=False):
-        if following is not None and not _are_joined(text, box, following):
+    for joined, (box, following) in enumerate(zip(reversed(boxes), [None, *reversed(boxes)], strict=False)):
+        # No answer has that many parts: in garbage all that stand before count too, unread.
+        if following is not None and joined <= _MOST_PARTS and not _are_joined(text, box, following):
             break
         if box.text is not None:
             parts.setdefault(box.text)
