@@ -105,6 +105,40 @@ def test_right_programs_pass_every_kind_of_test(gold, program):
 
 
 @pytest.mark.parametrize(
+    "prompt",
+    [
+        "def add(a, b):\n",
+        "def add(a, b):",
+        "def add(a, b):  # a number\n\n    # TODO: your code here\n",
+        "import math\n\ndef add(\n    a: int,\n        b: int) -> int:\n\t# c",
+        "def add(a, b):\n    if a:\n",
+        "class Solution:\n\tdef add(self, a, b):\n",
+    ],
+)
+def test_a_prompt_that_ends_before_the_body_of_its_stub_makes_no_program_wrong(prompt):
+    gold = {"test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add", "prompt": prompt}
+    assert judge(RIGHT, gold).reward == 1.0
+    assert judge(fenced("def add(a, b): pass"), gold).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("Write a function that adds.", "`prompt` cannot be compiled"),
+        ('def add(a, b):\n    """Adds', "`prompt` cannot be compiled"),
+        ("def add(a, b):\ndef sub(a, b):\n", "`prompt` cannot be compiled"),
+        ("import no_such_module\n\ndef add(a, b): ...", "No module named 'no_such_module'"),
+    ],
+)
+@pytest.mark.parametrize("program", ["def add(a, b): return a + b", "1 / 0", "import os\nos._exit(0)"])
+def test_a_prompt_that_cannot_be_run_is_an_error_whatever_the_program_does(prompt, reason, program):
+    gold = {"test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add", "prompt": prompt}
+    verdict = judge(fenced(program), gold)
+    assert verdict.reward is None
+    assert reason in verdict.error
+
+
+@pytest.mark.parametrize(
     ("gold", "program", "reason"),
     [
         ({"inputs": ["1"], "outputs": ["2"]}, "print(input())", "the output is another"),

@@ -97,6 +97,7 @@ def run_suite(
         tester_settings = common | {
             "requests": ask_write, "replies": reply_read, "result": result_write, "clock": clock_read,
             "reply_bytes": max(_REPLY_BYTES, printed), "defined": suite.defined,
+            "prelude": suite.prelude,
             "tests": tests if isinstance(tests, str) else list(tests), "setup": suite.setup,
             "tolerance": suite.tolerance, "wrapped": suite.wrapped, "start_seconds": _START_SECONDS,
             "stop_at_failure": not every_test,

@@ -13,6 +13,7 @@ than 1; none if absent).
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -100,7 +101,7 @@ def _suite(fields: Mapping[str, Any]) -> Suite:
 
 def _code(fields: Mapping[str, Any], common: dict[str, Any]) -> Suite:
     """Code of tests: a function `check` for the entry point, functions that are tests, or lines that are one test."""
-    test, prompt = _text(fields, "test"), _text(fields, "prompt")
+    test, prompt = _text(fields, "test"), _completed(_text(fields, "prompt"))
     if not test:
         raise SuiteError("`test` must be code that defines check(candidate), functions test... or unittest's classes")
     if _text(fields, "entry_point"):
@@ -112,6 +113,25 @@ def _code(fields: Mapping[str, Any], common: dict[str, Any]) -> Suite:
     if names:
         return Suite("functions", names, setup=f"{setup}\n{test}", prelude=prompt, **common)
     return Suite("assertions", [test], setup=setup, prelude=prompt, **common)
+
+
+def _completed(prompt: str) -> str:
+    """Returns the code of a prompt, with `pass` where it ends before the body of its stub; comments are none.
+
+    Raises:
+        SuiteError: it is not Python all the same.
+    """
+    last = ([""] + [line for line in prompt.splitlines() if not re.fullmatch(r"\s*(#.*)?", line)])[-1]
+    indentation = last[: len(last) - len(last.lstrip())]
+    for source in (prompt, f"{prompt.rstrip()}\n{indentation}    pass\n"):
+        try:
+            ast.parse(source)
+            return source
+        except IndentationError as failure:
+            said = failure
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as failure:
+            raise SuiteError(f"`prompt` cannot be compiled: {failure}") from None
+    raise SuiteError(f"`prompt` cannot be compiled: {said}")
 
 
 def _pairs(fields: Mapping[str, Any], common: dict[str, Any]) -> Suite:

@@ -62,6 +62,19 @@ class Tests:
         """Whether the rest cannot change the reward."""
         return SETTINGS["stop_at_failure"] and False in self.passed
 
+    def load(self) -> None:
+        """Lets the program be loaded.
+
+        Raises:
+            Gone: it cannot be.
+            Faulty: neither can the prompt's code, which runs before it, alone.
+        """
+        try:
+            self.channel.load()
+        except Gone:
+            self.execute(compiled(SETTINGS["prelude"]), {})
+            raise
+
     def run(self) -> None:
         """Runs all, or as many as are needed."""
         for test in _STYLES[SETTINGS["style"]](self):
@@ -301,7 +314,7 @@ def main() -> None:
     try:
         channel.begin()
         started = True
-        channel.load()
+        tests.load()
         tests.run()
     except Gone as gone:
         if SETTINGS["style"] == "check":
