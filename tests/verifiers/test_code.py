@@ -259,6 +259,102 @@ def test_what_the_program_raises_may_be_caught_by_a_test():
         assert judge(fenced(program), gold).reward == 1.0
 
 
+RAISING = """
+import unittest
+
+class TestF(unittest.TestCase):
+    def test_f(self):
+        with self.assertRaises({kind}):
+            f(1)
+"""
+
+
+def must_raise(kind: str) -> list[object]:
+    """Tests of each kind that pass where f(1) raises what `except kind` catches, and nothing else."""
+    lines = ["try:", "    f(1)", f"except {kind}:", "    pass", "else:", "    assert False"]
+    check = "def check(f):\n" + "".join(f"    {line}\n" for line in lines)
+    return [
+        ["\n".join(lines)],
+        {"test": check, "entry_point": "f"},
+        {"test": RAISING.format(kind=kind)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "program"),
+    [
+        ("ValueError", "class E(ValueError): pass\ndef f(x): raise E('x')"),
+        ("ArithmeticError", "class E(ZeroDivisionError): pass\nclass F(E): pass\ndef f(x): raise F('x')"),
+        ("OSError", "def f(x): open('/no/such/file')"),
+        ("FileNotFoundError", "def f(x): open('/no/such/file')"),
+        ("ValueError", "def f(x): b'\\xff'.decode()"),
+        ("ValueError", "import json\ndef f(x): json.loads('{')"),
+        ("SystemExit", "import sys\ndef f(x): sys.exit(0)"),
+        ("Exception", "class E(Exception): pass\ndef f(x): raise E('x')"),
+        ("Exception", "class E(StopIteration): pass\ndef f(x): raise E('x')"),
+        ("BaseException", "class E(BaseException): pass\ndef f(x): raise E('x')"),
+    ],
+)
+def test_a_test_sees_what_python_would_catch(kind, program):
+    for gold in must_raise(kind):
+        assert judge(fenced(program), gold).reward == 1.0
+
+
+def test_a_test_sees_the_message_of_an_exception():
+    gold = ["try:\n    f(1)\nexcept Exception as failure:\n    assert str(failure) == 'x', str(failure)"]
+    for kind in ("Exception", "ValueError", "type('E', (RuntimeError,), {})"):
+        assert judge(fenced(f"def f(x): raise {kind}('x')"), gold).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "program", "reason"),
+    [
+        # Not of the class that it is named like, or that it puts in the place of Python's.
+        ("ValueError", "def f(x): raise type('ValueError', (Exception,), {})('x')", "ProgramError: ValueError: x"),
+        (
+            "ValueError",
+            "import builtins\nclass E(Exception): pass\nE.__name__ = 'ValueError'\nbuiltins.ValueError = E\n"
+            "def f(x): raise E('x')",
+            "ProgramError: ValueError: x",
+        ),
+        ("ValueError", "class E(KeyError): pass\ndef f(x): raise E('x')", "KeyError"),
+        # What `except Exception` doesn't catch.
+        ("Exception", "import sys\ndef f(x): sys.exit(0)", "SystemExit: 0"),
+        ("Exception", "def f(x): raise KeyboardInterrupt('x')", "KeyboardInterrupt: x"),
+        ("Exception", "class E(SystemExit): pass\ndef f(x): raise E('x')", "SystemExit: x"),
+        ("Exception", "class E(BaseException): pass\ndef f(x): raise E('x')", "BaseException: x"),
+        # What raises nothing, however it is caught.
+        *(
+            (kind, program, reason)
+            for kind in ("Exception", "BaseException")
+            for program, reason in (
+                ("def f(x): return object()", "type object, which is no plain data"),
+                ("def f(x): return f", "type function, which is no plain data"),
+                ("def f(x):\n    x = []\n    x.append(x)\n    return x", "cannot be sent"),
+                ("def g(x): return 1", "the program defines no 'f'"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_test_that_something_is_raised_fails_where_python_would_raise_nothing_of_it(kind, program, reason):
+    for gold in must_raise(kind):
+        for reward in ("all", "fraction"):
+            verdict = judge(fenced(program), gold, reward=reward)
+            assert (verdict.reward, verdict.error) == (0.0, None), verdict
+            assert reason in verdict.reason
+
+
+def test_what_cannot_be_sent_fails_one_test_or_assertion_alone():
+    program = fenced("def f(x):\n    if x == 3: raise SystemExit\n    return object() if x == 2 else x")
+    caught = "try:\n    f(2)\nexcept:\n    pass"
+    assert judge(program, [caught, "assert f(1) == 1"], reward="fraction").reward == 1 / 2
+    check = "def check(f):\n    assert f(2)\n    assert f(3)\n    assert f(1)\n    assert f(4)"
+    assert judge(program, {"test": check, "entry_point": "f"}, reward="fraction").reward == 2 / 4
+    # An assertion by a helper that catches it has not held.
+    helped = "def raises(f):\n    try: f(2)\n    except BaseException: return True\ndef check(f):\n    assert raises(f)"
+    assert judge(program, {"test": helped, "entry_point": "f"}, reward="fraction").reward == 0.0
+
+
 def test_no_test_can_catch_that_it_is_faulty_itself():
     verdict = judge(fenced("def f(x): return x"), ["try:\n    f(object())\nexcept:\n    pass"])
     assert verdict.reward is None

@@ -21,6 +21,10 @@ class Gone(BaseException):
     """The program will not answer any more; no `except Exception` of a test may catch this."""
 
 
+class Unanswered(BaseException):
+    """The program neither returned anything that can be sent nor raised anything, so that the test fails."""
+
+
 class Faulty(BaseException):
     """The tests themselves cannot be run."""
 
@@ -40,6 +44,8 @@ class Channel:
         self.buffer = b""
         self.over: Gone | Faulty | None = None
         """Why nothing can be asked any more: test code may have caught what was raised."""
+        self.unanswered: Unanswered | None = None
+        """Why the test that runs has failed, even if test code caught what was raised."""
         self.closed = False
         """Whether the program's end of the pipes was closed."""
         self.started = self.stopping = False
@@ -61,6 +67,7 @@ class Channel:
     def begin_test(self) -> None:
         """Begins a test, whose clock starts when it has to be waited for."""
         self.test += 1
+        self.unanswered = None
         self.started = self.stopping = False
 
     def load(self) -> None:
@@ -88,6 +95,7 @@ class Channel:
 
         Raises:
             Gone: the program ended, took too long, or answered something else.
+            Unanswered: it has no answer that can be sent.
         """
         if self.over is not None:
             raise self.over
@@ -99,6 +107,9 @@ class Channel:
         self._send(line)
         answer = self.receive()
         self.seconds += time.monotonic() - began
+        if "unanswered" in answer:
+            self.unanswered = Unanswered(str(answer["unanswered"])[:200])
+            raise self.unanswered
         return answer
 
     def receive(self) -> dict[str, Any]:

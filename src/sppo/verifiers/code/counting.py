@@ -7,7 +7,7 @@ from types import CodeType
 
 
 class _Count(ast.NodeTransformer):
-    """Writes `assert x` as: try: assert x; except Exception as failure: note(n, failure); else: note(n, None)."""
+    """Writes `assert x` as: try: assert x; except BaseException as failure: note(n, failure); else: note(n, None)."""
 
     def __init__(self) -> None:
         self.places = 0
@@ -20,7 +20,7 @@ class _Count(ast.NodeTransformer):
             return ast.Expr(ast.Call(ast.Name("__note__", ast.Load()), [place, what], []))
 
         failed = note(ast.Name("__failure__", ast.Load()))
-        handler = ast.ExceptHandler(type=ast.Name("Exception", ast.Load()), name="__failure__", body=[failed])
+        handler = ast.ExceptHandler(type=ast.Name("BaseException", ast.Load()), name="__failure__", body=[failed])
         counted = ast.Try(body=[node], handlers=[handler], orelse=[note(ast.Constant(None))], finalbody=[])
         return ast.copy_location(counted, node)
 

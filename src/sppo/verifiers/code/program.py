@@ -6,12 +6,13 @@ may do what it likes to this process, which then answers wrongly or not at all.
 
 from __future__ import annotations
 
+import builtins
 import gc
 import os
 import select
 import sys
 
-from sppo.verifiers.code.wire import decode, encode, from_line, to_line
+from sppo.verifiers.code.wire import NotPlain, decode, encode, from_line, to_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
 """Given by runner.py."""
 
+_EXCEPTIONS = {id(kind): kind.__name__ for kind in vars(builtins).values() if type(kind) is type}
+"""Python's own classes, kept before the code can put others in their places."""
 _LAST_WORDS = 4096
 """Bytes of what a program writes to its standard error that are kept."""
 _CHUNK = 65536
@@ -91,20 +94,26 @@ def call(functions: Any, request: dict[str, Any]) -> dict[str, Any]:
         if not hasattr(functions, name) and hasattr(functions, "Solution"):
             functions = functions.Solution()
         if not hasattr(functions, name):
-            return {"error": "NameError", "message": f"the program defines no {name!r}"}
+            return {"unanswered": f"NameError: the program defines no {name!r}"}
         value = getattr(functions, name)(*decode(request["arguments"]), **decode(request["keywords"]))
-        return {"value": encode(value)}
     except BaseException as failure:
+        return described(failure)
+    try:
+        return {"value": encode(value)}
+    except (NotPlain, RecursionError, MemoryError) as failure:
+        return {"unanswered": f"the program returned what cannot be sent: {failure}"}
+    except BaseException as failure:  # of a generator
         return described(failure)
 
 
 def described(failure: BaseException) -> dict[str, Any]:
-    """Returns an exception as data."""
+    """Returns an exception as data: its own name, and those of Python's classes that it is of, the nearest first."""
     try:
         message = str(failure)[:200]
     except BaseException:
         message = ""
-    return {"error": type(failure).__name__, "message": message}
+    kinds = [_EXCEPTIONS[id(kind)] for kind in type(failure).__mro__ if id(kind) in _EXCEPTIONS]
+    return {"error": type(failure).__name__, "kinds": kinds, "message": message}
 
 
 class Child:

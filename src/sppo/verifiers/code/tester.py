@@ -13,7 +13,7 @@ import signal
 import sys
 from types import CodeType
 
-from sppo.verifiers.code.channel import Channel, Faulty, Gone
+from sppo.verifiers.code.channel import Channel, Faulty, Gone, Unanswered
 from sppo.verifiers.code.comparison import same_output, same_value
 from sppo.verifiers.code.wire import NotPlain, decode, encode, to_line
 
@@ -27,12 +27,16 @@ SETTINGS: dict[str, Any] = globals().get("SETTINGS", {})
 
 NOTE = "__note__"
 """Name under which counted assertions find the counter."""
-_RAISED_AS_SUCH = (
-    "ArithmeticError", "AssertionError", "AttributeError", "IndexError", "KeyError", "LookupError", "NameError",
-    "NotImplementedError", "OSError", "OverflowError", "RecursionError", "RuntimeError", "TypeError",
-    "UnicodeError", "ValueError", "ZeroDivisionError",
+_NOT_RAISED = (
+    "StopIteration", "StopAsyncIteration", "UnicodeDecodeError", "UnicodeEncodeError", "UnicodeTranslateError",
+    "ExceptionGroup", "BaseExceptionGroup",
 )  # fmt: skip
-"""Exceptions of the program that the tests see as what they are; StopIteration would quietly end a test's loop."""
+"""Exceptions that the tests see as what is above them: some would quietly end a test's loop, others take no message."""
+_RAISED_AS_SUCH = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, BaseException) and name not in _NOT_RAISED
+}
 
 
 class ProgramError(Exception):
@@ -161,11 +165,14 @@ class Tests:
             raise Faulty("they define no function check(candidate)")
         yield functools.partial(self._check, space["check"], candidate)
 
-    def _count(self, place: int, failure: Exception | None) -> None:
+    def _count(self, place: int, failure: BaseException | None) -> None:
         """Counts an assertion of a check function: those at one place that follow from the same answers as one.
 
         Else a program could return a long list for a loop of assertions to go through.
         """
+        if isinstance(failure, (Gone, Faulty)):
+            raise failure
+        failure, self.channel.unanswered = self.channel.unanswered or failure, None
         if self.channel.asked:
             self.answers = tuple(self.channel.asked)
             self.channel.asked.clear()
@@ -199,22 +206,26 @@ class Tests:
         """
         try:
             passed, reason = action() is not False, "the value is another"
-        except Exception as failure:
+        except BaseException as failure:
             passed, reason = False, described(failure)
         if self.channel.over is not None:
             raise self.channel.over
+        if self.channel.unanswered is not None:
+            passed, reason = False, described(self.channel.unanswered)
         self.note(passed, reason)
 
     def execute(self, code: CodeType, space: dict[str, Any]) -> None:
         """Runs what comes before the tests; if it asks the program something, failing is the program's failure."""
         try:
             exec(code, space)
-        except Exception as failure:
+        except BaseException as failure:
+            if self.channel.over is not None:
+                raise self.channel.over from None
             if self.channel.number:
                 raise Gone(described(failure)) from None
             raise Faulty(f"{described(failure)}, before the first test") from None
-        if self.channel.over is not None:
-            raise self.channel.over
+        if self.channel.over or self.channel.unanswered:
+            raise self.channel.over or Gone(described(self.channel.unanswered))
 
     def stand_in(self, name: str) -> Callable[..., Any]:
         """Returns a function that calls the program's function of that name."""
@@ -226,10 +237,7 @@ class Tests:
                 raise self.channel.end(Faulty(f"they call {name} with {failure}")) from None
             answer = self.channel.ask(request)
             if "error" in answer:
-                kind, message = str(answer["error"])[:100], str(answer.get("message"))[:200]
-                if kind in _RAISED_AS_SUCH:
-                    raise getattr(builtins, kind)(message)
-                raise ProgramError(f"{kind}: {message}")
+                raise raised(answer)
             try:
                 return decode(answer.get("value"))
             except (NotPlain, RecursionError) as failure:
@@ -280,9 +288,21 @@ def run_test(space: dict[str, Any], name: str) -> None:
         made.tearDownClass()
 
 
-def described(failure: Exception | None) -> str:
+def raised(answer: dict[str, Any]) -> BaseException:
+    """Returns what the tests see of what the program raised: the nearest of Python's own classes, with its message."""
+    kind, message = str(answer["error"])[:100], str(answer.get("message"))[:200]
+    kinds = answer.get("kinds")
+    known = [_RAISED_AS_SUCH[name] for name in kinds if name in _RAISED_AS_SUCH] if isinstance(kinds, list) else []
+    if not known or (known[0] is Exception and kind != "Exception"):
+        return ProgramError(f"{kind}: {message}")
+    return known[0](message)
+
+
+def described(failure: BaseException | None) -> str:
     """Returns what was raised, in a few words."""
-    return "" if failure is None else f"{type(failure).__name__}: {str(failure)[:200]}"
+    if failure is None or isinstance(failure, Unanswered):
+        return str(failure or "")[:200]
+    return f"{type(failure).__name__}: {str(failure)[:200]}"
 
 
 def compiled(source: str, counting: bool = False) -> CodeType:
