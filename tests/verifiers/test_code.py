@@ -355,6 +355,29 @@ def test_what_cannot_be_sent_fails_one_test_or_assertion_alone():
     assert judge(program, {"test": helped, "entry_point": "f"}, reward="fraction").reward == 0.0
 
 
+@pytest.mark.parametrize(
+    ("gold", "faulty"),
+    [
+        ({"test": "def check(candidate): pass", "entry_point": "f"}, True),
+        ({"test": "def check(candidate):\n    candidate(1) == 1", "entry_point": "f", "prompt": "def f(x):\n"}, True),
+        (["f(1)==1"], True),
+        ({"test": "import unittest\nclass TestF(unittest.TestCase):\n    def test_f(self):\n        f(1)"}, True),
+        ({"test": "print(f(1))"}, True),
+        (["f(1)==1", "assert f(2) == 2"], False),
+        ({"assertions": ["same(f(1), 1)"], "setup": "def same(a, b):\n    assert a == b"}, False),
+        ({"test": "def test_f():\n    if f(1) != 1: raise ValueError"}, False),
+        ({"test": "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertTrue(f(1))"}, False),
+        (["import math; math.isclose(f(1), 1) or exit(1)"], False),
+        ({"test": "def check(f):\n    assert f(1) == 1", "entry_point": "f"}, False),
+        ({"inputs": ["1"], "outputs": ["1"]}, False),
+        ({"fn_name": "f", "inputs": [[1]], "outputs": [1]}, False),
+    ],
+)
+def test_tests_that_assert_nothing_are_a_fault_of_the_gold_answer(gold, faulty):
+    fault = code.read_gold(Submission("", json.dumps(gold))).fault
+    assert fault == ("has no test that asserts anything, so that any program passes" if faulty else "")
+
+
 def test_no_test_can_catch_that_it_is_faulty_itself():
     verdict = judge(fenced("def f(x): return x"), ["try:\n    f(object())\nexcept:\n    pass"])
     assert verdict.reward is None

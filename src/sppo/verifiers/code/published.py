@@ -12,6 +12,7 @@ APPS' and TACO's {"inputs": ..., "outputs": ..., "fn_name": ...} is one of suite
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ class TreeNode:
 
 _QUIET = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 """Statements that cannot fail a program."""
+
+
+_ASSERTS = re.compile("assert|fail|raise|warn|expect|verify|equal|exit", re.IGNORECASE)
+"""In names of functions that find a value wrong."""
 
 
 class Unreadable(ValueError):
@@ -125,6 +130,16 @@ def names_of_tests(source: str) -> list[str]:
             "run; if they define check(candidate), entry_point must say of which function"
         )
     return names
+
+
+def asserts_nothing(source: str) -> bool:
+    """Whether test code has nothing that looks as if it could find a value wrong; code that is no Python does not."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    names = [getattr(node.func, "attr", getattr(node.func, "id", "")) for node in nodes if isinstance(node, ast.Call)]
+    return not any(isinstance(node, ast.Assert | ast.Raise) for node in nodes) and not any(map(_ASSERTS.search, names))
 
 
 def _is_text(node: ast.stmt) -> bool:

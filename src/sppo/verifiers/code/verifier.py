@@ -21,6 +21,7 @@ from sppo.config.verification import CodeOptions, VerificationConfig
 from sppo.errors import ConfigError
 from sppo.types import Submission, Verdict
 from sppo.verifiers.code.blocks import find_code
+from sppo.verifiers.code.published import asserts_nothing
 from sppo.verifiers.code.runner import Report, run_suite
 from sppo.verifiers.code.suite import Suite, SuiteError, read_suite
 from sppo.verifiers.sandbox import Backend, SandboxError, open_sandbox
@@ -107,7 +108,10 @@ def read_gold(given: Submission) -> Gold:
         "functions": "that are functions",
     }
     count = f"{suite.count} test{'' if suite.count == 1 else 's'}"
-    return Gold(f"{count} {kinds.get(suite.style, 'that is a function')}; {_solution(suite)}")
+    codes = [suite.tests] if isinstance(suite.tests, str) else suite.tests if suite.style == "assertions" else []
+    empty = suite.style not in ("input", "call") and asserts_nothing("\n".join([suite.setup, *codes]))
+    fault = "has no test that asserts anything, so that any program passes" if empty else ""
+    return Gold(f"{count} {kinds.get(suite.style, 'that is a function')}; {_solution(suite)}", fault)
 
 
 def _solution(suite: Suite) -> str:
