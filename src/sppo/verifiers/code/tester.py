@@ -76,7 +76,10 @@ class Tests:
         try:
             self.channel.load()
         except Gone:
-            self.execute(compiled(SETTINGS["prelude"]), {})
+            try:
+                exec(compiled(SETTINGS["prelude"]), {})
+            except Exception as failure:
+                raise Faulty(f"{described(failure)}, in the prompt") from None
             raise
 
     def run(self) -> None:
