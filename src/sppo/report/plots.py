@@ -15,6 +15,7 @@ from sppo.runs.folder import read_metrics, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3465a4", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
@@ -124,6 +125,18 @@ def _smoothed(axis: Axes, metrics: Metrics, key: str, label: str, color: str, **
     means = [sum(part) / len(part) for part in (values[max(0, n - _RECENT) : n] for n in range(1, len(values) + 1))]
     smooth = [{"step": step, key: mean} for step, mean in zip(steps, means, strict=True)]
     _line(axis, smooth, key, label, color, **style)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Labels a logarithmic axis with numbers as they are: formulas are not drawn, as names may hold their dollars."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def _finish(axis: Axes, title: str, *, share: bool = False, xlabel: str = "step", columns: int = 4) -> None:
@@ -247,6 +260,7 @@ def _policy(axis: Axes, metrics: Metrics, summary: Mapping[str, Any]) -> None:
     if any(value > 0 for key in keys for value in _series(metrics, key)[1]):
         # These four differ by orders of magnitude; on a linear axis all but one would lie on zero.
         axis.set_yscale("log", nonpositive="mask")
+        _plain_numbers(axis.yaxis)
     _finish(axis, "Policy")
 
 
