@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch starts its threads: tiny operations are slowed down many times over by threads that spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A script that starts the tests in its background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

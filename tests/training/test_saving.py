@@ -160,10 +160,10 @@ def test_a_step_that_fails_while_it_samples_or_grades_leaves_the_one_before_it_s
         options |= {"critic__config": None, "data__options": {"prompts": 40}}
     grade, said = Grader.grade, []
 
-    def fails(self, rollouts):
+    def fails(self, rollouts, **named):
         if len(rollouts) == 16 and any("step 3" in text for text in said):
             raise ZeroDivisionError("in a verifier")
-        return grade(self, rollouts)
+        return grade(self, rollouts, **named)
 
     class Counts(NoProgress):
         def update(self, step, metrics):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ class Sends(NoProgress):
 
     def message(self, text):
         self.said.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Signals as a shell leaves them, also where the tests were started with nohup or in the background of a script."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, usual.get(number, signal.SIG_DFL)) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +85,7 @@ from sppo.runs.progress import NoProgress
 from tests.conftest import tiny_config
 import torch
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 class Ends(NoProgress):
     def update(self, step, metrics):
         if step == 1 and "reward/mean" in metrics:
