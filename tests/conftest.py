@@ -7,8 +7,6 @@ import signal
 
 # Before torch starts its threads: tiny operations are slowed down many times over by threads that spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A script that starts the tests in its background has them ignore Ctrl-C, and all that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +27,8 @@ from sppo.types import Completion, Prompt, Rollout, Verdict
 from sppo.verifiers.sandbox import BACKENDS, Backend
 from sppo.verifiers.sandbox.run import probe
 
+# A script that starts the tests in its background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
