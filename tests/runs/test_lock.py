@@ -68,8 +68,9 @@ def test_a_killed_process_blocks_nobody(tmp_path, start):
 
 def test_a_child_that_outlives_its_parent_does_not_hold_it(tmp_path, start):
     forks = (
-        "import os, time; held.__enter__(); child = os.fork()\nif child == 0: time.sleep(600)\n"
-        "print(child, flush=True); time.sleep(600)"
+        "import os, time; held.__enter__(); here, there = os.pipe(); child = os.fork()\n"
+        "if child == 0: os.write(there, b'x'); time.sleep(600)\n"  # once it has let go of what it was born with
+        "os.read(here, 1); print(child, flush=True); time.sleep(600)"
     )
     process, child = start(forks, tmp_path)
     try:
