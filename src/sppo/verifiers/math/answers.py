@@ -16,6 +16,7 @@ from sppo.verifiers.math import realsets, words
 from sppo.verifiers.math.latex import normalise
 from sppo.verifiers.math.names import key, strip_names
 from sppo.verifiers.math.numerals import parse_number
+from sppo.verifiers.math.pieces import CLOSE, OPEN, TOKENS, split_top
 from sppo.verifiers.math.structures import unified
 from sppo.verifiers.math.units import split_unit
 
@@ -63,7 +64,6 @@ _ANGLED = re.compile(r"(?:\\langle|<)(.*,.*)(?:\\rangle|>)", re.DOTALL)
 _CASES = re.compile(r"(?:\\\{\s*)?\\begin\{(cases|array)\}(?:\s*\{[lcr|\s]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _BRACKETED_ARRAY = re.compile(r"[(\[]\s*(\\begin\{(?:array|matrix|smallmatrix)\}.*)[)\]]", re.DOTALL)
 _BRACKETS = re.compile(r"(\\\{|[(\[\]])(.*)(\\\}|[)\]\[])", re.DOTALL)
-_TOKENS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 _MINUS_PLUS = re.compile(r"\\mp(?![a-zA-Z])")
 _INEQUALITY = re.compile(r"[<>]|\\(?:[lg]e|[lg]t)(?![a-zA-Z])")
@@ -71,7 +71,6 @@ _NO_VALUE = re.compile(r"[<>]|\\(?:[lg]e|[lg]t|ne|in|notin|infty|mathbb|text)(?!
 _BUILT = re.compile(
     r"\\\{(?P<head>[^|:]*?)(?:\\mid(?![a-zA-Z])|\\colon(?![a-zA-Z])|[|:])(?P<condition>.*)\\\}", re.DOTALL
 )
-_OPEN, _CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
 def take_apart(text: str) -> Answer:
@@ -182,24 +181,14 @@ def _thousands(text: str) -> bool:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Splits at a token outside all brackets."""
-    parts, depth, start = [], 0, 0
-    for token in _TOKENS.finditer(text):
-        symbol = token.group()
-        if symbol in _OPEN:
-            depth += 1
-        elif symbol in _CLOSE:
-            depth -= 1
-        elif symbol == separator and depth == 0:
-            parts.append(text[start : token.start()])
-            start = token.end()
-    return [normalise(part) for part in [*parts, text[start:]]]
+    """Splits at a token outside all brackets, into normalised parts."""
+    return [normalise(part) for part in split_top(text, separator)]
 
 
 def _balanced(text: str) -> bool:
     depth = 0
-    for token in _TOKENS.finditer(text):
-        depth += (token.group() in _OPEN) - (token.group() in _CLOSE)
+    for token in TOKENS.finditer(text):
+        depth += (token.group() in OPEN) - (token.group() in CLOSE)
         if depth < 0:
             return False
     return depth == 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from sppo.verifiers.math.pieces import split_top
+
 _PLAIN = re.compile(
     r"(?:\\?[a-zA-Z]+|\\text\s*\{[^{}]{1,60}\}|[a-zA-Z]{1,20}(?: [a-zA-Z]{1,20}){0,4}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\))"
     r"(?:_\{?[a-zA-Z0-9]+\}?|')?(?:\s*\([a-zA-Z0-9,\s]{1,20}\))?\s*"
@@ -46,24 +48,11 @@ _LONGEST = 120
 _MEMBERSHIP = re.compile(r"\A[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
 _POINT_NAME = re.compile(r"[A-Z](?=\([^()]*,[^()]*\)\Z)")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-zA-Z])")
-_TOKENS = re.compile(r"\\[{}|]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 
 
 def sides(text: str) -> list[str]:
     """Splits at every `=` outside of all brackets."""
-    if "=" not in text:
-        return [text]
-    parts, depth, start = [], 0, 0
-    for token in _TOKENS.finditer(text):
-        symbol = token.group()
-        if symbol in ("(", "[", "{", r"\{"):
-            depth += 1
-        elif symbol in (")", "]", "}", r"\}"):
-            depth -= 1
-        elif symbol == "=" and depth == 0:
-            parts.append(text[start : token.start()].strip())
-            start = token.end()
-    return [*parts, text[start:].strip()]
+    return split_top(text, "=") if "=" in text else [text]
 
 
 def names_its_value(left: str, value: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_TOKENS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+TOKENS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+OPEN, CLOSE = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 
 
 class Unordered(Exception):
@@ -34,13 +35,13 @@ class Piece:
 
 
 def split_top(text: str, separator: str) -> list[str]:
-    """Splits at a symbol outside of all brackets; without the spaces around."""
+    """Splits at a token outside of all brackets; without the spaces around."""
     parts, depth, start = [], 0, 0
-    for token in _TOKENS.finditer(text):
+    for token in TOKENS.finditer(text):
         symbol = token.group()
-        if symbol in ("(", "[", "{", r"\{"):
+        if symbol in OPEN:
             depth += 1
-        elif symbol in (")", "]", "}", r"\}"):
+        elif symbol in CLOSE:
             depth -= 1
         elif symbol == separator and depth == 0:
             parts.append(text[start : token.start()].strip())
