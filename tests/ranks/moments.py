@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from sppo.models.precision import Precision
-from sppo.models.sharding import shard, whole
+from sppo.models.sharding import local, shard, spread_as, whole
 from sppo.runs import ranks
-from sppo.update.eight_bit import MOMENTS, AdamW8bit, in_full, local, packed, spread_as
+from sppo.update.eight_bit import MOMENTS, AdamW8bit, in_full, packed
 from sppo.update.moments import load_moments, stage_moments
 
 

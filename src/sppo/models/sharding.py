@@ -163,6 +163,32 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be spread over ranks."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_as(like: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this shape of which each rank has a part as it has of `like`; the part itself where it has all."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return part
+    strides = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=strides
+    )
+
+
+def number_of_parts(tensor: Tensor) -> int:
+    """Over how many ranks a tensor is spread; 1 where each has all of it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.device_mesh.size() if isinstance(tensor, DTensor) else 1
+
+
 def load_optimizer_states(
     optimizers: Mapping[str, torch.optim.Optimizer], saved: Mapping[str, Mapping[str, Any]]
 ) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sppo.models.sharding import local, number_of_parts, spread_as
+
 BLOCK = 256
 """Numbers that share a scale."""
 _LEAST = 4096
@@ -80,14 +82,18 @@ class Packed:
     """[numbers / 256] float32."""
 
 
+def is_packed(moments: Tensor) -> bool:
+    """Whether these are held in 8 bits."""
+    return hasattr(moments, "codes")
+
+
 def packed(moments: Tensor, parameter: nn.Parameter) -> Packed | None:
     """The two tensors that hold a parameter's moments in 8 bits; None of moments in float32."""
-    codes, scale = getattr(moments, "codes", None), getattr(moments, "scale", None)
-    if codes is None or scale is None:
+    if not is_packed(moments):
         return None
-    return Packed(
-        spread_as(parameter, codes, tuple(parameter.shape)), spread_as(parameter, scale, (parameter.numel() // BLOCK,))
-    )
+    held: Any = moments
+    scales = (parameter.numel() // BLOCK,)
+    return Packed(spread_as(parameter, held.codes, tuple(parameter.shape)), spread_as(parameter, held.scale, scales))
 
 
 def in_full(codes: Tensor, scale: Tensor, *, signed: bool) -> Tensor:
@@ -106,30 +112,9 @@ def empty_moments(parameter: Tensor, *, signed: bool) -> Tensor:
     return made
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be spread over ranks."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def spread_as(like: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of this shape of which each rank has a part as it has of `like`; the part itself where it has all."""
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(like, DTensor):
-        return part
-    strides = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape), stride=strides
-    )
-
-
 def _in_even_blocks(parameter: Tensor) -> bool:
     """Whether every rank has as many whole blocks of it, so that scales are spread as codes are."""
-    from torch.distributed.tensor import DTensor
-
-    count = parameter.device_mesh.size() if isinstance(parameter, DTensor) else 1
+    count = number_of_parts(parameter)
     own, rest = divmod(parameter.numel(), count)
     even = parameter.dim() > 0 and not parameter.shape[0] % count and not rest
     return even and own >= _LEAST and not own % BLOCK

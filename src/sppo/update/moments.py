@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from sppo.errors import RunFolderError
-from sppo.models.sharding import load_optimizer_states, part_of
+from sppo.models.sharding import load_optimizer_states, local, part_of, spread_as
 from sppo.runs import ranks
 from sppo.runs.checkpoint import read_old_optimizers
 from sppo.runs.files import read_json, write_json
-from sppo.update.eight_bit import BLOCK, MOMENTS, AdamW8bit, empty_moments, in_full, local, packed, spread_as
+from sppo.update.eight_bit import BLOCK, MOMENTS, AdamW8bit, empty_moments, in_full, is_packed, packed
 
 _PLAN = "optimizers.json"
 _FULL, _EIGHT_BITS = "tensor", "8 bits"
@@ -164,7 +164,7 @@ def _described(value: Any) -> Any:
         return value
     if not value.ndim:
         return {"tensor": value.item()}
-    return _EIGHT_BITS if hasattr(value, "codes") else _FULL
+    return _EIGHT_BITS if is_packed(value) else _FULL
 
 
 @contextmanager
