@@ -10,7 +10,7 @@ from typing import Any
 
 from sppo.config.data import SourceConfig
 from sppo.data.tasks.cells import Answers, Asked, answer_texts
-from sppo.data.tasks.problem import Row, RowError, required
+from sppo.data.tasks.problem import Row, RowError, plain, required
 
 _FIELD = re.compile(r"(?P<latex>\\[A-Za-z]+\{[^{}]*\})|(?P<brace>\{\{|\}\})|\{(?P<column>[^{}\\]+)\}")
 _LETTERS = re.compile(r"[(\[]?[A-Z][)\]]?(?:(?:\s*(?:,|;|and|&)\s*|\s*)[(\[]?[A-Z][)\]]?)*")
@@ -94,7 +94,7 @@ def letters_of(row: Row, path: str, choices: Mapping[str, str], config: SourceCo
 
     try:
         value = required(row, path)
-        listed = value.tolist() if hasattr(value, "tolist") else value
+        listed = plain(value)
         cells = listed if isinstance(listed, (list, tuple)) else [listed]
         labels = letters_of_labels(row, config.options_column)
         letters = [letter for cell in cells for letter in _letters(cell, choices, labels)]

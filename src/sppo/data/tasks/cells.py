@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from sppo.config.data import SourceConfig
-from sppo.data.tasks.problem import Row, RowError, optional, required
+from sppo.data.tasks.problem import Row, RowError, optional, plain, required
 from sppo.types import Message
 
 _SHOWN = 60
@@ -80,8 +80,7 @@ def _unpacked(value: Any) -> Any:
     """The value out of what it is wrapped in: an array, a dict of "target" alone, a list of texts as JSON."""
     if isinstance(value, Mapping) and list(value) == ["target"]:
         value = value["target"]
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = plain(value)
     if isinstance(value, str) and value.strip()[:2] in ('["', "['"):
         from sppo.verifiers.columns import as_struct  # heavy
 
@@ -163,8 +162,7 @@ def _content(content: Any) -> str:
     """A message's text, which may come in parts."""
     if isinstance(content, str):
         return content
-    if hasattr(content, "tolist"):
-        content = content.tolist()
+    content = plain(content)
     if isinstance(content, (list, tuple)) and content:
         texts = [
             part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sppo.data.tasks.cells import Answers
-from sppo.data.tasks.problem import Row, RowError, optional, required
+from sppo.data.tasks.problem import Row, RowError, optional, plain, required
 
 _REFERENCES = ("reference", "completion", "code")
 """Columns that hold a whole solution: of LeetCodeDataset and MBPP, beside our own."""
@@ -28,7 +28,7 @@ def tests_of(row: Row, path: str) -> Answers:
     test_imports and test_setup_code, and a solution.
     """
     try:
-        value = _plain(required(row, path))
+        value = plain(required(row, path))
     except RowError as error:
         return Answers((), f"{error}, so the tests are missing")
     from sppo.verifiers.code.published import Unreadable, as_fields
@@ -52,10 +52,6 @@ def tests_of(row: Row, path: str) -> Answers:
         return Answers((), f"the tests in column {path!r} are no plain data: {error}")
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def _function(row: Row) -> dict[str, Any]:
     """The name of the function that the tests call, where the row says it."""
     for name in ("fn_name", "metadata.func_name", "func_name"):
@@ -76,7 +72,7 @@ def _beside(row: Row, fields: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(prompt, str) and _is_code(prompt):
             found["prompt"] = prompt
     if "assertions" in fields:
-        imports = _plain(optional(row, "test_imports")) or []
+        imports = plain(optional(row, "test_imports")) or []
         setup = "\n".join([*map(str, imports), str(optional(row, "test_setup_code") or "")]).strip()
         found |= {"setup": setup} if setup else {}
     reference = next((optional(row, name) for name in _REFERENCES if optional(row, name)), None)

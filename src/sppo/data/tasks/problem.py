@@ -102,6 +102,11 @@ class Task:
         return self.make_rows is not None
 
 
+def plain(value: Any) -> Any:
+    """An array of numpy's as lists and numbers; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def required(row: Row, path: str) -> Any:
     """Returns the column `path` of a row; dots reach into structs, unless a column has the dotted name itself.
 
