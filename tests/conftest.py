@@ -20,11 +20,12 @@ import sppo
 from sppo.config import Config
 from sppo.config.recipes import load_recipe
 from sppo.data.tasks.chain_arithmetic import ALPHABET
+from sppo.errors import ConfigError
 from sppo.models.tokenizers import character_tokenizer
 from sppo.runs.files import write_json
 from sppo.runs.folder import RunFolder, read_metrics
 from sppo.types import Completion, Prompt, Rollout, Verdict
-from sppo.verifiers.sandbox import BACKENDS, Backend
+from sppo.verifiers.sandbox import BACKENDS, Backend, open_sandbox
 from sppo.verifiers.sandbox.run import probe
 
 # A script that starts the tests in its background has them ignore Ctrl-C, and all that they start.
@@ -35,6 +36,15 @@ SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def code_sandbox() -> None:
+    """Skips a module's tests where programs can't be confined."""
+    try:
+        open_sandbox()
+    except ConfigError as refusal:
+        pytest.skip(str(refusal))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from sppo.commands.train import train
@@ -15,6 +14,7 @@ from sppo.training.build import check, checks
 from sppo.training.given import Given
 from sppo.update.eight_bit import AdamW8bit, in_full, packed
 from tests.conftest import tiny_config
+from tests.training.test_saving import assert_same_run, weights_and_moments
 from tests.with_torchao import needs_torchao
 
 BF16 = {
@@ -28,11 +28,6 @@ def with_torchao(test):
     for mark in needs_torchao:
         test = mark(test)
     return test
-
-
-def tensors_of(folder):
-    places = sorted((folder / "checkpoints" / "last").rglob("*.safetensors"))
-    return {(path.parent.name, name): tensor for path in places for name, tensor in load_file(path).items()}
 
 
 @with_torchao
@@ -81,9 +76,8 @@ def test_a_run_keeps_weights_in_bfloat16_and_goes_on_to_the_bit(tmp_path):
     train(tiny_config(tmp_path / "whole", steps=4, **BF16))
     train(tiny_config(tmp_path / "parts", steps=2, **BF16))
     train(tiny_config(tmp_path / "parts", steps=4, **BF16), resume=True)
-    mine, other = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(other[name], tensor) for name, tensor in mine.items())
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    mine = weights_and_moments(tmp_path / "whole")
     kinds = {place: {t.dtype for (where, _), t in mine.items() if where == place} for place, _ in mine}
     assert kinds["policy"] == {torch.bfloat16}
     assert kinds["critic"] == {torch.bfloat16, torch.float32}  # its head
@@ -109,9 +103,8 @@ def test_an_adapter_trains_in_bfloat16_too(tmp_path):
     train(tiny_config(tmp_path / "whole", steps=3, **options))
     train(tiny_config(tmp_path / "parts", steps=1, **options))
     train(tiny_config(tmp_path / "parts", steps=3, **options), resume=True)
-    mine, other = tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "parts")
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(other[name], tensor) for name, tensor in mine.items())
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    mine = weights_and_moments(tmp_path / "whole")
     adapter = [tensor for (place, _), tensor in mine.items() if place == "policy"]
     assert {tensor.dtype for tensor in adapter} == {torch.bfloat16}
     assert any(tensor.any() for tensor in adapter)

@@ -27,13 +27,7 @@ from sppo.verifiers.sandbox.tree import children_of
 from sppo.verifiers.tools import Tools
 from sppo.verifiers.verify import verify
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _sandbox() -> None:
-    try:
-        open_sandbox()
-    except ConfigError as refusal:
-        pytest.skip(str(refusal))
+pytestmark = pytest.mark.usefixtures("code_sandbox")
 
 
 def judge(response: str, gold: object, **options: object) -> Verdict:

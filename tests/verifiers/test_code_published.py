@@ -20,16 +20,10 @@ from sppo.verifiers.code.published import Unreadable, as_fields, names_of_tests
 from sppo.verifiers.code.runner import run_suite
 from sppo.verifiers.code.suite import SuiteError, read_suite
 from sppo.verifiers.code.verifier import fenced
-from sppo.verifiers.sandbox import Backend, open_sandbox
+from sppo.verifiers.sandbox import Backend
 from sppo.verifiers.tools import Tools
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _sandbox() -> None:
-    try:
-        open_sandbox()
-    except ConfigError as refusal:
-        pytest.skip(str(refusal))
+pytestmark = pytest.mark.usefixtures("code_sandbox")
 
 
 def judge(program: str, gold: object, **options: object) -> Verdict:

@@ -10,18 +10,11 @@ import pytest
 from sppo.config import DataConfig
 from sppo.config.verification import CompositeOptions, CompositePart, VerificationConfig
 from sppo.data.tasks import load_prompts
-from sppo.errors import ConfigError, DataError
+from sppo.errors import DataError
 from sppo.types import Submission
 from sppo.verifiers import Tools, get_verifier
-from sppo.verifiers.sandbox import open_sandbox
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _sandbox() -> None:
-    try:
-        open_sandbox()
-    except ConfigError as refusal:
-        pytest.skip(str(refusal))
+pytestmark = pytest.mark.usefixtures("code_sandbox")
 
 
 def load(row, **fields):
