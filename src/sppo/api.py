@@ -56,10 +56,9 @@ def train(
         reward: f(prompts, completions, **columns) -> list of float or None, as in TRL, or compute_score(data_source,
             solution_str, ground_truth, extra_info) -> float or {"score": float}, as in verl; None leaves a sample out.
             Or where that function is: "package.module:function" or "path/to/file.py:function".
-        resume: go on from the last checkpoint in the run folder, or from the one of this name, such as "step_5".
-            Rows and a reward function have to be handed over
-            again, the same ones: the folder doesn't hold them. It holds model and tokenizer; a model that is handed
-            over again gets its weights.
+        resume: go on from the last checkpoint in the run folder, or from the one of this name, such as "step_5". Rows
+            and a reward function have to be handed over again, the same ones: the folder doesn't hold them. It holds
+            model and tokenizer; a model that is handed over again gets its weights.
         progress: told how far it is, and closed at the end; `sppo.make_progress()` is the display of the command
             line. Default: says nothing.
         **options: any option, with a double underscore for the dot: steps=100, optimizer__learning_rate=1e-5.

@@ -97,10 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # OSError: a full disk or someone else's folder, which a traceback would not explain any better.
         if os.environ.get("SPPO_DEBUG") == "1" and not isinstance(error, RankError):
             raise
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        name = getattr(error, "filename", None)
-        where = f" ({name})" if name else ""
-        _say(OSError(f"The disk is full{where}: free some space; a run goes on with --resume.") if full else error)
+        _say(_in_words(error))
         return 2
     except KeyboardInterrupt:
         if ranks.is_main():
@@ -132,10 +129,18 @@ def _on_defect(kind: type[BaseException], error: BaseException, where: Traceback
     show_traceback(kind, error, where)
 
 
-def _say(error: Exception) -> None:
+def _in_words(error: SppoError | OSError) -> str:
+    """An error that the user can mend, with what to do where the system says no more than a number."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    return f"The disk is full{where}: free some space; a run goes on with --resume."
+
+
+def _say(said: str) -> None:
     from sppo.cli.console import steady_screen
 
-    steady_screen(error=True).print("[bold red]error:[/]", _literal(str(error)), soft_wrap=True)
+    steady_screen(error=True).print("[bold red]error:[/]", _literal(said), soft_wrap=True)
 
 
 def _dispatch(arguments: list[str]) -> int:

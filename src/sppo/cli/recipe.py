@@ -86,8 +86,8 @@ def _checkpoint_named(arguments: Sequence[str]) -> tuple[list[str], str | None]:
             continue
         if not equals:
             name = rest[place + 1] if place + 1 < len(rest) else ""
-        if equals or _CHECKPOINT.fullmatch(name) or _NEARLY.fullmatch(name):
-            if not _CHECKPOINT.fullmatch(name):
-                raise ConfigError(f"--resume is {name!r}, but names a checkpoint of the run: last, best, or step_5.")
+        if _CHECKPOINT.fullmatch(name):
             return [*rest[:place], *rest[place + (1 if equals else 2) :]], name
+        if equals or _NEARLY.fullmatch(name):
+            raise ConfigError(f"--resume is {name!r}, but names a checkpoint of the run: last, best, or step_5.")
     return rest, None

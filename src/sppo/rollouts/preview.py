@@ -93,7 +93,7 @@ def _example(prompt: Prompt, tools: Tools, tokenizer: Tokenizer | None, rewarded
     read = {}
     for name in verifiers_behind(prompt.verifier, tools):
         verifier = get_verifier(name)
-        if verifier.needs_gold and name != "composite":
+        if verifier.needs_gold:
             gold = verifier.read_gold(given)
             read[name] = f"no answer: it {gold.fault}" if gold.fault else gold.text
     return Example(

@@ -6,7 +6,6 @@ a run that was killed and resumed takes exactly the steps that it would have tak
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -198,7 +197,7 @@ def train(run: Run, parts: Parts, recorder: Recorder) -> None:
         run.clock.begin()
         for step in run.remaining_steps():
             recorder.begin()
-            run.at_rest = AtRest(step - 1, copy.deepcopy(parts.collector.selection.state_dict()))
+            run.at_rest = AtRest(step - 1, parts.collector.selection.state_dict())
             recorder.add(follow(parts.curves, parts.optimizers, step))
             collected = parts.collector.collect(step, parts.policy.version)  # P * G responses, and their verdicts
             batch = parts.collector.batch(collected)  # B of them, those with a reward; None where none has one

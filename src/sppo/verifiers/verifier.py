@@ -61,8 +61,11 @@ class Verifier:
         failed = [index for index, v in enumerate(verdicts) if v.error is not None and not v.caused_by]
         broken = len(failed) > max(_MANY, _SHARE * len(verdicts))
         for index in failed:
-            again = verdicts[index] if broken else self._again(submissions[index], str(verdicts[index].error), tools)
-            verdicts[index] = replace(again, caused_by="verifier") if broken else again
+            verdict = verdicts[index]
+            if broken:
+                verdicts[index] = replace(verdict, caused_by="verifier")
+            else:
+                verdicts[index] = self._again(submissions[index], str(verdict.error), tools)
         return verdicts
 
     def _again(self, given: Submission, error: str, tools: Tools) -> Verdict:
