@@ -132,23 +132,9 @@ class VllmServerEngine:
     def generate(
         self, prompts: Sequence[TokenIds], sampling: SamplingParameters, *, seeds: Sequence[int]
     ) -> list[Completion]:
-        """Samples one response to each row of token ids.
-
-        The log-probabilities are those of the distribution sampled from, after temperature, top_k and top_p; at
-        temperature 0 those of the model's own softmax.
-
-        Args:
-            prompts: rows of token ids, none empty.
-            sampling: length, distribution and stop ids.
-            seeds: one a row, in [0, 2^63).
-
-        Returns:
-            One completion a row, in the rows' order.
+        """Samples one response to each row; arguments, result and what is refused as engine vllm has them.
 
         Raises:
-            ConfigError: the longest prompt and max_tokens together exceed what the engine was made for, or vLLM has no
-                such temperature.
-            ModelError: an empty prompt, or logits that are not finite.
             TrainingError: every server failed; names each with its last words.
         """
         assert self._is_awake, "asked for responses while it sleeps"
